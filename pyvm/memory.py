@@ -1,0 +1,287 @@
+"""The physical address space: guest RAM, and the maps of device registers in memory and port space.
+
+RAM is one memfd mapping.  :class:`GuestMemory` hands out bounds-checked views of it that copy nothing; writes by
+devices end in :meth:`GuestMemory.written`, which drops translated code that the CPU made of the old bytes.
+
+:class:`IoSpace` maps addresses to device registers.  It is used twice: for memory-mapped registers (addresses are
+GPAs) and for the 64 Ki ports.  A device is told an offset into its region, never its address.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PAGE_SIZE = 4096
+FOUR_GIB = 1 << 32
+
+ReadHandler = Callable[[int, int], int]
+"""(offset into the region, access size in bytes) -> value; bits above the access size are dropped."""
+WriteHandler = Callable[[int, int, int], None]
+"""(offset into the region, access size in bytes, value)."""
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+
+class GuestMemoryError(ValueError):
+    """A device was told to use guest memory that is not RAM."""
+
+    def __init__(self, gpa: int, length: int) -> None:
+        super().__init__(f"no guest RAM at {gpa:#x}..{gpa + length:#x}")
+        self.gpa = gpa
+        self.length = length
+
+
+@dataclass(frozen=True)
+class RamBlock:
+    """A run of RAM: where the guest sees it, and its offset in the mapping; all in bytes."""
+
+    gpa: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """The GPA just behind the block."""
+        return self.gpa + self.size
+
+
+class GuestMemory:
+    """Guest RAM as devices see it.
+
+    `blocks` must be in order of GPA.  Addresses come from the guest: every method checks that the whole range is RAM
+    of one block and raises :class:`GuestMemoryError` otherwise.
+    """
+
+    def __init__(self, size: int, blocks: list[RamBlock]) -> None:
+        self.size = size
+        self.blocks = blocks
+        self._starts = [block.gpa for block in blocks]
+        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            self.mapping = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._bytes = memoryview(self.mapping)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.on_write: Callable[[int, int], None] = lambda gpa, length: None
+        """Told (GPA, length) after each write by a device."""
+
+    def close(self) -> None:
+        """Drop the mapping; every view must have been released."""
+        self._bytes.release()
+        self.mapping.close()
+        os.close(self.fd)
+
+    def offset(self, gpa: int, length: int) -> int:
+        """Return the offset in the mapping of the `length` bytes at `gpa`, all of them RAM of one block."""
+        index = bisect.bisect_right(self._starts, gpa) - 1
+        if index >= 0 and length >= 0:
+            block = self.blocks[index]
+            if gpa + length <= block.end:
+                return gpa - block.gpa + block.offset
+        raise GuestMemoryError(gpa, length)
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Return the RAM itself.  Whoever writes through the view calls :meth:`written` afterwards."""
+        offset = self.offset(gpa, length)
+        return self._bytes[offset : offset + length]
+
+    def written(self, gpa: int, length: int) -> None:
+        """Say that `length` bytes at `gpa` were changed through a view."""
+        self.on_write(gpa, length)
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return a copy of `length` bytes at `gpa`."""
+        offset = self.offset(gpa, length)
+        return self._bytes[offset : offset + length].tobytes()
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `gpa`."""
+        length = len(data)
+        offset = self.offset(gpa, length)
+        self._bytes[offset : offset + length] = data
+        self.on_write(gpa, length)
+
+    def read_u16(self, gpa: int) -> int:
+        """Return the little-endian 16-bit word at `gpa`."""
+        return int(_U16.unpack_from(self._bytes, self.offset(gpa, 2))[0])
+
+    def read_u32(self, gpa: int) -> int:
+        """Return the little-endian 32-bit word at `gpa`."""
+        return int(_U32.unpack_from(self._bytes, self.offset(gpa, 4))[0])
+
+    def read_u64(self, gpa: int) -> int:
+        """Return the little-endian 64-bit word at `gpa`."""
+        return int(_U64.unpack_from(self._bytes, self.offset(gpa, 8))[0])
+
+    def write_u16(self, gpa: int, value: int) -> None:
+        """Store a little-endian 16-bit word at `gpa`."""
+        _U16.pack_into(self._bytes, self.offset(gpa, 2), value)
+        self.on_write(gpa, 2)
+
+    def write_u32(self, gpa: int, value: int) -> None:
+        """Store a little-endian 32-bit word at `gpa`."""
+        _U32.pack_into(self._bytes, self.offset(gpa, 4), value)
+        self.on_write(gpa, 4)
+
+    def write_u64(self, gpa: int, value: int) -> None:
+        """Store a little-endian 64-bit word at `gpa`."""
+        _U64.pack_into(self._bytes, self.offset(gpa, 8), value)
+        self.on_write(gpa, 8)
+
+    def discard(self, gpa: int, length: int) -> None:
+        """Give whole pages back to the host; they read as zeros afterwards.  Both values in bytes, page-aligned."""
+        offset = self.offset(gpa, length)
+        if offset % PAGE_SIZE or length % PAGE_SIZE or not length:
+            raise GuestMemoryError(gpa, length)
+        mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+        if self._libc.fallocate(self.fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+        self.on_write(gpa, length)
+
+
+def pc_ram_blocks(size: int) -> list[RamBlock]:
+    """Return where an i440FX machine shows `size` bytes of RAM.
+
+    The legacy VGA window (0xa0000-0xbffff) hides the RAM below it.  Up to 3.5 GiB lie below the PCI hole; a larger
+    machine keeps 3 GiB there and shows the rest from 4 GiB up.
+    """
+    low = size if size < 0xE0000000 else 0xC0000000
+    blocks = [RamBlock(0, min(low, 0xA0000), 0)]
+    if low > 0xC0000:
+        blocks.append(RamBlock(0xC0000, low - 0xC0000, 0xC0000))
+    if size > low:
+        blocks.append(RamBlock(FOUR_GIB, size - low, low))
+    return blocks
+
+
+class OverlapError(ValueError):
+    """A region was to be mapped over another one."""
+
+
+@dataclass(frozen=True)
+class IoRegion:
+    """Registers of one device at one place.
+
+    The bus splits or widens accesses so that the handlers see only sizes in `min_access`..`max_access` bytes that lie
+    within the region.
+    """
+
+    base: int
+    size: int
+    read: ReadHandler
+    write: WriteHandler
+    name: str
+    min_access: int = 1
+    max_access: int = 8
+
+    def load(self, offset: int, size: int) -> int:
+        """Read `size` bytes at `offset`, in pieces the device understands."""
+        if self.min_access <= size <= self.max_access and offset + size <= self.size:
+            return self.read(offset, size) & ((1 << (8 * size)) - 1)
+        if size < self.min_access:
+            aligned = offset & -self.min_access
+            word = self.read(aligned, self.min_access)
+            return (word >> (8 * (offset - aligned))) & ((1 << (8 * size)) - 1)
+        if size == 1:
+            return 0xFF
+        half = size // 2
+        return self.load(offset, half) | self.load(offset + half, half) << (8 * half)
+
+    def store(self, offset: int, size: int, value: int) -> None:
+        """Write `size` bytes at `offset`, in pieces the device understands.
+
+        A write narrower than `min_access` reaches the device widened by zeros, as on a bus without byte enables.
+        """
+        if self.min_access <= size <= self.max_access and offset + size <= self.size:
+            self.write(offset, size, value)
+        elif size < self.min_access:
+            aligned = offset & -self.min_access
+            self.write(aligned, self.min_access, value << (8 * (offset - aligned)))
+        elif size > 1:
+            half = size // 2
+            self.store(offset, half, value & ((1 << (8 * half)) - 1))
+            self.store(offset + half, half, value >> (8 * half))
+
+
+class IoSpace:
+    """A map from addresses to device registers.  Nothing may overlap; unassigned addresses read all ones."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._bases: list[int] = []
+        self._regions: list[IoRegion] = []
+
+    def add(
+        self,
+        base: int,
+        size: int,
+        read: ReadHandler,
+        write: WriteHandler,
+        name: str,
+        *,
+        min_access: int = 1,
+        max_access: int = 8,
+    ) -> IoRegion:
+        """Map `size` bytes of registers at `base`; return the region, by which it can be removed.
+
+        Raises :class:`OverlapError` where any of these addresses is taken.
+        """
+        region = IoRegion(base, size, read, write, name, min_access, max_access)
+        index = bisect.bisect_right(self._bases, base)
+        before = self._regions[index - 1] if index else None
+        behind = self._regions[index] if index < len(self._regions) else None
+        for other in (before, behind):
+            if other is not None and base < other.base + other.size and other.base < base + size:
+                raise OverlapError(f"{self.name}: {name} at {base:#x} would overlap {other.name} at {other.base:#x}")
+        self._bases.insert(index, base)
+        self._regions.insert(index, region)
+        return region
+
+    def remove(self, region: IoRegion) -> None:
+        """Take away what :meth:`add` returned."""
+        index = bisect.bisect_left(self._bases, region.base)
+        if index >= len(self._regions) or self._regions[index] is not region:
+            raise ValueError(f"{self.name}: {region.name} is not mapped")
+        del self._bases[index]
+        del self._regions[index]
+
+    def regions(self) -> list[IoRegion]:
+        """Return all regions in order of address."""
+        return list(self._regions)
+
+    def find(self, address: int) -> IoRegion | None:
+        """Return the region that holds `address`."""
+        index = bisect.bisect_right(self._bases, address) - 1
+        if index >= 0:
+            region = self._regions[index]
+            if address < region.base + region.size:
+                return region
+        return None
+
+    def read(self, address: int, size: int) -> int:
+        """Read `size` bytes (1, 2, 4 or 8) at `address`."""
+        region = self.find(address)
+        if region is None:
+            return (1 << (8 * size)) - 1
+        return region.load(address - region.base, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write `size` bytes (1, 2, 4 or 8) at `address`."""
+        region = self.find(address)
+        if region is not None:
+            region.store(address - region.base, size, value)
