@@ -1,0 +1,91 @@
+"""Loading the CPU engine: pyvm.native in front of libunicorn.
+
+The functions of `pyvm.native` replace some of libunicorn's, which works only where the dynamic linker meets ours first
+and in the global scope.  So this module, and nothing else, imports `pyvm.native`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pyvm.native import Engine
+
+
+class EngineError(Exception):
+    """The CPU engine cannot be used on this host or with this Unicorn."""
+
+
+class EngineCallbacks(Protocol):
+    """What guest code needs from the rest of the machine; called on the vCPU thread."""
+
+    def port_read(self, port: int, size: int) -> int:
+        """Return what `size` bytes at a port read as."""
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """Write `size` bytes to a port."""
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        """Return what `size` bytes of memory that is not RAM read as."""
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        """Write `size` bytes of memory that is not RAM."""
+
+    def acknowledge(self, vcpu: int) -> int | None:
+        """Return the vector of the interrupt that a vCPU takes now; None where none is left."""
+
+    def msr_read(self, vcpu: int, index: int) -> int | None:
+        """Return an MSR of the local APIC; None raises #GP."""
+
+    def msr_write(self, vcpu: int, index: int, value: int) -> bool:
+        """Write an MSR of the local APIC; False raises #GP."""
+
+    def cr8_read(self, vcpu: int) -> int:
+        """Return the task priority."""
+
+    def cr8_write(self, vcpu: int, value: int) -> None:
+        """Set the task priority."""
+
+
+def _library_path() -> Path:
+    spec = importlib.util.find_spec("unicorn")
+    if spec is None or not spec.submodule_search_locations:
+        raise EngineError("the unicorn package is not installed")
+    return Path(spec.submodule_search_locations[0]) / "lib" / "libunicorn.so.2"
+
+
+def _load() -> ModuleType:
+    if not sys.platform.startswith("linux"):
+        raise EngineError("pyvm runs on Linux only: the CPU engine needs ELF symbol interposition")
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        import pyvm.native as native
+    except ImportError as error:
+        raise EngineError(f"the compiled part of pyvm is missing: {error}") from error
+    finally:
+        sys.setdlopenflags(flags)
+    try:
+        native.load(str(_library_path()))
+    except RuntimeError as error:
+        raise EngineError(str(error)) from error
+    return native
+
+
+def open_engine(vcpus: int, callbacks: EngineCallbacks, tsc_hz: int) -> Engine:
+    """Return a new engine with `vcpus` vCPUs in their power-on state.
+
+    Raises :class:`EngineError` where the installed Unicorn is not the one whose private layout is known.
+    """
+    native = _load()
+    try:
+        engine: Engine = native.Engine(vcpus, callbacks, tsc_hz)
+    except RuntimeError as error:
+        raise EngineError(str(error)) from error
+    return engine

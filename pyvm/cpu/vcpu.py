@@ -1,0 +1,329 @@
+"""The vCPUs of a machine: the thread that runs guest code, and their connection to memory, ports and local APICs.
+
+All vCPUs take turns on one engine and one thread (`pyvm/native/sched.c`).  The thread leaves the engine only when the
+machine is stopped, and then waits on the machine lock's condition until it is started again.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyvm.cpu import features
+from pyvm.cpu.cpuid import CpuModel, Topology, cpuid_table, feature_words
+from pyvm.cpu.engine import open_engine
+from pyvm.cpu.registers import RegisterState
+
+if TYPE_CHECKING:
+    from pyvm.devices.lapic import Lapic
+    from pyvm.memory import GuestMemory, IoSpace
+
+TSC_HZ = 1_000_000_000
+MSR_APIC_BASE = 0x1B
+MSR_TSC_DEADLINE = 0x6E0
+MSR_X2APIC = range(0x800, 0x900)
+PHYSICAL_END = 1 << 40
+APIC_PAGE = 0xFEE00000
+_LOW_PCI_HOLE_END = 1 << 32
+
+
+def apic_ids(count: int, topology: Topology) -> list[int]:
+    """Return the APIC ID of each of `count` CPUs: socket, core and thread in bit fields of their own."""
+    thread_width = (topology.threads - 1).bit_length()
+    core_width = (topology.cores - 1).bit_length()
+    ids = []
+    for index in range(count):
+        core, thread = divmod(index, topology.threads)
+        socket, core = divmod(core, topology.cores)
+        ids.append((socket << core_width | core) << thread_width | thread)
+    return ids
+
+
+@dataclass
+class CpuEvents:
+    """What the vCPU thread reports; called on that thread with the machine lock held."""
+
+    triple_fault: Callable[[], None]
+    failed: Callable[[BaseException], None]
+
+
+class _Phase(enum.Enum):
+    STOPPED = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+class LapicPort:
+    """How a local APIC drives its vCPU."""
+
+    def __init__(self, engine: Any, index: int) -> None:
+        self._engine = engine
+        self._index = index
+
+    def set_interrupt(self, pending: bool) -> None:
+        """Drive INTR."""
+        self._engine.interrupt(self._index, pending)
+
+    def nmi(self) -> None:
+        """Deliver an NMI."""
+        self._engine.nmi(self._index)
+
+    def init(self) -> None:
+        """Deliver INIT."""
+        self._engine.init(self._index)
+
+    def startup(self, vector: int) -> None:
+        """Deliver a start-up IPI."""
+        self._engine.startup(self._index, vector)
+
+
+class _Callbacks:
+    """What guest code asks of the machine; every call takes the machine lock."""
+
+    def __init__(self, lock: Any, memory: IoSpace, ports: IoSpace) -> None:
+        self._lock = lock
+        self._memory_find = memory.find
+        self._port_find = ports.find
+        self.lapics: list[Lapic] = []
+        self.current: Callable[[], int] = lambda: 0
+
+    def port_read(self, port: int, size: int) -> int:
+        region = self._port_find(port)
+        if region is None:
+            return 0xFFFFFFFF
+        with self._lock:
+            return region.load(port - region.base, size)
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        region = self._port_find(port)
+        if region is not None:
+            with self._lock:
+                region.store(port - region.base, size, value)
+
+    def mmio_read(self, gpa: int, size: int) -> int:
+        with self._lock:
+            lapic = self.lapics[self.current()]
+            if gpa & ~0xFFF == APIC_PAGE:
+                return lapic.read(gpa & 0xFFF, size)
+            region = self._memory_find(gpa)
+            return 0xFFFFFFFFFFFFFFFF if region is None else region.load(gpa - region.base, size)
+
+    def mmio_write(self, gpa: int, size: int, value: int) -> None:
+        with self._lock:
+            if gpa & ~0xFFF == APIC_PAGE:
+                self.lapics[self.current()].write(gpa & 0xFFF, size, value)
+                return
+            region = self._memory_find(gpa)
+            if region is not None:
+                region.store(gpa - region.base, size, value)
+
+    def acknowledge(self, vcpu: int) -> int | None:
+        with self._lock:
+            return self.lapics[vcpu].acknowledge()
+
+    def msr_read(self, vcpu: int, index: int) -> int | None:
+        with self._lock:
+            lapic = self.lapics[vcpu]
+            if index == MSR_TSC_DEADLINE:
+                return lapic.read_tsc_deadline()
+            if index == MSR_APIC_BASE:
+                return lapic.apic_base
+            return lapic.msr_read(index)
+
+    def msr_write(self, vcpu: int, index: int, value: int) -> bool:
+        with self._lock:
+            lapic = self.lapics[vcpu]
+            if index == MSR_TSC_DEADLINE:
+                lapic.write_tsc_deadline(value)
+                return True
+            if index == MSR_APIC_BASE:
+                return lapic.write_apic_base(value)
+            return lapic.msr_write(index, value)
+
+    def cr8_read(self, vcpu: int) -> int:
+        with self._lock:
+            return self.lapics[vcpu].read_cr8()
+
+    def cr8_write(self, vcpu: int, value: int) -> None:
+        with self._lock:
+            self.lapics[vcpu].write_cr8(value)
+
+
+class VcpuSet:
+    """All vCPUs of a machine.
+
+    Methods are called with the machine lock held.  The machine makes the local APICs on :meth:`port` and hands them
+    over with :meth:`attach_lapics` before the first start.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        model: CpuModel,
+        topology: Topology,
+        *,
+        lock: Any,
+        memory: GuestMemory,
+        mmio: IoSpace,
+        ports: IoSpace,
+        events: CpuEvents,
+    ) -> None:
+        self.count = count
+        self.model = model
+        self.apic_ids = apic_ids(count, topology)
+        self._callbacks = _Callbacks(lock, mmio, ports)
+        self._engine = open_engine(count, self._callbacks, TSC_HZ)
+        self._callbacks.current = lambda: self._engine.current
+        self._events = events
+        self._memory = memory
+        self._changed = threading.Condition(lock)
+        self._phase = _Phase.STOPPED
+        self._inside = False
+        self._thread: threading.Thread | None = None
+        self._set_model(topology)
+        self._map_memory(memory)
+        memory.on_write = self._engine.invalidate
+
+    def _set_model(self, topology: Topology) -> None:
+        for word, bits in zip(features.WORDS, feature_words(self.model), strict=True):
+            self._engine.set_features(word.engine_word, bits)
+        self._engine.set_cpuid(cpuid_table(self.model, topology))
+        for index, apic_id in enumerate(self.apic_ids):
+            self._engine.set_apic_id(index, apic_id)
+            self._engine.reset_vcpu(index)
+
+    def _map_memory(self, memory: GuestMemory) -> None:
+        """Map RAM, and everything else as registers, so that no access is ever unmapped for the engine."""
+        position = 0
+        for block in memory.blocks:
+            if block.gpa > position:
+                self._engine.map_io(position, block.gpa - position)
+            self._engine.map_ram(block.gpa, memory.mapping, block.offset, block.size, True)
+            position = block.end
+        self._engine.map_io(position, PHYSICAL_END - position)
+
+    def port(self, index: int) -> LapicPort:
+        """Return what the local APIC of vCPU `index` drives."""
+        return LapicPort(self._engine, index)
+
+    def attach_lapics(self, lapics: list[Lapic]) -> None:
+        """Connect the local APICs, one for each vCPU."""
+        self._callbacks.lapics = lapics
+
+    @property
+    def current(self) -> int:
+        """Return the index of the vCPU that has the engine."""
+        return self._engine.current
+
+    @property
+    def thread_id(self) -> int:
+        """Return the host's number of the vCPU thread; the process's own before the first start."""
+        thread = self._thread
+        return (thread.native_id if thread is not None else None) or threading.get_native_id()
+
+    # ---- Running
+
+    def start(self, clock_offset: int) -> None:
+        """Let guest code run; `clock_offset` is guest time less host monotonic time in ns."""
+        self._engine.set_clock(clock_offset)
+        self._phase = _Phase.RUNNING
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._main, name="CPU/TCG", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def stop_soon(self) -> None:
+        """Have guest code leave the engine soon; from any thread."""
+        if self._phase is _Phase.RUNNING:
+            self._phase = _Phase.STOPPED
+        self._engine.stop()
+
+    def stop(self) -> None:
+        """Stop guest code and return when none runs any more; not on the vCPU thread."""
+        if self._phase is _Phase.RUNNING:
+            self._phase = _Phase.STOPPED
+        while self._inside:
+            self._engine.stop()
+            self._changed.wait(0.1)
+
+    def release(self) -> None:
+        """End the thread and close the engine; without the machine lock, and not on the vCPU thread."""
+        with self._changed:
+            self.stop()
+            self._phase = _Phase.ENDED
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._engine.close()
+
+    def _main(self) -> None:
+        with self._changed:
+            while self._phase is not _Phase.ENDED:
+                if self._phase is _Phase.STOPPED:
+                    self._changed.wait()
+                else:
+                    self._run_once()
+
+    def _run_once(self) -> None:
+        """Run guest code until it is stopped; entered and left with the lock held, which guest code runs without."""
+        self._inside = True
+        reason, failure = "", None
+        self._changed.release()
+        try:
+            reason = self._engine.run()
+        except Exception as error:  # noqa: BLE001 - whatever a device raised: the machine stops, and says why
+            failure = error
+        finally:
+            self._changed.acquire()
+            self._inside = False
+            self._changed.notify_all()
+        if failure is not None:
+            self._events.failed(failure)
+        elif reason == "triple-fault":
+            self._events.triple_fault()
+
+    # ---- State, while stopped
+
+    def reset(self) -> None:
+        """Put all vCPUs into their power-on state."""
+        for index in range(self.count):
+            self._engine.reset_vcpu(index)
+            self._engine.interrupt(index, False)
+
+    def set_registers(self, index: int, values: dict[str, Any]) -> None:
+        """Set some registers of a stopped vCPU, named as in :class:`RegisterState`, segments as 4-tuples."""
+        self._engine.set_state(index, values)
+
+    def set_shared_msr(self, index: int, value: int) -> None:
+        """Set an MTRR, which all vCPUs share; stopped only."""
+        self._engine.set_shared_msr(index, value)
+
+    def registers(self, index: int) -> dict[str, Any]:
+        """Return the registers of a stopped vCPU."""
+        return self._engine.get_state(index)
+
+    def set_a20(self, enabled: bool) -> None:
+        """Open or close the A20 gate."""
+        self._engine.set_a20(enabled)
+
+    def nmi(self, index: int) -> None:
+        """Deliver an NMI to one vCPU."""
+        self._engine.nmi(index)
+
+    def save(self) -> list[RegisterState]:
+        """Return the state of all vCPUs; stopped only."""
+        return [RegisterState.from_engine(self._engine.get_state(index)) for index in range(self.count)]
+
+    def load(self, states: list[RegisterState]) -> None:
+        """Take over the state of all vCPUs; stopped only.  Raises :class:`pyvm.state.StateError`."""
+        for state in states:
+            state.check()
+        for index, state in enumerate(states):
+            self._engine.set_state(index, state.to_engine())
+
+    def counters(self) -> dict[str, int]:
+        """Return how often guest code left for the machine, by cause."""
+        return self._engine.counters()

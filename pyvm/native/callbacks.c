@@ -1,0 +1,108 @@
+/* Calls from guest code into Python: registers of devices, interrupt acknowledge, and the MSRs of the local APIC.
+ *
+ * The vCPU thread runs guest code without the GIL and takes it for each call.  An exception in Python must not unwind
+ * through translated code: it is kept, the guest reads all ones, and run() raises it after the current block.
+ */
+#include "engine.h"
+
+static void keep_failure(Engine *engine) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback && value) PyException_SetTraceback(value, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    if (engine->failure)
+        Py_XDECREF(value);
+    else
+        engine->failure = value;
+    engine_kick(engine);
+}
+
+static PyObject *call(Engine *engine, PyObject *function, const uint64_t *values, size_t count) {
+    PyObject *slots[4], **arguments = slots + 1, *result = NULL;
+    size_t made = 0;
+    for (; made < count; made++)
+        if (!(arguments[made] = PyLong_FromUnsignedLongLong(values[made]))) break;
+    if (made == count) result = PyObject_Vectorcall(function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    while (made) Py_DECREF(arguments[--made]);
+    if (!result) keep_failure(engine);
+    return result;
+}
+
+/* Call a function that returns an integer; where it fails or returns None, `otherwise`. */
+static uint64_t call_integer(Engine *engine, PyObject *function, const uint64_t *values, size_t count, uint64_t otherwise,
+                             bool *is_none) {
+    PyEval_RestoreThread(engine->thread_state);
+    PyObject *result = call(engine, function, values, count);
+    uint64_t value = otherwise;
+    if (is_none) *is_none = !result || result == Py_None || result == Py_False;
+    if (result && result != Py_None) {
+        value = PyLong_AsUnsignedLongLongMask(result);
+        if (PyErr_Occurred()) {
+            value = otherwise;
+            keep_failure(engine);
+        }
+    }
+    Py_XDECREF(result);
+    engine->thread_state = PyEval_SaveThread();
+    return value;
+}
+
+uint64_t callback_port_read(Engine *engine, uint32_t port, int size) {
+    if (!engine) return UINT64_MAX;
+    engine->counters[COUNT_PORT]++;
+    return call_integer(engine, engine->callbacks.port_read, (uint64_t[]){port & 0xffff, (uint64_t)size}, 2, UINT64_MAX, NULL);
+}
+
+void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value) {
+    if (!engine) return;
+    engine->counters[COUNT_PORT]++;
+    call_integer(engine, engine->callbacks.port_write, (uint64_t[]){port & 0xffff, (uint64_t)size, value}, 3, 0, NULL);
+}
+
+uint64_t callback_mmio_read(void *uc, uint64_t offset, unsigned size, void *base) {
+    Engine *engine = current_engine;
+    if (!engine || engine->uc != uc) return UINT64_MAX;
+    engine->counters[COUNT_MMIO]++;
+    return call_integer(engine, engine->callbacks.mmio_read, (uint64_t[]){(uintptr_t)base + offset, size}, 2, UINT64_MAX, NULL);
+}
+
+void callback_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t value, void *base) {
+    Engine *engine = current_engine;
+    if (!engine || engine->uc != uc) return;
+    engine->counters[COUNT_MMIO]++;
+    if (size < 8) value &= (UINT64_C(1) << 8 * size) - 1;
+    call_integer(engine, engine->callbacks.mmio_write, (uint64_t[]){(uintptr_t)base + offset, size, value}, 3, 0, NULL);
+}
+
+/* Returns the vector of the interrupt that the current vCPU takes, or -1 where none is left. */
+int callback_acknowledge(Engine *engine) {
+    bool none;
+    uint64_t vector = call_integer(engine, engine->callbacks.acknowledge, (uint64_t[]){(uint64_t)engine->current}, 1, 0, &none);
+    return none ? -1 : (int)(vector & 0xff);
+}
+
+/* False means #GP. */
+bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value) {
+    bool none;
+    engine->counters[COUNT_MSR]++;
+    *value = call_integer(engine, engine->callbacks.msr_read, (uint64_t[]){(uint64_t)engine->current, index}, 2, 0, &none);
+    return !none;
+}
+
+/* False means #GP. */
+bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value) {
+    bool none;
+    engine->counters[COUNT_MSR]++;
+    call_integer(engine, engine->callbacks.msr_write, (uint64_t[]){(uint64_t)engine->current, index, value}, 3, 0, &none);
+    return !none;
+}
+
+uint64_t callback_cr8_read(Engine *engine) {
+    return call_integer(engine, engine->callbacks.cr8_read, (uint64_t[]){(uint64_t)engine->current}, 1, 0, NULL) & 15;
+}
+
+void callback_cr8_write(Engine *engine, uint64_t value) {
+    call_integer(engine, engine->callbacks.cr8_write, (uint64_t[]){(uint64_t)engine->current, value}, 2, 0, NULL);
+}

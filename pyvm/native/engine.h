@@ -1,0 +1,220 @@
+/* The engine: one Unicorn instance, the vCPUs that take turns on it, and the calls between its parts. */
+#ifndef PYVM_ENGINE_H
+#define PYVM_ENGINE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { MAX_VCPUS = 64, MAX_REGIONS = 32, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
+
+/* Why run() returned. */
+enum { EXIT_STOPPED, EXIT_TRIPLE_FAULT, EXIT_FAILED };
+
+/* What a vCPU is doing. */
+typedef enum { RUNNING, HALTED, WAIT_FOR_SIPI } Activity;
+
+typedef struct {
+    uint8_t image[ENV_STATE_SIZE] __attribute__((aligned(16))); /* registers while another vCPU has the engine */
+    Activity activity;
+    uint32_t apic_id;
+    /* Set by any thread, taken by the vCPU thread. */
+    atomic_bool interrupt; /* level of INTR */
+    atomic_bool nmi;
+    atomic_bool init;
+    atomic_int sipi_vector; /* -1: none */
+    bool nmi_pending;
+} Vcpu;
+
+/* A run of guest RAM or ROM, or of device registers, as it was mapped into Unicorn. */
+typedef struct {
+    uint64_t start, end;
+    void *memory_region; /* Unicorn's own object for it */
+    uint64_t ram_address; /* Unicorn's number for the first byte; RAM only */
+    bool is_ram;
+} Region;
+
+typedef struct {
+    uint32_t leaf, subleaf;
+    uint32_t eax, ebx, ecx, edx;
+} CpuidEntry;
+
+/* A run of RAM by Unicorn's numbering, in bytes. */
+typedef struct {
+    uint64_t start, length;
+} Range;
+
+typedef struct {
+    PyObject *port_read, *port_write, *mmio_read, *mmio_write;
+    PyObject *acknowledge, *msr_read, *msr_write, *cr8_read, *cr8_write;
+} Callbacks;
+
+typedef struct Engine {
+    void *uc;
+    void *cpu;
+    Env *env;
+
+    int vcpu_count;
+    Vcpu *vcpus;
+    int current;
+    bool loaded; /* the current vCPU's registers are in env, not in its image */
+    bool yield;  /* the current vCPU executed PAUSE */
+
+    Region regions[MAX_REGIONS];
+    int region_count;
+    const Region *last_region;
+
+    CpuidEntry cpuid[CPUID_CACHE];
+    int cpuid_count;
+
+    /* Translated code: a bit for each page of RAM that ever held some since it was last dropped. */
+    uint64_t *code_pages;
+    uint64_t code_page_count;
+    pthread_mutex_t lock;
+    Range invalidations[MAX_INVALIDATIONS];
+    int invalidation_count;
+    atomic_bool invalidations_pending;
+    bool invalidate_all;
+
+    /* Stopping and sleeping. */
+    atomic_bool stop;
+    atomic_bool running;
+    pthread_t thread;
+    bool sleeping;
+    pthread_cond_t wake;
+    int exit_reason;
+    int error; /* Unicorn's, where exit_reason is EXIT_FAILED */
+
+    /* The slice timer, which makes busy vCPUs take turns. */
+    pthread_t ticker;
+    bool ticker_started, ticker_quit, contended;
+    atomic_bool slice_over;
+    pthread_cond_t ticker_wake;
+
+    /* Guest clock: ns = CLOCK_MONOTONIC + clock_offset while running. */
+    _Atomic int64_t clock_offset;
+    uint64_t tsc_hz;
+
+    void *env_temp; /* the code generator's handle of env */
+    void *label;    /* where the block under translation leaves on a kick */
+
+    uint64_t soft_interrupt_eip; /* of the last INT instruction */
+
+    uint32_t watch_hits;       /* data breakpoints that the present instruction matches */
+    bool watch_repeated, watch_done;
+
+    Callbacks callbacks;
+    PyThreadState *thread_state;
+    PyObject *failure; /* the exception that a callback raised */
+    uint64_t counters[8];
+} Engine;
+
+enum { COUNT_PORT, COUNT_MMIO, COUNT_INTERRUPT, COUNT_SWITCH, COUNT_MSR, COUNT_HALT, COUNT_INVALIDATE, COUNT_KICK };
+
+/* The engine whose guest code this thread runs, or NULL. */
+extern __thread Engine *current_engine __attribute__((tls_model("initial-exec")));
+
+/* Functions of libunicorn, resolved when it is loaded. */
+typedef struct {
+    int (*uc_open)(int, int, void **);
+    int (*uc_close)(void *);
+    int (*uc_ctl)(void *, int, ...);
+    int (*uc_emu_start)(void *, uint64_t, uint64_t, uint64_t, size_t);
+    int (*uc_mem_map_ptr)(void *, uint64_t, size_t, uint32_t, void *);
+    int (*uc_mmio_map)(void *, uint64_t, size_t, void *, void *, void *, void *);
+    int (*uc_mem_unmap)(void *, uint64_t, size_t);
+    int (*uc_hook_add)(void *, void *, int, void *, void *, uint64_t, uint64_t, ...);
+    int (*uc_reg_write)(void *, int, const void *);
+    const char *(*uc_strerror)(int);
+    unsigned (*uc_version)(unsigned *, unsigned *);
+
+    int (*cpu_exec)(void *, void *);
+    void (*do_interrupt)(void *);
+    void (*hardware_interrupt)(Env *, int, int);
+    void (*cpu_loop_exit)(void *);
+    void (*cpu_loop_exit_restore)(void *, uintptr_t);
+    void (*raise_exception_err_ra)(Env *, int, int, uintptr_t);
+    void (*raise_interrupt)(Env *, int, int, int, int);
+    void *(*find_memory_mapping)(void *, uint64_t);
+    uint64_t (*ram_address_of)(void *, void *);
+    void (*tb_invalidate_phys_range)(void *, uint64_t, uint64_t);
+    void (*tb_flush)(void *);
+    void (*tlb_flush)(void *);
+    void (*tlb_protect_code)(void *, uint64_t);
+    uint32_t (*compute_flags)(Env *, int);
+    void (*update_cr0)(Env *, uint32_t);
+    void (*update_dr7)(Env *, uint32_t);
+    void (*update_fp_status)(Env *);
+    void (*update_mxcsr_status)(Env *);
+    uint32_t (*load_u16)(Env *, uint64_t, int, uintptr_t);
+    void (*rdmsr)(Env *);
+    void (*wrmsr)(Env *);
+    uint64_t (*read_crN)(Env *, int);
+    void (*write_crN)(Env *, int, uint64_t);
+
+    void (*gen_call)(void *, void *, void *, int, void **);
+    void (*gen_exit_tb)(void *, void *, unsigned);
+    void *(*temp_new)(void *, int, bool);
+    void (*temp_free)(void *, void *);
+    void *(*new_label)(void *);
+    void (*gen_op1)(void *, int, uintptr_t);
+    void (*gen_op3)(void *, int, uintptr_t, uintptr_t, uintptr_t);
+    void (*gen_brcondi_i32)(void *, int, void *, int32_t, void *);
+    void (*gen_lookup_and_goto_ptr)(void *);
+    void *helper_lookup_tb_ptr;
+} Unicorn;
+
+extern Unicorn unicorn;
+
+/* unicorn.c */
+bool unicorn_load(const char *path);
+bool layout_check(Engine *engine);
+
+/* sched.c */
+void engine_kick(Engine *engine);
+void engine_kick_self(Engine *engine);
+void engine_ticker_stop(Engine *engine);
+void vcpu_unload(Engine *engine);
+
+/* state.c */
+void image_reset(Engine *engine, uint8_t *image, bool power_on);
+void image_start(uint8_t *image, int sipi_vector);
+void image_update_hidden(uint8_t *image);
+PyObject *image_get(const uint8_t *image);
+bool image_set(uint8_t *image, PyObject *values);
+
+/* memory.c */
+bool memory_map_ram(Engine *engine, uint64_t gpa, uint64_t size, void *host, bool writable);
+bool memory_map_io(Engine *engine, uint64_t gpa, uint64_t size);
+bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size);
+void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length);
+void memory_run_invalidations(Engine *engine);
+
+/* callbacks.c */
+uint64_t callback_port_read(Engine *engine, uint32_t port, int size);
+void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value);
+uint64_t callback_mmio_read(void *uc, uint64_t offset, unsigned size, void *base);
+void callback_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t value, void *base);
+int callback_acknowledge(Engine *engine);
+bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value);
+bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value);
+uint64_t callback_cr8_read(Engine *engine);
+void callback_cr8_write(Engine *engine, uint64_t value);
+
+/* watch.c */
+void watch_deliver(Engine *engine);
+
+/* interpose.c */
+void helper_pause_x86_64(Env *env, int length);
+
+/* cpuid.c */
+void cpuid_lookup(Engine *engine, Env *env, uint32_t leaf, uint32_t subleaf, uint32_t *out);
+
+#endif

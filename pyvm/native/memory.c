@@ -1,0 +1,178 @@
+/* Guest-physical memory as Unicorn sees it, and dropping translations of code that a device overwrote. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { PAGE_SHIFT = 12, PROTECTION_READ = 1, PROTECTION_WRITE = 2, PROTECTION_EXECUTE = 4 };
+
+static bool check_error(int error, uint64_t gpa) {
+    if (!error) return true;
+    PyErr_Format(PyExc_RuntimeError, "cannot map guest memory at %llx: %s", (unsigned long long)gpa,
+                 unicorn.uc_strerror(error));
+    return false;
+}
+
+static Region *new_region(Engine *engine, uint64_t gpa, uint64_t size) {
+    if (engine->region_count == MAX_REGIONS) {
+        PyErr_SetString(PyExc_RuntimeError, "too many memory regions");
+        return NULL;
+    }
+    Region *region = &engine->regions[engine->region_count];
+    *region = (Region){.start = gpa, .end = gpa + size};
+    return region;
+}
+
+static void take_region(Engine *engine, Region *region) {
+    region->memory_region = unicorn.find_memory_mapping(engine->uc, region->start);
+    engine->region_count++;
+    engine->last_region = NULL;
+}
+
+bool memory_map_ram(Engine *engine, uint64_t gpa, uint64_t size, void *host, bool writable) {
+    Region *region = new_region(engine, gpa, size);
+    if (!region) return false;
+    uint32_t protection = PROTECTION_READ | PROTECTION_EXECUTE | (writable ? PROTECTION_WRITE : 0);
+    if (!check_error(unicorn.uc_mem_map_ptr(engine->uc, gpa, size, protection, host), gpa)) return false;
+    region->is_ram = true;
+    region->ram_address = unicorn.ram_address_of(engine->uc, host);
+    uint64_t pages = (region->ram_address + size) >> PAGE_SHIFT;
+    if (pages > engine->code_page_count) {
+        uint64_t words = (pages + 63) / 64, old = (engine->code_page_count + 63) / 64;
+        uint64_t *grown = realloc(engine->code_pages, words * 8);
+        if (!grown) {
+            PyErr_NoMemory();
+            return false;
+        }
+        memset(grown + old, 0, (words - old) * 8);
+        engine->code_pages = grown;
+        engine->code_page_count = pages;
+    }
+    take_region(engine, region);
+    return true;
+}
+
+bool memory_map_io(Engine *engine, uint64_t gpa, uint64_t size) {
+    Region *region = new_region(engine, gpa, size);
+    if (!region) return false;
+    void *base = (void *)(uintptr_t)gpa;
+    int error = unicorn.uc_mmio_map(engine->uc, gpa, size, (void *)callback_mmio_read, base, (void *)callback_mmio_write, base);
+    if (!check_error(error, gpa)) return false;
+    take_region(engine, region);
+    return true;
+}
+
+bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size) {
+    for (int i = 0; i < engine->region_count; i++) {
+        Region *region = &engine->regions[i];
+        if (region->start != gpa || region->end != gpa + size) continue;
+        if (region->is_ram)
+            unicorn.tb_invalidate_phys_range(engine->uc, region->ram_address, region->ram_address + size);
+        if (!check_error(unicorn.uc_mem_unmap(engine->uc, gpa, size), gpa)) return false;
+        engine->regions[i] = engine->regions[--engine->region_count];
+        engine->last_region = NULL;
+        unicorn.tlb_flush(engine->cpu);
+        return true;
+    }
+    PyErr_Format(PyExc_ValueError, "nothing is mapped at %llx", (unsigned long long)gpa);
+    return false;
+}
+
+static const Region *find_region(Engine *engine, uint64_t gpa) {
+    const Region *region = engine->last_region;
+    if (region && gpa >= region->start && gpa < region->end) return region;
+    for (int i = 0; i < engine->region_count; i++) {
+        region = &engine->regions[i];
+        if (gpa >= region->start && gpa < region->end) return engine->last_region = region;
+    }
+    return NULL;
+}
+
+/* Replaces Unicorn's function of this name, which walks its memory tree for every slow store. */
+EXPORT void *find_memory_mapping_x86_64(void *uc, uint64_t gpa) {
+    Engine *engine = current_engine;
+    if (engine && engine->uc == uc) {
+        const Region *region = find_region(engine, gpa);
+        if (region) return region->memory_region;
+    }
+    return unicorn.find_memory_mapping(uc, gpa);
+}
+
+/* Replaces Unicorn's function of this name: the first code of a page is being translated. */
+EXPORT void tlb_protect_code_x86_64(void *uc, uint64_t ram_address) {
+    Engine *engine = current_engine;
+    if (engine && engine->uc == uc) {
+        uint64_t page = ram_address >> PAGE_SHIFT;
+        if (page < engine->code_page_count)
+            __atomic_fetch_or(&engine->code_pages[page / 64], UINT64_C(1) << (page % 64), __ATOMIC_SEQ_CST);
+    }
+    unicorn.tlb_protect_code(uc, ram_address);
+}
+
+static bool may_hold_code(const Engine *engine, uint64_t first, uint64_t last) {
+    for (uint64_t page = first; page <= last && page < engine->code_page_count;) {
+        uint64_t word = __atomic_load_n(&engine->code_pages[page / 64], __ATOMIC_SEQ_CST) >> (page % 64);
+        uint64_t left = last - page + 1;
+        if (left < 64 - page % 64) word &= (UINT64_C(1) << left) - 1;
+        if (word) return true;
+        page = (page | 63) + 1;
+    }
+    return false;
+}
+
+static const Region *ram_region(const Engine *engine, uint64_t gpa) {
+    for (int i = 0; i < engine->region_count; i++) {
+        const Region *region = &engine->regions[i];
+        if (region->is_ram && gpa >= region->start && gpa < region->end) return region;
+    }
+    return NULL;
+}
+
+/* Drop translations of guest RAM that a device has written; from any thread, before the guest can see the completion.
+ *
+ * The vCPU thread leaves its block at once, and enters no other before it has done the work: the kick word is tested at
+ * the start of each block, and it becomes visible before whatever the device stores next.
+ */
+void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
+    const Region *region = ram_region(engine, gpa);
+    if (!region || !length || !engine->uc) return;
+    uint64_t start = gpa - region->start + region->ram_address;
+    if (!may_hold_code(engine, start >> PAGE_SHIFT, (start + length - 1) >> PAGE_SHIFT)) return;
+    pthread_mutex_lock(&engine->lock);
+    if (engine->invalidation_count < MAX_INVALIDATIONS)
+        engine->invalidations[engine->invalidation_count++] = (Range){start, length};
+    else
+        engine->invalidate_all = true;
+    pthread_mutex_unlock(&engine->lock);
+    atomic_store(&engine->invalidations_pending, true);
+    engine_kick(engine);
+}
+
+static void forget_whole_pages(Engine *engine, Range range) {
+    uint64_t first = (range.start + 4095) >> PAGE_SHIFT, end = (range.start + range.length) >> PAGE_SHIFT;
+    for (uint64_t page = first; page < end && page < engine->code_page_count; page++)
+        __atomic_fetch_and(&engine->code_pages[page / 64], ~(UINT64_C(1) << (page % 64)), __ATOMIC_SEQ_CST);
+}
+
+/* Do what memory_invalidate() asked for; on the vCPU thread, outside of any block. */
+void memory_run_invalidations(Engine *engine) {
+    Range ranges[MAX_INVALIDATIONS];
+    pthread_mutex_lock(&engine->lock);
+    int count = engine->invalidation_count;
+    bool all = engine->invalidate_all;
+    memcpy(ranges, engine->invalidations, (size_t)count * sizeof *ranges);
+    engine->invalidation_count = 0;
+    engine->invalidate_all = false;
+    atomic_store(&engine->invalidations_pending, false);
+    pthread_mutex_unlock(&engine->lock);
+    engine->counters[COUNT_INVALIDATE]++;
+    if (all) {
+        unicorn.tb_flush(engine->cpu);
+        memset(engine->code_pages, 0, (engine->code_page_count + 63) / 64 * 8);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        unicorn.tb_invalidate_phys_range(engine->uc, ranges[i].start, ranges[i].start + ranges[i].length);
+        forget_whole_pages(engine, ranges[i]);
+    }
+}

@@ -1,0 +1,535 @@
+/* pyvm.native: the Python face of the engine. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { ARCH_X86 = 4, MODE_64 = 1 << 3 };
+enum { HOOK_INTR = 1 << 0, HOOK_INSN_INVALID = 1 << 14 };
+enum { REG_RIP = 41, REG_MSR = 248 };
+enum { MSR_MTRR_FIRST = 0x200, MSR_MTRR_LAST = 0x2ff };
+enum { CTL_USE_EXITS = 4, CTL_CPU_MODEL = 7, CTL_WRITE = 1 };
+enum { CPU_MODEL_QEMU64 = 0 }; /* its feature words are overwritten by set_features() */
+
+#define CTL(type, count) ((type) | (count) << 26 | CTL_WRITE << 30)
+
+typedef struct {
+    PyObject_HEAD
+    Engine engine;
+} EngineObject;
+
+/* ---- Exceptions of guest code */
+
+static void on_exception(void *uc, uint32_t number, void *data) {
+    Engine *engine = data;
+    (void)uc, (void)number;
+    if (FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT)) engine->env->eip = engine->soft_interrupt_eip;
+    unicorn.do_interrupt(engine->cpu);
+}
+
+static bool on_invalid_instruction(void *uc, void *data) {
+    on_exception(uc, 6, data);
+    return true;
+}
+
+/* ---- Life */
+
+static bool make_lock(Engine *engine) {
+    pthread_condattr_t attributes;
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&engine->wake, NULL);
+    pthread_cond_init(&engine->ticker_wake, &attributes);
+    pthread_condattr_destroy(&attributes);
+    return true;
+}
+
+static bool open_unicorn(Engine *engine) {
+    uintptr_t hook;
+    uint64_t rip = 0;
+    int error = unicorn.uc_open(ARCH_X86, MODE_64, &engine->uc);
+    if (!error) error = unicorn.uc_ctl(engine->uc, CTL(CTL_CPU_MODEL, 1), CPU_MODEL_QEMU64);
+    if (!error) error = unicorn.uc_ctl(engine->uc, CTL(CTL_USE_EXITS, 1), 1);
+    if (!error) error = unicorn.uc_reg_write(engine->uc, REG_RIP, &rip); /* makes the processor */
+    if (!error) error = unicorn.uc_hook_add(engine->uc, &hook, HOOK_INTR, (void *)on_exception, engine, 1, 0);
+    if (!error) error = unicorn.uc_hook_add(engine->uc, &hook, HOOK_INSN_INVALID, (void *)on_invalid_instruction, engine, 1, 0);
+    if (error) {
+        PyErr_Format(PyExc_RuntimeError, "cannot open the CPU engine: %s", unicorn.uc_strerror(error));
+        return false;
+    }
+    engine->cpu = FIELD(engine->uc, void *, UC_CPU);
+    engine->env = FIELD(engine->cpu, Env *, CPU_ENV_PTR);
+    return layout_check(engine);
+}
+
+static bool take_callbacks(Engine *engine, PyObject *callbacks) {
+    static const struct {
+        const char *name;
+        size_t offset;
+    } slots[] = {
+#define C(member) {#member, offsetof(Callbacks, member)}
+        C(port_read), C(port_write), C(mmio_read), C(mmio_write), C(acknowledge),
+        C(msr_read),  C(msr_write),  C(cr8_read),  C(cr8_write),
+#undef C
+    };
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+        PyObject *function = PyObject_GetAttrString(callbacks, slots[i].name);
+        if (!function) return false;
+        FIELD(&engine->callbacks, PyObject *, slots[i].offset) = function;
+    }
+    return true;
+}
+
+static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"vcpus", "callbacks", "tsc_hz", NULL};
+    Engine *engine = &self->engine;
+    PyObject *callbacks;
+    unsigned long long tsc_hz = 1000000000;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|K", names, &engine->vcpu_count, &callbacks, &tsc_hz)) return -1;
+    if (engine->uc) {
+        PyErr_SetString(PyExc_RuntimeError, "an Engine is made once");
+        return -1;
+    }
+    if (engine->vcpu_count < 1 || engine->vcpu_count > MAX_VCPUS || !tsc_hz) {
+        PyErr_Format(PyExc_ValueError, "an engine has 1 to %d vCPUs", MAX_VCPUS);
+        return -1;
+    }
+    make_lock(engine);
+    engine->tsc_hz = tsc_hz;
+    if (!unicorn.uc_open) {
+        PyErr_SetString(PyExc_RuntimeError, "libunicorn is not loaded");
+        return -1;
+    }
+    if (!open_unicorn(engine) || !take_callbacks(engine, callbacks)) return -1;
+    size_t size = (size_t)engine->vcpu_count * sizeof *engine->vcpus;
+    engine->vcpus = aligned_alloc(_Alignof(Vcpu), size);
+    if (!engine->vcpus) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(engine->vcpus, 0, size);
+    for (int i = 0; i < engine->vcpu_count; i++) {
+        memcpy(engine->vcpus[i].image, engine->env, ENV_STATE_SIZE);
+        engine->vcpus[i].activity = i ? WAIT_FOR_SIPI : RUNNING;
+        engine->vcpus[i].apic_id = (uint32_t)i;
+        atomic_init(&engine->vcpus[i].sipi_vector, -1);
+        image_reset(engine, engine->vcpus[i].image, true);
+    }
+    return 0;
+}
+
+static int engine_traverse(EngineObject *self, visitproc visit, void *arg) {
+    PyObject **callbacks = (PyObject **)&self->engine.callbacks;
+    for (size_t i = 0; i < sizeof self->engine.callbacks / sizeof *callbacks; i++) Py_VISIT(callbacks[i]);
+    Py_VISIT(self->engine.failure);
+    return 0;
+}
+
+static int engine_clear(EngineObject *self) {
+    PyObject **callbacks = (PyObject **)&self->engine.callbacks;
+    for (size_t i = 0; i < sizeof self->engine.callbacks / sizeof *callbacks; i++) Py_CLEAR(callbacks[i]);
+    Py_CLEAR(self->engine.failure);
+    return 0;
+}
+
+static void engine_dealloc(EngineObject *self) {
+    Engine *engine = &self->engine;
+    PyObject_GC_UnTrack(self);
+    engine_ticker_stop(engine);
+    if (engine->uc) unicorn.uc_close(engine->uc);
+    engine_clear(self);
+    free(engine->vcpus);
+    free(engine->code_pages);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Give the engine back.  Registers stay readable; whatever would need Unicorn does nothing from now on. */
+static PyObject *engine_close(EngineObject *self, PyObject *unused) {
+    Engine *engine = &self->engine;
+    (void)unused;
+    if (atomic_load(&engine->running)) {
+        PyErr_SetString(PyExc_RuntimeError, "the engine is running");
+        return NULL;
+    }
+    engine_ticker_stop(engine);
+    if (engine->uc) unicorn.uc_close(engine->uc);
+    engine->uc = engine->cpu = engine->env = NULL;
+    engine_clear(self);
+    Py_RETURN_NONE;
+}
+
+/* ---- Running */
+
+static PyObject *engine_run(EngineObject *self, PyObject *unused) {
+    Engine *engine = &self->engine;
+    (void)unused;
+    if (!engine->uc || atomic_exchange(&engine->running, true)) {
+        PyErr_SetString(PyExc_RuntimeError, "the engine is running");
+        return NULL;
+    }
+    engine->exit_reason = EXIT_STOPPED;
+    engine->thread_state = PyEval_SaveThread();
+    current_engine = engine;
+    engine->error = unicorn.uc_emu_start(engine->uc, engine->env->eip, 0, 0, 0);
+    vcpu_unload(engine);
+    current_engine = NULL;
+    PyEval_RestoreThread(engine->thread_state);
+    atomic_store(&engine->stop, false);
+    atomic_store(&engine->running, false);
+    if (engine->failure) {
+        PyObject *failure = engine->failure;
+        engine->failure = NULL;
+        PyErr_SetObject((PyObject *)Py_TYPE(failure), failure);
+        Py_DECREF(failure);
+        return NULL;
+    }
+    if (engine->exit_reason == EXIT_FAILED || engine->error) {
+        PyErr_Format(PyExc_RuntimeError, "the CPU engine failed: %s", unicorn.uc_strerror(engine->error));
+        return NULL;
+    }
+    return PyUnicode_FromString(engine->exit_reason == EXIT_TRIPLE_FAULT ? "triple-fault" : "stopped");
+}
+
+static PyObject *engine_stop(EngineObject *self, PyObject *unused) {
+    (void)unused;
+    atomic_store(&self->engine.stop, true);
+    engine_kick(&self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_set_clock(EngineObject *self, PyObject *value) {
+    long long offset = PyLong_AsLongLong(value);
+    if (PyErr_Occurred()) return NULL;
+    atomic_store(&self->engine.clock_offset, offset);
+    Py_RETURN_NONE;
+}
+
+/* ---- Interrupts, INIT and SIPI */
+
+static Vcpu *vcpu_argument(Engine *engine, int index) {
+    if (index >= 0 && index < engine->vcpu_count) return &engine->vcpus[index];
+    PyErr_Format(PyExc_IndexError, "there is no vCPU %d", index);
+    return NULL;
+}
+
+static PyObject *engine_interrupt(EngineObject *self, PyObject *args) {
+    int index, level;
+    if (!PyArg_ParseTuple(args, "ip", &index, &level)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    atomic_store(&vcpu->interrupt, level);
+    if (level) engine_kick(&self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_nmi(EngineObject *self, PyObject *args) {
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    atomic_store(&vcpu->nmi, true);
+    engine_kick(&self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_initialize(EngineObject *self, PyObject *args) {
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    atomic_store(&vcpu->sipi_vector, -1);
+    atomic_store(&vcpu->init, true);
+    engine_kick(&self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_startup(EngineObject *self, PyObject *args) {
+    int index, vector;
+    if (!PyArg_ParseTuple(args, "ii", &index, &vector)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    atomic_store(&vcpu->sipi_vector, vector & 0xff);
+    engine_kick(&self->engine);
+    Py_RETURN_NONE;
+}
+
+/* ---- State of a stopped engine */
+
+static bool require_stopped(Engine *engine) {
+    if (engine->uc && !atomic_load(&engine->running)) return true;
+    PyErr_SetString(PyExc_RuntimeError, engine->uc ? "the engine is running" : "the engine is closed");
+    return false;
+}
+
+static PyObject *engine_reset_vcpu(EngineObject *self, PyObject *args) {
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index) || !require_stopped(&self->engine)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    image_reset(&self->engine, vcpu->image, true);
+    vcpu->activity = index ? WAIT_FOR_SIPI : RUNNING;
+    vcpu->nmi_pending = false;
+    atomic_store(&vcpu->nmi, false);
+    atomic_store(&vcpu->init, false);
+    atomic_store(&vcpu->sipi_vector, -1);
+    Py_RETURN_NONE;
+}
+
+static const char *const activities[] = {"running", "halted", "wait-for-sipi"};
+
+static PyObject *engine_get_state(EngineObject *self, PyObject *args) {
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index) || !require_stopped(&self->engine)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    PyObject *values = image_get(vcpu->image);
+    if (!values) return NULL;
+    bool nmi = vcpu->nmi_pending || atomic_load(&vcpu->nmi);
+    PyObject *more = Py_BuildValue("{s:s,s:O,s:O,s:i}", "activity", activities[vcpu->activity], "nmi_pending",
+                                   nmi ? Py_True : Py_False, "init_pending",
+                                   atomic_load(&vcpu->init) ? Py_True : Py_False, "sipi_vector",
+                                   atomic_load(&vcpu->sipi_vector));
+    if (!more || PyDict_Update(values, more)) Py_CLEAR(values);
+    Py_XDECREF(more);
+    return values;
+}
+
+static bool set_activity(Vcpu *vcpu, PyObject *name) {
+    if (!name) return true;
+    for (int i = 0; i < 3; i++)
+        if (PyUnicode_Check(name) && !PyUnicode_CompareWithASCIIString(name, activities[i])) {
+            vcpu->activity = (Activity)i;
+            return true;
+        }
+    PyErr_SetString(PyExc_ValueError, "activity: unknown");
+    return false;
+}
+
+static PyObject *engine_set_state(EngineObject *self, PyObject *args) {
+    int index;
+    PyObject *values;
+    if (!PyArg_ParseTuple(args, "iO!", &index, &PyDict_Type, &values) || !require_stopped(&self->engine)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu || !image_set(vcpu->image, values) || !set_activity(vcpu, PyDict_GetItemString(values, "activity"))) return NULL;
+    PyObject *nmi = PyDict_GetItemString(values, "nmi_pending"), *init = PyDict_GetItemString(values, "init_pending");
+    PyObject *sipi = PyDict_GetItemString(values, "sipi_vector");
+    if (nmi) vcpu->nmi_pending = PyObject_IsTrue(nmi);
+    if (init) atomic_store(&vcpu->init, PyObject_IsTrue(init));
+    if (sipi) atomic_store(&vcpu->sipi_vector, (int)PyLong_AsLong(sipi));
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* A register that all vCPUs share: the MTRRs, which nothing here depends on but which must read as they were written. */
+static PyObject *engine_set_shared_msr(EngineObject *self, PyObject *args) {
+    struct {
+        uint32_t index;
+        uint64_t value;
+    } msr;
+    unsigned long long value;
+    if (!PyArg_ParseTuple(args, "IK", &msr.index, &value) || !require_stopped(&self->engine)) return NULL;
+    msr.value = value;
+    if (msr.index < MSR_MTRR_FIRST || msr.index > MSR_MTRR_LAST || unicorn.uc_reg_write(self->engine.uc, REG_MSR, &msr)) {
+        PyErr_Format(PyExc_ValueError, "no shared MSR %x", msr.index);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* The A20 gate; may be called by the vCPU thread while guest code runs, or while the engine is stopped. */
+static PyObject *engine_set_a20(EngineObject *self, PyObject *value) {
+    Engine *engine = &self->engine;
+    int enabled = PyObject_IsTrue(value);
+    if (enabled < 0) return NULL;
+    int32_t mask = enabled ? -1 : ~(1 << 20);
+    for (int i = 0; i < engine->vcpu_count; i++) ((Env *)engine->vcpus[i].image)->a20_mask = mask;
+    if (engine->loaded) {
+        engine->env->a20_mask = mask;
+        unicorn.tlb_flush(engine->cpu);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- CPU model */
+
+static PyObject *engine_set_cpuid(EngineObject *self, PyObject *entries) {
+    Engine *engine = &self->engine;
+    PyObject *sequence = PySequence_Fast(entries, "a sequence of 6-tuples is needed");
+    if (!sequence) return NULL;
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    bool done = count <= CPUID_CACHE;
+    if (!done) PyErr_SetString(PyExc_ValueError, "too many CPUID entries");
+    for (Py_ssize_t i = 0; done && i < count; i++) {
+        CpuidEntry *entry = &engine->cpuid[i];
+        done = PyArg_ParseTuple(PySequence_Fast_GET_ITEM(sequence, i), "IIIIII", &entry->leaf, &entry->subleaf, &entry->eax,
+                                &entry->ebx, &entry->ecx, &entry->edx);
+    }
+    Py_DECREF(sequence);
+    if (!done) return NULL;
+    engine->cpuid_count = (int)count;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_set_apic_id(EngineObject *self, PyObject *args) {
+    int index;
+    unsigned id;
+    if (!PyArg_ParseTuple(args, "iI", &index, &id)) return NULL;
+    Vcpu *vcpu = vcpu_argument(&self->engine, index);
+    if (!vcpu) return NULL;
+    vcpu->apic_id = id;
+    Py_RETURN_NONE;
+}
+
+/* The feature words by which the translator accepts instructions. */
+static PyObject *engine_set_features(EngineObject *self, PyObject *args) {
+    int word;
+    unsigned long long bits;
+    if (!PyArg_ParseTuple(args, "iK", &word, &bits)) return NULL;
+    if (!self->engine.uc || word < 0 || word >= FEATURE_WORDS) {
+        PyErr_SetString(PyExc_IndexError, "no such feature word");
+        return NULL;
+    }
+    FIELD(self->engine.env, uint64_t, ENV_FEATURES + 8 * word) = bits;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_get_features(EngineObject *self, PyObject *args) {
+    int word;
+    if (!PyArg_ParseTuple(args, "i", &word)) return NULL;
+    if (!self->engine.uc || word < 0 || word >= FEATURE_WORDS) {
+        PyErr_SetString(PyExc_IndexError, "no such feature word");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(FIELD(self->engine.env, uint64_t, ENV_FEATURES + 8 * word));
+}
+
+/* ---- Memory */
+
+static PyObject *engine_map_ram(EngineObject *self, PyObject *args) {
+    unsigned long long gpa, offset, size;
+    Py_buffer buffer;
+    int writable;
+    if (!PyArg_ParseTuple(args, "Kw*KKp", &gpa, &buffer, &offset, &size, &writable)) return NULL;
+    bool inside = offset <= (size_t)buffer.len && size <= (size_t)buffer.len - offset;
+    if (!inside) PyErr_SetString(PyExc_ValueError, "the range is not in the buffer");
+    bool done = inside && require_stopped(&self->engine) &&
+                memory_map_ram(&self->engine, gpa, size, (char *)buffer.buf + offset, writable);
+    PyBuffer_Release(&buffer); /* the machine keeps the mapping alive as long as the engine */
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_map_io(EngineObject *self, PyObject *args) {
+    unsigned long long gpa, size;
+    if (!PyArg_ParseTuple(args, "KK", &gpa, &size) || !require_stopped(&self->engine)) return NULL;
+    if (!memory_map_io(&self->engine, gpa, size)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_unmap(EngineObject *self, PyObject *args) {
+    unsigned long long gpa, size;
+    if (!PyArg_ParseTuple(args, "KK", &gpa, &size) || !require_stopped(&self->engine)) return NULL;
+    if (!memory_unmap(&self->engine, gpa, size)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "invalidate(gpa, length)");
+        return NULL;
+    }
+    unsigned long long gpa = PyLong_AsUnsignedLongLong(args[0]), length = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred()) return NULL;
+    memory_invalidate(&self->engine, gpa, length);
+    Py_RETURN_NONE;
+}
+
+/* ---- Figures */
+
+static PyObject *engine_counters(EngineObject *self, PyObject *unused) {
+    const uint64_t *c = self->engine.counters;
+    (void)unused;
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "port", c[COUNT_PORT], "mmio", c[COUNT_MMIO], "interrupt",
+                         c[COUNT_INTERRUPT], "switch", c[COUNT_SWITCH], "msr", c[COUNT_MSR], "halt", c[COUNT_HALT],
+                         "invalidate", c[COUNT_INVALIDATE]);
+}
+
+static PyObject *engine_current(EngineObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(self->engine.current);
+}
+
+static PyMethodDef engine_methods[] = {
+    {"run", (PyCFunction)engine_run, METH_NOARGS, "run() -> str\n\nRun guest code until stop() or a triple fault; says which."},
+    {"close", (PyCFunction)engine_close, METH_NOARGS, "close()\n\nGive the engine back; it must not be running."},
+    {"stop", (PyCFunction)engine_stop, METH_NOARGS, "stop()\n\nLet run() return soon; from any thread."},
+    {"set_clock", (PyCFunction)engine_set_clock, METH_O, "set_clock(ns)\n\nGuest time less host monotonic time, for the TSC."},
+    {"interrupt", (PyCFunction)engine_interrupt, METH_VARARGS, "interrupt(vcpu, level)\n\nDrive INTR of a vCPU; any thread."},
+    {"nmi", (PyCFunction)engine_nmi, METH_VARARGS, "nmi(vcpu)\n\nAn NMI edge; from any thread."},
+    {"init", (PyCFunction)engine_initialize, METH_VARARGS, "init(vcpu)\n\nINIT; from any thread."},
+    {"startup", (PyCFunction)engine_startup, METH_VARARGS, "startup(vcpu, vector)\n\nSIPI; from any thread."},
+    {"reset_vcpu", (PyCFunction)engine_reset_vcpu, METH_VARARGS, "reset_vcpu(vcpu)\n\nThe state after power-on."},
+    {"get_state", (PyCFunction)engine_get_state, METH_VARARGS, "get_state(vcpu) -> dict of registers"},
+    {"set_state", (PyCFunction)engine_set_state, METH_VARARGS, "set_state(vcpu, dict)\n\nTake over the registers named."},
+    {"set_shared_msr", (PyCFunction)engine_set_shared_msr, METH_VARARGS, "set_shared_msr(index, value)\n\nAn MTRR."},
+    {"set_a20", (PyCFunction)engine_set_a20, METH_O, "set_a20(enabled)\n\nThe A20 gate of all vCPUs."},
+    {"set_cpuid", (PyCFunction)engine_set_cpuid, METH_O,
+     "set_cpuid(entries)\n\nTuples (leaf, subleaf, eax, ebx, ecx, edx); subleaf 0xffffffff stands for any."},
+    {"set_apic_id", (PyCFunction)engine_set_apic_id, METH_VARARGS, "set_apic_id(vcpu, id)\n\nFor CPUID; the index at first."},
+    {"set_features", (PyCFunction)engine_set_features, METH_VARARGS, "set_features(word, bits)\n\nFor the translator."},
+    {"get_features", (PyCFunction)engine_get_features, METH_VARARGS, "get_features(word) -> int"},
+    {"map_ram", (PyCFunction)engine_map_ram, METH_VARARGS, "map_ram(gpa, buffer, offset, size, writable)"},
+    {"map_io", (PyCFunction)engine_map_io, METH_VARARGS, "map_io(gpa, size)\n\nAccesses call mmio_read and mmio_write."},
+    {"unmap", (PyCFunction)engine_unmap, METH_VARARGS, "unmap(gpa, size)\n\nTake away what was mapped with these values."},
+    {"invalidate", (PyCFunction)(void (*)(void))engine_invalidate, METH_FASTCALL,
+     "invalidate(gpa, length)\n\nDrop translations of RAM that a device wrote; from any thread."},
+    {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef engine_properties[] = {
+    {"current", (getter)engine_current, NULL, "The vCPU that has the engine.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyTypeObject engine_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "pyvm.native.Engine",
+    .tp_doc = "Engine(vcpus, callbacks, tsc_hz=10**9)\n\nThe vCPUs of one machine, taking turns on one Unicorn engine.",
+    .tp_basicsize = sizeof(EngineObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_traverse = (traverseproc)engine_traverse,
+    .tp_clear = (inquiry)engine_clear,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)engine_init,
+    .tp_dealloc = (destructor)engine_dealloc,
+    .tp_methods = engine_methods,
+    .tp_getset = engine_properties,
+};
+
+static PyObject *module_load(PyObject *module, PyObject *path) {
+    (void)module;
+    const char *name = PyUnicode_AsUTF8(path);
+    if (!name || !unicorn_load(name)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+    {"load", module_load, METH_O, "load(path)\n\nLoad libunicorn; once, and before anything else has."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "pyvm.native",
+    .m_doc = "The half of a PC processor that Unicorn leaves out.",
+    .m_size = -1,
+    .m_methods = module_methods,
+};
+
+PyMODINIT_FUNC PyInit_native(void) {
+    if (PyType_Ready(&engine_type)) return NULL;
+    PyObject *self = PyModule_Create(&module);
+    if (self && PyModule_AddObjectRef(self, "Engine", (PyObject *)&engine_type)) Py_CLEAR(self);
+    return self;
+}
