@@ -1,0 +1,1 @@
+"""What firmware does before an operating system runs: boot protocols and the tables that describe the machine."""

@@ -1,0 +1,210 @@
+"""SMBIOS tables: what the machine is called and made of.
+
+DMTF DSP0134, System Management BIOS Reference Specification 2.8, section 5.2.1 (entry point) and chapter 7
+(structures).  The set is that of the PC machine: BIOS, system, chassis, processors, memory, boot status, end.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from pyvm.firmware.acpi import checksum
+from pyvm.firmware.errors import BootError
+from pyvm.firmware.machine_info import MachineInfo
+from pyvm.memory import FOUR_GIB
+
+VERSION = (2, 8)
+ENTRY_POINT_SIZE = 31
+_BCD_REVISION = 0x28
+
+BIOS, SYSTEM, CHASSIS, PROCESSOR = 0, 1, 3, 4
+MEMORY_ARRAY, MEMORY_DEVICE, ARRAY_ADDRESS, BOOT_STATUS, END = 16, 17, 19, 32, 127
+
+_HANDLE_BIOS = 0x0000
+_HANDLE_SYSTEM = 0x0100
+_HANDLE_CHASSIS = 0x0300
+_HANDLE_PROCESSOR = 0x0400
+_HANDLE_ARRAY = 0x1000
+_HANDLE_DEVICE = 0x1100
+_HANDLE_ADDRESS = 0x1300
+_HANDLE_BOOT = 0x2000
+_HANDLE_END = 0x7F00
+
+_NO_HANDLE = 0xFFFF  # cache not there
+_NO_ERROR_INFORMATION = 0xFFFE
+_OTHER, _UNKNOWN, _SAFE = 1, 2, 3
+_CENTRAL_PROCESSOR = 3
+_CHARACTERISTICS_UNKNOWN = 1 << 1
+_SOCKET_ENABLED = 0x41
+_SPEED_MHZ = 2000
+_WAKE_BY_POWER_SWITCH = 6
+_SYSTEM_MEMORY = 3
+_MULTI_BIT_ECC = 6
+_FORM_DIMM, _TYPE_RAM, _DETAIL_OTHER = 9, 7, 1 << 1
+_BIOS_CHARACTERISTICS_UNSUPPORTED = 1 << 3
+_BIOS_IS_VIRTUAL = 0x10
+_BIOS_SEGMENT = 0xE800
+_BIOS_ROM_64K = 0
+_DIMM_SIZE = 16 << 30
+_LARGEST_SMALL_DEVICE = 0x7FFF  # MiB; more goes to the extended size
+_LARGEST_SMALL_ARRAY = 0x80000000  # KiB
+_LARGEST_COUNT = 0xFF
+_LARGEST_TABLE = 0xFFFF
+
+
+@dataclass(frozen=True)
+class SmbiosTables:
+    """The structures, and what the entry point says of them."""
+
+    structures: bytes
+    count: int
+    largest: int
+
+    def entry_point(self, address: int) -> bytes:
+        """Return the 32-bit entry point for structures at physical address `address`."""
+        intermediate = bytearray(struct.pack("<5sBHIHB", b"_DMI_", 0, len(self.structures), address, self.count, 0))
+        intermediate[-1] = _BCD_REVISION
+        intermediate[5] = checksum(intermediate)
+        head = bytearray(struct.pack("<4sBBBBHB5x", b"_SM_", 0, ENTRY_POINT_SIZE, *VERSION, self.largest, 0))
+        head[4] = checksum(head + intermediate)
+        return bytes(head + intermediate)
+
+
+class _Structure:
+    """One structure in the making: fixed fields, then its strings."""
+
+    def __init__(self, kind: int, handle: int) -> None:
+        self._kind = kind
+        self._handle = handle
+        self._fields = bytearray()
+        self._strings: list[bytes] = []
+
+    def pack(self, layout: str, *values: int | bytes) -> None:
+        """Append fields."""
+        self._fields += struct.pack("<" + layout, *values)
+
+    def text(self, text: str) -> None:
+        """Append a string field: the number of the string, 0 for an empty one."""
+        data = text.encode("utf-8", "replace").replace(b"\0", b"")
+        if not data:
+            self._fields.append(0)
+            return
+        if data not in self._strings:
+            self._strings.append(data)
+        self._fields.append(self._strings.index(data) + 1)
+
+    def finish(self) -> bytes:
+        """Return the structure with its string set."""
+        head = struct.pack("<BBH", self._kind, 4 + len(self._fields), self._handle)
+        strings = b"".join(text + b"\0" for text in self._strings) or b"\0"
+        return head + bytes(self._fields) + strings + b"\0"
+
+
+def build(info: MachineInfo) -> SmbiosTables:
+    """Build the tables of the machine `info` describes; raises :class:`BootError` where they grow too long."""
+    structures = [_bios(info), _system(info), _chassis(info)]
+    structures += [_processor(info, number) for number in range(info.sockets)]
+    devices = max(1, -(-info.ram_size // _DIMM_SIZE))
+    structures.append(_memory_array(info, devices))
+    structures += [_memory_device(info, number) for number in range(devices)]
+    structures.append(_array_address(0, 0, info.low_ram_end, devices))
+    if info.high_ram_end > FOUR_GIB:
+        structures.append(_array_address(1, FOUR_GIB, info.high_ram_end, devices))
+    boot = _Structure(BOOT_STATUS, _HANDLE_BOOT)
+    boot.pack("6xB", 0)
+    structures.append(boot.finish())
+    structures.append(_Structure(END, _HANDLE_END).finish())
+    data = b"".join(structures)
+    if len(data) > _LARGEST_TABLE:
+        raise BootError(f"the SMBIOS tables take {len(data)} bytes, {_LARGEST_TABLE} at most are possible")
+    return SmbiosTables(data, len(structures), max(map(len, structures)))
+
+
+def _bios(info: MachineInfo) -> bytes:
+    table = _Structure(BIOS, _HANDLE_BIOS)
+    table.text(info.system.bios_vendor)
+    table.text(info.system.bios_version)
+    table.pack("H", _BIOS_SEGMENT)
+    table.text(info.system.bios_date)
+    table.pack("BQ", _BIOS_ROM_64K, _BIOS_CHARACTERISTICS_UNSUPPORTED)
+    table.pack("BBBBBB", 0, _BIOS_IS_VIRTUAL, 0, 0, 0xFF, 0xFF)
+    return table.finish()
+
+
+def _system(info: MachineInfo) -> bytes:
+    table = _Structure(SYSTEM, _HANDLE_SYSTEM)
+    table.text(info.system.manufacturer)
+    table.text(info.system.product)
+    table.text(info.system.version)
+    table.text(info.system.serial)
+    table.pack("16sB", _little_endian_uuid(info.system.uuid), _WAKE_BY_POWER_SWITCH)
+    table.text(info.system.sku)
+    table.text(info.system.family)
+    return table.finish()
+
+
+def _little_endian_uuid(uuid: bytes) -> bytes:
+    """Return the UUID with its first three fields little-endian, as SMBIOS 2.6 and later have it."""
+    return uuid[3::-1] + uuid[5:3:-1] + uuid[7:5:-1] + uuid[8:]
+
+
+def _chassis(info: MachineInfo) -> bytes:
+    table = _Structure(CHASSIS, _HANDLE_CHASSIS)
+    table.text(info.system.manufacturer)
+    table.pack("B", _OTHER)
+    table.text(info.system.version)
+    table.text("")
+    table.text("")
+    table.pack("BBBBIBBBBB", _SAFE, _SAFE, _SAFE, _UNKNOWN, 0, 0, 0, 0, 0, 0)
+    return table.finish()
+
+
+def _processor(info: MachineInfo, number: int) -> bytes:
+    table = _Structure(PROCESSOR, _HANDLE_PROCESSOR + number)
+    cores = min(info.cores_per_socket, _LARGEST_COUNT)
+    threads = min(info.cores_per_socket * info.threads_per_core, _LARGEST_COUNT)
+    table.text(f"CPU {number}")
+    table.pack("BB", _CENTRAL_PROCESSOR, _OTHER)
+    table.text(info.system.manufacturer)
+    table.pack("II", info.cpu_signature, info.cpu_features)
+    table.text(info.system.version)
+    table.pack("BHHHBB", 0, 0, _SPEED_MHZ, _SPEED_MHZ, _SOCKET_ENABLED, _OTHER)
+    table.pack("HHH", _NO_HANDLE, _NO_HANDLE, _NO_HANDLE)
+    table.pack("BBB", 0, 0, 0)  # serial number, asset tag, part number
+    table.pack("BBBHH", cores, cores, threads, _CHARACTERISTICS_UNKNOWN, _OTHER)
+    return table.finish()
+
+
+def _memory_array(info: MachineInfo, devices: int) -> bytes:
+    table = _Structure(MEMORY_ARRAY, _HANDLE_ARRAY)
+    kib = info.ram_size >> 10
+    small, extended = (kib, 0) if kib < _LARGEST_SMALL_ARRAY else (_LARGEST_SMALL_ARRAY, info.ram_size)
+    table.pack("BBBI", _OTHER, _SYSTEM_MEMORY, _MULTI_BIT_ECC, small)
+    table.pack("HHQ", _NO_ERROR_INFORMATION, devices, extended)
+    return table.finish()
+
+
+def _memory_device(info: MachineInfo, number: int) -> bytes:
+    table = _Structure(MEMORY_DEVICE, _HANDLE_DEVICE + number)
+    mib = min(_DIMM_SIZE, info.ram_size - number * _DIMM_SIZE) >> 20
+    small, extended = (mib, 0) if mib < _LARGEST_SMALL_DEVICE else (_LARGEST_SMALL_DEVICE, mib)
+    table.pack("HHHHHBB", _HANDLE_ARRAY, _NO_ERROR_INFORMATION, 0xFFFF, 0xFFFF, small, _FORM_DIMM, 0)
+    table.text(f"DIMM {number}")
+    table.text("")
+    table.pack("BHH", _TYPE_RAM, _DETAIL_OTHER, 0)
+    table.text(info.system.manufacturer)
+    table.pack("BBBBIHHHH", 0, 0, 0, 0, extended, 0, 0, 0, 0)
+    return table.finish()
+
+
+def _array_address(number: int, start: int, end: int, devices: int) -> bytes:
+    """Where a run of RAM is, in KiB, or in bytes where that does not fit."""
+    table = _Structure(ARRAY_ADDRESS, _HANDLE_ADDRESS + number)
+    first, last = start >> 10, (end >> 10) - 1
+    partition_width = min(devices, _LARGEST_COUNT)
+    if last < 0xFFFFFFFF:
+        table.pack("IIHBQQ", first, last, _HANDLE_ARRAY, partition_width, 0, 0)
+    else:
+        table.pack("IIHBQQ", 0xFFFFFFFF, 0xFFFFFFFF, _HANDLE_ARRAY, partition_width, start, end - 1)
+    return table.finish()
