@@ -1,0 +1,1 @@
+"""The QMP monitor: wire protocol, schema as data, and the commands by chapter."""
