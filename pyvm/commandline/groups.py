@@ -1,0 +1,60 @@
+"""The parameters of each option that takes any: their names and kinds, as data."""
+
+from __future__ import annotations
+
+from pyvm.options import Group, Kind
+
+
+def _kinds(**names: str) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for kind in ("string", "boolean", "number", "size"):
+        kinds.update(dict.fromkeys(names.get(kind, "").split(), kind))
+    return kinds
+
+
+def _groups() -> dict[str, Group]:
+    groups = (
+        Group("accel", "accel", _kinds(string="accel thread", number="tb-size", boolean="split-wx one-insn-per-tb")),
+        Group("action", None, _kinds(string="reboot shutdown panic watchdog")),
+        Group("audiodev", "driver", strict=True),
+        Group(
+            "boot-opts",
+            "order",
+            _kinds(string="order once splash reboot-timeout", boolean="menu strict", number="splash-time"),
+            strict=True,
+        ),
+        Group("chardev", "backend"),
+        Group(
+            "compat",
+            None,
+            _kinds(string="deprecated-input deprecated-output unstable-input unstable-output"),
+            strict=True,
+        ),
+        Group("device", "driver"),
+        Group(
+            "drive",
+            None,
+            _kinds(
+                string="id file format if media cache discard detect-zeroes werror rerror aio driver node-name serial",
+                boolean="read-only snapshot copy-on-read cache.writeback cache.direct cache.no-flush auto-read-only "
+                "force-share",
+                number="index bus unit",
+            ),
+            aliases={"readonly": "read-only"},
+        ),
+        Group("fw_cfg", "name", _kinds(string="name file string gen_id")),
+        Group("global", None, _kinds(string="driver property value")),
+        Group("machine", "type", strict=True, aliases={"kernel_irqchip": "kernel-irqchip"}),
+        Group("memory", "size", _kinds(size="size maxmem", number="slots")),
+        Group("mon", "chardev", _kinds(string="chardev mode", boolean="pretty")),
+        Group("msg", None, _kinds(boolean="timestamp guest-name")),
+        Group("name", "guest", _kinds(string="guest process", boolean="debug-threads")),
+        Group("object", "qom-type", strict=True),
+        Group("overcommit", None, _kinds(boolean="mem-lock cpu-pm")),
+        Group("rtc", None, _kinds(string="base clock driftfix")),
+        Group("smp-opts", "cpus", _kinds(number="cpus maxcpus sockets dies clusters cores threads"), strict=True),
+    )
+    return {group.name: group for group in groups}
+
+
+GROUPS: dict[str, Group] = _groups()

@@ -1,0 +1,142 @@
+"""Every command line option, as data: its parameters, what becomes of it, and its line of help.
+
+The command line reader, the help text and the check for options that pyvm does not have are all made from this table.
+Options that QEMU has and pyvm does not are listed too, so that the answer to them can say so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Handling = Literal["merge", "add", "flag", "value", "monitor", "serial", "alias", "call", "harmless", "missing"]
+
+
+class OptionSpec:
+    """One option.
+
+    `handling` says what becomes of it: ``merge`` joins all its uses in one record of group `target`, ``add`` makes a
+    record of that group for each, ``flag`` sets and ``value`` keeps something under the name `target`, ``monitor``
+    and ``serial`` keep each use in order, ``alias`` stands for the option text in `target`, ``call`` is carried out
+    when it is met, ``harmless`` may be given and changes nothing in pyvm, ``missing`` is not there yet.
+    """
+
+    __slots__ = ("arguments", "handling", "help", "name", "section", "target")
+
+    def __init__(self, section: str, name: str, arguments: str, handling: Handling, target: str, text: str) -> None:
+        self.section = section
+        self.name = name
+        self.arguments = arguments
+        self.handling = handling
+        self.target = target
+        self.help = text
+
+
+SECTIONS = {
+    "machine": "Machine",
+    "boot": "Booting",
+    "devices": "Devices, disks and back ends",
+    "chardev": "Consoles, sockets and monitors",
+    "run": "Running",
+}
+
+_PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
+    ("machine", "machine", "[type=]NAME[,PROPERTY=VALUE...]", "merge", "machine",
+     "the machine (default pc; '-machine help' lists them); properties: acpi, hpet, memory-backend"),
+    ("machine", "M", "NAME", "alias", "machine", "short for -machine"),
+    ("machine", "accel", "[accel=]tcg[,thread=single|multi]", "add", "accel", "what runs guest code; only tcg"),
+    ("machine", "cpu", "MODEL[,+FEATURE][,-FEATURE][,PROPERTY=VALUE]", "value", "cpu",
+     "the CPU model (default qemu64; '-cpu help' lists them), with features switched on or off"),
+    ("machine", "smp", "[cpus=]N[,maxcpus=N][,sockets=N][,dies=N][,cores=N][,threads=N]", "merge", "smp-opts",
+     "how many CPUs, and their topology"),
+    ("machine", "m", "[size=]SIZE[,slots=N,maxmem=SIZE]", "merge", "memory",
+     "guest RAM in MiB, or with a suffix k, M, G or T (default 128)"),
+    ("machine", "uuid", "UUID", "value", "uuid", "the machine's UUID"),
+    ("machine", "name", "[guest=]NAME[,process=NAME][,debug-threads=on|off]", "merge", "name",
+     "names for the guest, the process and its threads"),
+    ("machine", "rtc", "[base=utc|localtime|DATE][,clock=host|rt|vm]", "merge", "rtc",
+     "where the guest's clock starts, and what makes it go"),
+    ("machine", "no-acpi", "", "alias", "machine acpi=off", "short for -machine acpi=off"),
+    ("machine", "no-hpet", "", "alias", "machine hpet=off", "short for -machine hpet=off"),
+    ("machine", "nodefaults", "", "flag", "nodefaults", "no devices but those asked for"),
+    ("boot", "kernel", "FILE", "value", "kernel", "boot this Linux (bzImage, vmlinux), PVH or multiboot kernel"),
+    ("boot", "initrd", "FILE", "value", "initrd", "the kernel's initial RAM disk"),
+    ("boot", "append", "TEXT", "value", "append", "the kernel's command line"),
+    ("boot", "boot", "[order=DRIVES][,once=DRIVES][,strict=on|off]", "merge", "boot-opts",
+     "which drives to boot from: a, b floppies, c disk, d CD-ROM, n network"),
+    ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
+    ("devices", "device", "MODEL[,PROPERTY=VALUE...]", "add", "device",
+     "plug in a device ('-device help' lists the models, '-device MODEL,help' its properties)"),
+    ("devices", "drive", "file=FILE[,format=raw][,if=virtio|none][,id=ID][,readonly=on]", "add", "drive",
+     "a disk image, with a device for it unless if=none"),
+    ("devices", "object", "TYPE,id=ID[,PROPERTY=VALUE...]", "add", "object",
+     "a helper object such as rng-random or memory-backend-ram ('-object help' lists the types)"),
+    ("devices", "global", "MODEL.PROPERTY=VALUE", "add", "global", "another default for a property of a device model"),
+    ("devices", "set", "GROUP.ID.PROPERTY=VALUE", "call", "set", "change a parameter of an option given before"),
+    ("devices", "audiodev", "none,id=ID", "add", "audiodev", "an audio back end; only the silent one"),
+    ("devices", "net", "none", "call", "net", "no network card (there is none by default)"),
+    ("devices", "nic", "none", "call", "nic", "no network card (there is none by default)"),
+    ("chardev", "chardev", "BACKEND,id=ID[,PARAMETER=VALUE...]", "add", "chardev",
+     "a back end for consoles, ports and monitors ('-chardev help' lists them)"),
+    ("chardev", "serial", "BACKEND", "serial", "serial",
+     "the next serial port: none, null, stdio, mon:stdio, pty, unix:PATH, tcp:HOST:PORT, file:PATH, chardev:ID"),
+    ("chardev", "monitor", "BACKEND", "monitor", "readline", "a monitor for people on a back end as for -serial"),
+    ("chardev", "qmp", "BACKEND", "monitor", "control",
+     "a QMP monitor on a back end as for -serial; unix:PATH alone listens there, or connects where somebody listens"),
+    ("chardev", "qmp-pretty", "BACKEND", "monitor", "pretty", "a QMP monitor with indented answers"),
+    ("chardev", "mon", "[chardev=]ID[,mode=readline|control][,pretty=on|off]", "monitor", "mon",
+     "a monitor on a -chardev"),
+    ("chardev", "debugcon", "BACKEND", "value", "debugcon", "connect the debug console at port 0xe9"),
+    ("chardev", "parallel", "none", "call", "parallel", "the parallel port; only none"),
+    ("chardev", "echr", "NUMBER", "value", "echr", "the escape character of the terminal (default 1, Ctrl-A)"),
+    ("chardev", "nographic", "", "flag", "nographic", "serial port and monitor on the terminal"),
+    ("chardev", "display", "none", "value", "display", "the display; only none"),
+    ("chardev", "vga", "none", "value", "vga", "the graphics card; only none"),
+    ("run", "S", "", "flag", "start_paused", "do not start the guest until 'cont'"),
+    ("run", "no-reboot", "", "alias", "action reboot=shutdown", "end instead of rebooting"),
+    ("run", "no-shutdown", "", "alias", "action shutdown=pause", "stop instead of ending when the guest shuts down"),
+    ("run", "action", "[reboot=reset|shutdown][,shutdown=poweroff|pause][,panic=ACTION][,watchdog=ACTION]", "merge",
+     "action", "what follows these events"),
+    ("run", "watchdog-action", "ACTION", "alias", "action watchdog=", "short for -action watchdog=ACTION"),
+    ("run", "daemonize", "", "flag", "daemonize", "go to the background once all is set up"),
+    ("run", "pidfile", "FILE", "value", "pidfile", "write the process ID to a file, which ends with the process"),
+    ("run", "msg", "[timestamp=on|off][,guest-name=on|off]", "merge", "msg", "what stands before error messages"),
+    ("run", "readconfig", "FILE", "call", "readconfig", "read options from a file"),
+    ("run", "h", "", "call", "help", "this text"),
+    ("run", "help", "", "call", "help", "this text"),
+    ("run", "version", "", "call", "version", "the version"),
+    ("run", "sandbox", "off", "call", "sandbox", "only off"),
+    ("run", "overcommit", "[mem-lock=off][,cpu-pm=off]", "merge", "overcommit", "only off"),
+    ("run", "compat", "[deprecated-input=accept][,...]", "merge", "compat", "only the defaults"),
+)  # fmt: skip
+
+# Options that change nothing which pyvm has: no user configuration, no firmware files, no keyboard layout to apply.
+_HARMLESS = {
+    "no-user-config": "",
+    "L": "DIRECTORY",
+    "k": "LAYOUT",
+    "async-teardown": "",
+}
+
+_MISSING_FLAGS = (
+    "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen mem-prealloc no-fd-bootchk only-migratable "
+    "portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict"
+)
+_MISSING_WITH_ARGUMENT = (
+    "acpitable add-fd audio bios blockdev cdrom chroot d D dfilter dtb fda fdb fsdev gdb hda hdb hdc hdd icount "
+    "incoming iscsi loadvm mem-path mtdblock netdev numa option-rom pflash plugin rotate runas sd seed smbios spice "
+    "tpmdev trace usbdevice virtfs vnc xen-domid"
+)
+
+
+def _build() -> dict[str, OptionSpec]:
+    table = {row[1]: OptionSpec(*row) for row in _PRESENT}
+    for name, arguments in _HARMLESS.items():
+        table[name] = OptionSpec("", name, arguments, "harmless", "", "accepted; changes nothing in pyvm")
+    for name in _MISSING_FLAGS.split():
+        table[name] = OptionSpec("", name, "", "missing", "", "")
+    for name in _MISSING_WITH_ARGUMENT.split():
+        table[name] = OptionSpec("", name, "ARGUMENT", "missing", "", "")
+    return table
+
+
+OPTIONS: dict[str, OptionSpec] = _build()

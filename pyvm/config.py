@@ -1,0 +1,260 @@
+"""The whole machine as typed records: what the command line, ``-readconfig`` and Python scripts ask for.
+
+The records say what is wanted, checked as far as that is possible without opening anything; the machine is built from
+them.  ``origin`` fields hold the option as typed, for errors that only the building can find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pyvm.errors import ConfigError
+from pyvm.options import Value
+
+if TYPE_CHECKING:
+    from pyvm.chardev.options import ChardevOptions
+
+MIB = 1 << 20
+DEFAULT_MEMORY = 128 * MIB
+DEFAULT_CPU = "qemu64"
+SERIAL_PORTS = 4
+
+
+class MachineType:
+    """A machine that ``-machine`` can name."""
+
+    __slots__ = ("alias", "description", "max_cpus", "name")
+
+    def __init__(self, name: str, description: str, max_cpus: int, alias: str | None = None) -> None:
+        self.name = name
+        self.description = description
+        self.max_cpus = max_cpus
+        self.alias = alias
+
+
+_PC = "Standard PC (i440FX + PIIX, 1996)"
+DEFAULT_MACHINE = "pc-i440fx-7.2"
+# Older versions differ in what a live migration carries, which pyvm has no partner for; the hardware is the same.
+_PC_VERSIONS = ("7.2", "7.1", "7.0", "6.2", "6.1", "6.0", "5.2", "5.1", "5.0", "4.2")
+MACHINE_TYPES: dict[str, MachineType] = {
+    version: MachineType(version, _PC, 255, alias="pc" if version == DEFAULT_MACHINE else None)
+    for version in (f"pc-i440fx-{number}" for number in _PC_VERSIONS)
+}
+MACHINE_TYPES["none"] = MachineType("none", "empty machine", 1)
+
+
+@dataclass
+class BoardConfig:
+    """The machine type and its properties."""
+
+    type: str = DEFAULT_MACHINE
+    """A key of MACHINE_TYPES: the name without aliases."""
+    acpi: bool = True
+    hpet: bool = True
+    memory_backend: str | None = None
+    """ID of the memory backend object that is the main memory."""
+
+
+@dataclass
+class MemoryConfig:
+    """Guest RAM."""
+
+    size: int = DEFAULT_MEMORY
+    """In bytes."""
+    slots: int = 0
+    """Sockets for memory modules that may be plugged in later."""
+    max_size: int = 0
+    """In bytes, what `size` may grow to; equal to `size` where nothing can be plugged in."""
+
+
+@dataclass
+class SmpConfig:
+    """How many CPUs there are, and how they sit in sockets."""
+
+    cpus: int = 1
+    max_cpus: int = 1
+    sockets: int = 1
+    dies: int = 1
+    cores: int = 1
+    threads: int = 1
+
+
+@dataclass
+class CpuConfig:
+    """The CPUs' kind."""
+
+    option: str = DEFAULT_CPU
+    """A model and what is switched on or off in it, as ``-cpu`` takes it: ``qemu64,+avx,-x2apic``."""
+    origin: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model alone."""
+        return self.option.partition(",")[0]
+
+
+@dataclass
+class BootConfig:
+    """What starts when the machine is switched on."""
+
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+    order: str = "cad"
+    once: str | None = None
+    strict: bool = False
+
+
+@dataclass
+class DeviceConfig:
+    """One ``-device``: a model, an ID, where it is plugged in, and properties still to be checked against the model."""
+
+    driver: str
+    id: str | None = None
+    bus: str | None = None
+    properties: dict[str, Value] = field(default_factory=dict)
+    typed: bool = False
+    """Whether the values came from JSON and so have types of their own."""
+    origin: str = ""
+
+
+@dataclass
+class ChardevConfig:
+    """One character device back end."""
+
+    options: ChardevOptions
+    origin: str = ""
+
+    @property
+    def id(self) -> str:
+        """The back end's name."""
+        return self.options.id
+
+
+@dataclass
+class MonitorConfig:
+    """One monitor on a back end."""
+
+    chardev: str
+    mode: Literal["readline", "control"] = "control"
+    pretty: bool = False
+    origin: str = ""
+
+
+@dataclass
+class DriveConfig:
+    """One ``-drive``: a disk image, and the device for it unless `interface` is ``none``."""
+
+    id: str
+    file: str
+    format: str | None = None
+    """The image format, or None to find out."""
+    interface: Literal["virtio", "none"] = "virtio"
+    readonly: bool = False
+    writeback: bool = True
+    """Whether the guest sees a volatile write cache; without it each write is flushed."""
+    direct: bool = False
+    no_flush: bool = False
+    """Whether the guest's flushes are ignored."""
+    discard: bool = False
+    """Whether discarded blocks are given back to the host."""
+    detect_zeroes: Literal["off", "on", "unmap"] = "off"
+    werror: str = "enospc"
+    rerror: str = "report"
+    index: int | None = None
+    origin: str = ""
+
+
+@dataclass
+class ObjectConfig:
+    """One ``-object``."""
+
+    type: str
+    id: str
+    properties: dict[str, str | int | bool] = field(default_factory=dict)
+    origin: str = ""
+
+
+@dataclass
+class GlobalConfig:
+    """A property's new default for all devices of a model."""
+
+    driver: str
+    property: str
+    value: str
+
+
+@dataclass
+class FwCfgConfig:
+    """A file that the guest finds in fw_cfg."""
+
+    name: str
+    content: bytes
+
+
+@dataclass
+class RtcConfig:
+    """What the guest's battery-backed clock shows."""
+
+    base: Literal["utc", "localtime"] | int = "utc"
+    """Or the seconds since the epoch that the clock starts at."""
+    clock: Literal["host", "rt", "vm"] = "host"
+    driftfix: Literal["none", "slew"] = "none"
+
+
+@dataclass
+class ActionConfig:
+    """What happens when the guest reboots, shuts down, panics, or its watchdog fires."""
+
+    reboot: Literal["reset", "shutdown"] = "reset"
+    shutdown: Literal["poweroff", "pause"] = "poweroff"
+    panic: Literal["pause", "shutdown", "exit-failure", "none"] = "shutdown"
+    watchdog: Literal["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"] = "reset"
+
+
+@dataclass
+class MachineConfig:
+    """Everything that the person at the prompt asked for."""
+
+    board: BoardConfig = field(default_factory=BoardConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    smp: SmpConfig = field(default_factory=SmpConfig)
+    cpu: CpuConfig = field(default_factory=CpuConfig)
+    boot: BootConfig = field(default_factory=BootConfig)
+    rtc: RtcConfig = field(default_factory=RtcConfig)
+    actions: ActionConfig = field(default_factory=ActionConfig)
+    chardevs: list[ChardevConfig] = field(default_factory=list)
+    objects: list[ObjectConfig] = field(default_factory=list)
+    drives: list[DriveConfig] = field(default_factory=list)
+    devices: list[DeviceConfig] = field(default_factory=list)
+    globals: list[GlobalConfig] = field(default_factory=list)
+    fw_cfg: list[FwCfgConfig] = field(default_factory=list)
+    serials: list[str | None] = field(default_factory=list)
+    """The chardev of each serial port of the board; None: there is no such port."""
+    debugcon: str | None = None
+    """The chardev of the debug console, where there is one."""
+    monitors: list[MonitorConfig] = field(default_factory=list)
+    name: str | None = None
+    process_name: str | None = None
+    debug_threads: bool = False
+    """Whether threads carry names that a process list can show."""
+    uuid: str | None = None
+    start_paused: bool = False
+    daemonize: bool = False
+    pidfile: str | None = None
+    escape_character: int = 1
+    """What introduces a command on a multiplexed terminal; Ctrl-A."""
+    nodefaults: bool = False
+    message_timestamps: bool = False
+    message_guest_name: bool = False
+    ready: Callable[[], None] = lambda: None
+    """The machine calls this once all its sockets listen and before the guest runs."""
+
+    def chardev(self, name: str) -> ChardevConfig:
+        """Return the back end with this ID; raises ConfigError where there is none."""
+        for chardev in self.chardevs:
+            if chardev.id == name:
+                return chardev
+        raise ConfigError(f'chardev "{name}" not found')
