@@ -1,0 +1,270 @@
+"""The mainboard: the chips of an i440FX PC, at their addresses and on their interrupt lines.
+
+Everything soldered on is wired here: interrupt controllers, timers, clock, keyboard controller, serial ports, PCI host
+bridge and south bridge, power management and firmware configuration.  What is plugged into it comes from
+:mod:`pyvm.machine.plugging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyvm.devices.acpi_pm import AcpiPm, SleepKind
+from pyvm.devices.apic_bus import ApicBus
+from pyvm.devices.dma8237 import DmaPair
+from pyvm.devices.fwcfg import FwCfg
+from pyvm.devices.hpet import Hpet
+from pyvm.devices.i8042 import I8042
+from pyvm.devices.ioapic import IoApic
+from pyvm.devices.lapic import Lapic
+from pyvm.devices.pci.bus import PciBus
+from pyvm.devices.pci.i440fx import I440fx
+from pyvm.devices.pci.piix3 import Piix3, ResetControl
+from pyvm.devices.pci.piix4_pm import Piix4Pm
+from pyvm.devices.pci.piix4_smbus import SmbusHost
+from pyvm.devices.pic import PicPair
+from pyvm.devices.pit import Pit
+from pyvm.devices.port92 import Port92
+from pyvm.devices.ps2_keyboard import Ps2Keyboard
+from pyvm.devices.ps2_mouse import Ps2Mouse
+from pyvm.devices.rtc import Rtc
+from pyvm.devices.serial import Uart16550
+from pyvm.irq import IrqLine, SharedIrq
+
+if TYPE_CHECKING:
+    from pyvm.chardev.base import Chardev
+    from pyvm.clock import Clock
+    from pyvm.cpu.vcpu import VcpuSet
+    from pyvm.memory import GuestMemory, IoSpace
+    from pyvm.state import State
+
+ISA_IRQS = 16
+IOAPIC_PINS = 24
+IOAPIC_TIMER_PIN = 2
+PIC_MASTER, PIC_SLAVE, PIC_ELCR = 0x20, 0xA0, 0x4D0
+PIT_PORT, SPEAKER_PORT = 0x40, 0x61
+RTC_PORT = 0x70
+KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
+FAST_A20_PORT = 0x92
+APM_PORT = 0xB2
+PCI_ADDRESS_PORT, PCI_DATA_PORT = 0xCF8, 0xCFC
+GPE_PORT = 0xAFE0
+FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
+DMA_LOW, DMA_HIGH, DMA_PAGES = 0x00, 0xC0, 0x80
+IOAPIC_ADDRESS = 0xFEC00000
+HPET_ADDRESS = 0xFED00000
+SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
+"""Port and IRQ of COM1 to COM4."""
+
+KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
+
+
+class Component(Protocol):
+    """A part of the machine that has state."""
+
+    def reset(self) -> None:
+        """Return to the state after power-on."""
+
+    def save(self) -> State:
+        """Return all migratable state."""
+
+    def load(self, state: Any) -> None:
+        """Take over a saved state; raises StateError."""
+
+
+@dataclass(frozen=True)
+class BoardEvents:
+    """What chips ask of the machine; called on the vCPU thread or in the main loop, with the machine lock held."""
+
+    reset: Callable[[], None]
+    sleep: Callable[[SleepKind], None]
+    rtc_change: Callable[[int], None]
+
+
+class Board:
+    """The chips.  `components` names every part with state, in the order in which they are reset, saved and loaded."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        memory: GuestMemory,
+        mmio: IoSpace,
+        ports: IoSpace,
+        vcpus: VcpuSet,
+        events: BoardEvents,
+        *,
+        rtc_base: Callable[[], int],
+        hpet: bool,
+    ) -> None:
+        self.clock = clock
+        self.memory = memory
+        self.mmio = mmio
+        self.ports = ports
+        self.vcpus = vcpus
+        self.components: dict[str, Component] = {}
+        self._events = events
+        self._a20 = SharedIrq(vcpus.set_a20)
+        self._wire_interrupts()
+        self._wire_timers(rtc_base, hpet)
+        self._wire_pci()
+        self._wire_isa()
+        self.fw_cfg = FwCfg(memory)
+        self._keep("fw_cfg", self.fw_cfg)
+        ports.add(FW_CFG_PORT, 2, self.fw_cfg.read, self.fw_cfg.write, "fw_cfg", max_access=2)
+        ports.add(FW_CFG_DMA_PORT, 8, self.fw_cfg.dma_read, self.fw_cfg.dma_write, "fw_cfg dma", max_access=4)
+        self.serials: dict[int, Uart16550] = {}
+
+    def _keep(self, name: str, component: Component) -> None:
+        self.components[name] = component
+
+    # ---- Interrupts
+
+    def _wire_interrupts(self) -> None:
+        """PIC to LINT0 of the boot processor, each ISA line to PIC and IOAPIC, local APICs to their vCPUs."""
+        self.apic_bus = ApicBus()
+        self.pic = PicPair(IrqLine(self._drive_lint0))
+        self.ioapic = IoApic(self.apic_bus)
+        self.apic_bus.on_eoi = self.ioapic.eoi
+        self.lapics = [
+            Lapic(apic_id, self.clock, self.apic_bus, self.vcpus.port(index), self.pic.acknowledge)
+            for index, apic_id in enumerate(self.vcpus.apic_ids)
+        ]
+        self.vcpus.attach_lapics(self.lapics)
+        self.isa_irqs = [SharedIrq(self._isa_sink(irq)) for irq in range(ISA_IRQS)]
+        for index, lapic in enumerate(self.lapics):
+            self._keep(f"lapic{index}", lapic)
+        self._keep("ioapic", self.ioapic)
+        self._keep("pic", self.pic)
+        self.mmio.add(IOAPIC_ADDRESS, 0x1000, self.ioapic.read, self.ioapic.write, "ioapic", min_access=4, max_access=4)
+        for base, chip, name in ((PIC_MASTER, self.pic.master, "pic1"), (PIC_SLAVE, self.pic.slave, "pic2")):
+            self.ports.add(base, 2, chip.read, chip.write, name, max_access=1)
+        self.ports.add(PIC_ELCR, 2, self.pic.elcr_read, self.pic.elcr_write, "elcr", max_access=1)
+
+    def _drive_lint0(self, level: bool) -> None:
+        self.lapics[0].set_lint0(level)
+
+    def _isa_sink(self, irq: int) -> Callable[[bool], None]:
+        # The PIT's IRQ 0 is wired to pin 2 of the IOAPIC; IRQ 2 is the cascade of the PICs and reaches neither.
+        pin = IOAPIC_TIMER_PIN if irq == 0 else irq
+
+        def sink(level: bool) -> None:
+            self.pic.set_irq(irq, level)
+            self.ioapic.set_irq(pin, level)
+
+        return sink
+
+    def isa_irq(self, irq: int) -> IrqLine:
+        """Return a new line into one of the 16 ISA interrupts."""
+        return self.isa_irqs[irq].driver()
+
+    # ---- Timers
+
+    def _wire_timers(self, rtc_base: Callable[[], int], hpet: bool) -> None:
+        self.pit = Pit(self.clock, self.isa_irq(0))
+        self.rtc = Rtc(self.clock, self.isa_irq(RTC_IRQ), rtc_base)
+        self.rtc.on_change = self._events.rtc_change
+        self._keep("pit", self.pit)
+        self._keep("rtc", self.rtc)
+        self.ports.add(PIT_PORT, 4, self.pit.read, self.pit.write, "pit", max_access=1)
+        self.ports.add(SPEAKER_PORT, 1, self.pit.port61_read, self.pit.port61_write, "port61", max_access=1)
+        self.ports.add(RTC_PORT, 2, self.rtc.read, self.rtc.write, "rtc", max_access=1)
+        if hpet:
+            isa_pins = set(range(ISA_IRQS)) - {IOAPIC_TIMER_PIN}
+            lines = [
+                self.isa_irq(pin) if pin in isa_pins else IrqLine(self._ioapic_sink(pin)) for pin in range(IOAPIC_PINS)
+            ]
+            self.hpet = Hpet(self.clock, lambda pin, level: lines[pin].set(level), self._legacy_replacement)
+            self._keep("hpet", self.hpet)
+            self.mmio.add(HPET_ADDRESS, 0x400, self.hpet.read, self.hpet.write, "hpet")
+
+    def _ioapic_sink(self, pin: int) -> Callable[[bool], None]:
+        return lambda level: self.ioapic.set_irq(pin, level)
+
+    def _legacy_replacement(self, active: bool) -> None:
+        """The HPET takes over IRQ 0 and IRQ 8."""
+        self.pit.set_irq0_disabled(active)
+        self.rtc.set_irq_disabled(active)
+
+    # ---- PCI
+
+    def _wire_pci(self) -> None:
+        self.piix3 = Piix3([self.isa_irq(irq) for irq in range(ISA_IRQS)])
+        self.pci = PciBus(self.ports, self.mmio, self.piix3.route_intx, self.apic_bus.msi)
+        self.host_bridge = I440fx(self.memory.size)
+        self.acpi = AcpiPm(self.clock, self.isa_irq(SCI_IRQ), self._events.sleep)
+        smbus = SmbusHost()
+        power = Piix4Pm(self.acpi, smbus)
+        self.pci.attach(self.host_bridge, 0)
+        self.pci.attach(self.piix3, 1, 0)
+        self.pci.attach(power, 1, 3)
+        self.reset_control = ResetControl(self._events.reset)
+        self.pci.reset_control = self.reset_control
+        self._keep("acpi_pm", self.acpi)
+        self._keep("smbus", smbus)
+        self._keep("reset_control", self.reset_control)
+        self._keep("pci", self.pci)
+        self._keep("i440fx", self.host_bridge)
+        self._keep("piix3", self.piix3)
+        self._keep("piix4_pm", power)
+        self.ports.add(PCI_ADDRESS_PORT, 4, self.pci.address_read, self.pci.address_write, "pci address", max_access=4)
+        self.ports.add(PCI_DATA_PORT, 4, self.pci.data_read, self.pci.data_write, "pci data", max_access=4)
+        self.ports.add(GPE_PORT, 4, self.acpi.gpe_read, self.acpi.gpe_write, "acpi gpe0", max_access=4)
+        self.ports.add(APM_PORT, 2, self.acpi.apm_read, self.acpi.apm_write, "apm", max_access=1)
+
+    # ---- ISA
+
+    def _wire_isa(self) -> None:
+        self.keyboard = Ps2Keyboard()
+        self.mouse = Ps2Mouse()
+        controller = I8042(
+            self.isa_irq(KEYBOARD_IRQ),
+            self.isa_irq(MOUSE_IRQ),
+            self.keyboard,
+            self.mouse,
+            on_a20=self._a20.driver().set,
+            on_reset=self._events.reset,
+        )
+        port92 = Port92(on_a20=self._a20.driver().set, on_reset=self._events.reset)
+        dma = DmaPair(self.memory)
+        self._keep("keyboard", self.keyboard)
+        self._keep("mouse", self.mouse)
+        self._keep("i8042", controller)
+        self._keep("port92", port92)
+        self._keep("dma", dma)
+        self.ports.add(KEYBOARD_DATA, 1, controller.data_read, controller.data_write, "i8042 data", max_access=1)
+        self.ports.add(KEYBOARD_COMMAND, 1, controller.status_read, controller.command_write, "i8042", max_access=1)
+        self.ports.add(FAST_A20_PORT, 1, port92.read, port92.write, "port92", max_access=1)
+        self.ports.add(DMA_LOW, 16, dma.low.read, dma.low.write, "dma1", max_access=1)
+        self.ports.add(DMA_HIGH, 32, dma.high.read, dma.high.write, "dma2", max_access=1)
+        self.ports.add(DMA_PAGES, 16, dma.page_read, dma.page_write, "dma pages", max_access=1)
+
+    def add_serial(self, number: int, chardev: Chardev | None) -> None:
+        """Solder on COM1 (0) to COM4 (3), the other end of whose line is `chardev`."""
+        base, irq = SERIAL_PORTS[number]
+        uart = Uart16550(self.isa_irq(irq), self.clock, chardev)
+        self.serials[number] = uart
+        self._keep(f"serial{number}", uart)
+        self.ports.add(base, 8, uart.read, uart.write, f"serial{number}", max_access=1)
+
+    def has_serial(self, number: int) -> bool:
+        """Whether COM1 (0) to COM4 (3) is there."""
+        return number in self.serials
+
+    # ---- All of it
+
+    def reset(self) -> None:
+        """Reset every chip."""
+        for component in self.components.values():
+            component.reset()
+
+    def flush(self) -> None:
+        """Hand over what serial ports have taken and not passed on yet."""
+        for uart in self.serials.values():
+            uart.flush()
+
+    def nmi(self) -> None:
+        """Press the NMI button: LINT1 of every local APIC."""
+        for lapic in self.lapics:
+            lapic.lint1_nmi()

@@ -1,0 +1,142 @@
+"""What firmware does between reset and the operating system, for a kernel that is loaded directly.
+
+It sets up PCI and the interrupt controllers as a BIOS leaves them, puts the tables that describe the machine into RAM,
+loads the kernel, and gives the boot processor its first registers.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
+from pyvm.errors import ConfigError
+from pyvm.firmware import cpu_setup, pci_setup
+from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
+from pyvm.firmware.e820 import high_ram_end, low_ram_end
+from pyvm.firmware.errors import BootError
+from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, SystemStrings
+from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
+from pyvm.machine.board import PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
+
+if TYPE_CHECKING:
+    from pyvm.config import MachineConfig
+    from pyvm.machine.board import Board
+
+_REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
+_REAL_MODE_IDT_LIMIT = 0x3FF
+_REAL_MODE_LIMIT = 0xFFFF
+_CODE16 = 0x9B00
+
+# Vectors 0x08 and 0x70, cascade on IRQ 2, 8086 mode; everything masked but the cascade (Intel 8259A, figure 7).
+_PIC_SETUP = (
+    (PIC_MASTER, 0x11), (PIC_SLAVE, 0x11), (PIC_MASTER + 1, 0x08), (PIC_SLAVE + 1, 0x70), (PIC_MASTER + 1, 0x04),
+    (PIC_SLAVE + 1, 0x02), (PIC_MASTER + 1, 0x01), (PIC_SLAVE + 1, 0x01), (PIC_MASTER + 1, 0xFB), (PIC_SLAVE + 1, 0xFF),
+)  # fmt: skip
+
+
+@dataclass
+class Boot:
+    """The firmware of one machine; its tables are built once."""
+
+    board: Board
+    config: MachineConfig
+    tables: Tables
+    installed: InstalledTables | None = None
+
+    def run(self) -> None:
+        """Make the reset machine ready for its kernel and load that; raises ConfigError.
+
+        Without a kernel there is nothing to boot from, and the boot processor halts.
+        """
+        board, boot = self.board, self.config.boot
+        pci_setup.setup(board.pci, self.tables.info, board.ports.write)
+        self._set_up_processors()
+        try:
+            self.installed = self.tables.install(board.memory)
+            if boot.kernel is None:
+                board.vcpus.set_registers(0, {"activity": "halted"})
+                return
+            state = load_kernel(self, boot.kernel, boot.initrd, boot.append)
+        except BootError as error:
+            raise ConfigError(str(error)) from None
+        board.vcpus.set_registers(0, registers_of(state))
+
+    def _set_up_processors(self) -> None:
+        board = self.board
+        for port, value in _PIC_SETUP:
+            board.ports.write(port, 1, value)
+        cpu_setup.virtual_wire(board.lapics[0].write)
+        for index, value in cpu_setup.memory_types(self.tables.info, PHYSICAL_ADDRESS_BITS):
+            board.vcpus.set_shared_msr(index, value)
+
+    def resume(self) -> None:
+        """Enter a guest that suspended itself to RAM where its FACS says."""
+        board = self.board
+        pci_setup.setup(board.pci, self.tables.info, board.ports.write)
+        self._set_up_processors()
+        vector = waking_vector(board.memory, self.installed.facs) if self.installed else 0
+        segment = (vector >> 4) & 0xFFFF
+        board.vcpus.set_registers(
+            0, {"rip": vector & 0xF, "cs": (segment, segment << 4, _REAL_MODE_LIMIT, _CODE16), "gdt": (0, 0, 0xFFFF, 0)}
+        )
+
+
+def load_kernel(boot: Boot, kernel: str, initrd: str | None, append: str) -> BootState:
+    """Load a kernel beside the installed tables; raises BootError."""
+    from pyvm.firmware.loader import load_kernel as load
+
+    assert boot.installed is not None
+    return load(boot.board.memory, kernel, initrd, append, boot.installed.e820, boot.installed.rsdp)
+
+
+def registers_of(state: BootState) -> dict[str, Any]:
+    """Return the registers that a boot loader asks for as the vCPU takes them."""
+
+    def segment(value: SegmentValue) -> tuple[int, int, int, int]:
+        return value.selector, value.base, value.limit, value.attributes
+
+    general = b"".join(state.registers.get(name, 0).to_bytes(8, "little") for name in _REGISTERS)
+    data = segment(state.data)
+    return {
+        "gpr": general,
+        "rip": state.registers.get("rip", 0),
+        "rflags": state.registers.get("rflags", 2),
+        "cs": segment(state.cs),
+        **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data),
+        "tr": segment(state.tr),
+        "cr0": state.cr0,
+        "cr3": state.cr3,
+        "cr4": state.cr4,
+        "efer": state.efer,
+        "gdt": (0, state.gdt_base, state.gdt_limit, 0),
+        "idt": (0, 0, _REAL_MODE_IDT_LIMIT if state.mode is EntryMode.REAL else 0, 0),
+        "activity": "running",
+    }
+
+
+def describe(board: Board, config: MachineConfig) -> MachineInfo:
+    """Return the machine as firmware describes it to an operating system."""
+    uuid = bytes.fromhex(config.uuid.replace("-", "")) if config.uuid else bytes(16)
+    model = board.vcpus.model
+    serials = tuple(
+        SerialPort(number + 1, *SERIAL_PORTS[number]) for number in range(len(SERIAL_PORTS)) if board.has_serial(number)
+    )
+    return MachineInfo(
+        processors=tuple(Processor(apic_id) for apic_id in board.vcpus.apic_ids),
+        low_ram_end=low_ram_end(board.memory.blocks),
+        high_ram_end=high_ram_end(board.memory.blocks),
+        serial_ports=serials,
+        hpet=config.board.hpet,
+        cores_per_socket=config.smp.cores,
+        threads_per_core=config.smp.threads,
+        cpu_signature=signature(model),
+        cpu_features=feature_words(model)[0],
+        system=SystemStrings(version=config.board.type, uuid=uuid),
+    )
+
+
+def warn_nothing_to_boot() -> None:
+    """Tell the person at the prompt why nothing happens."""
+    print("pyvm: warning: there is nothing to boot: give a kernel with -kernel", file=sys.stderr)

@@ -1,0 +1,35 @@
+"""What a configuration may ask for and this machine does not have: refused, never silently left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyvm.config import DriveConfig, MachineConfig
+from pyvm.errors import ConfigError
+
+
+def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
+    yield config.smp.max_cpus > config.smp.cpus, "-smp: CPUs that are plugged in later (maxcpus)"
+    yield config.smp.dies > 1, "-smp: more than one die in a socket"
+    yield bool(config.memory.slots or config.memory.max_size > config.memory.size), "-m: slots and maxmem"
+    yield config.board.memory_backend is not None, "-machine: memory-backend"
+    yield not config.board.acpi, "-machine: acpi=off"
+    yield config.boot.once is not None, "-boot: once"
+    yield config.rtc.driftfix != "none", "-rtc: driftfix"
+
+
+def _drive_limits(drive: DriveConfig) -> Iterator[tuple[bool, str]]:
+    yield drive.format not in (None, "raw"), f"-drive: format={drive.format}"
+    yield drive.direct, "-drive: cache.direct=on"
+    yield drive.no_flush, "-drive: cache.no-flush=on"
+    yield drive.detect_zeroes != "off", f"-drive: detect-zeroes={drive.detect_zeroes}"
+    yield drive.werror not in ("enospc", "report"), f"-drive: werror={drive.werror}"
+    yield drive.rerror != "report", f"-drive: rerror={drive.rerror}"
+
+
+def refuse_unsupported(config: MachineConfig) -> None:
+    """Raise ConfigError for the first thing that is asked for and not there."""
+    limits = [*_machine_limits(config), *(limit for drive in config.drives for limit in _drive_limits(drive))]
+    for asked, what in limits:
+        if asked:
+            raise ConfigError(f"{what} is not supported by pyvm yet")

@@ -1,0 +1,410 @@
+"""One PC: board, devices, back ends, monitors and firmware, made from a configuration and ready to run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from pyvm.chardev.base import ChardevError
+from pyvm.chardev.registry import ChardevSet
+from pyvm.clock import NANOSECONDS, RunningClock
+from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
+from pyvm.cpu.engine import EngineError
+from pyvm.cpu.vcpu import CpuEvents, VcpuSet
+from pyvm.devices.acpi_pm import SleepKind, WakeReason
+from pyvm.errors import ConfigError
+from pyvm.machine.board import Board, BoardEvents
+from pyvm.machine.boot import Boot, describe, warn_nothing_to_boot
+from pyvm.machine.lifecycle import Lifecycle
+from pyvm.machine.limits import refuse_unsupported
+from pyvm.machine.plugging import PlugEvents, Plugger
+from pyvm.mainloop import MainLoop
+from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.monitor.dispatcher import Dispatcher
+from pyvm.monitor.events import EventBus
+from pyvm.monitor.machine import Balloon, ChardevInfo, VcpuInfo
+from pyvm.monitor.qmp import QmpMonitor
+from pyvm.runstate import RunState, ShutdownCause
+
+if TYPE_CHECKING:
+    from pyvm.config import ChardevConfig, MachineConfig
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+_GIL_SWITCH_SECONDS = 0.0005
+
+
+class Pc:
+    """A machine, made and reset but not running yet; it is what monitors see as MachineControl.
+
+    Raises :class:`ConfigError` for whatever the configuration asks for that cannot be had.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.clock = RunningClock()
+        self.mainloop = MainLoop(self.clock)
+        self.lock = self.mainloop.lock
+        self.events = EventBus(self.mainloop)
+        self.autostart = True
+        self._rtc_base: int | None = None
+        self._thread: threading.Thread | None = None
+        self._resources = ExitStack()
+        """What :meth:`close` gives back, the newest first."""
+        self._resources.callback(self.mainloop.close)
+        self.chardev_set = ChardevSet(
+            self.mainloop,
+            escape=config.escape_character,
+            on_quit=lambda: self.quit(ShutdownCause.HOST_UI),
+            daemonized=config.daemonize,
+        )
+        self._give_back(self.chardev_set.close_all)
+        try:
+            with self.lock:
+                self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _give_back(self, action: Callable[[], None]) -> None:
+        """Have `action` called, with the lock held, when the machine is closed."""
+
+        def locked() -> None:
+            with self.lock:
+                action()
+
+        self._resources.callback(locked)
+
+    # ---- Making it
+
+    def _build(self) -> None:
+        config = self.config
+        refuse_unsupported(config)
+        for chardev in config.chardevs:
+            self._open_chardev(chardev)
+        blocks = pc_ram_blocks(config.memory.size)
+        try:
+            self.memory = GuestMemory(config.memory.size, blocks)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigError(f"cannot set up guest memory: {error}") from None
+        self._give_back(self.memory.close)
+        self.ports = IoSpace("I/O")
+        self.mmio = IoSpace("memory")
+        self.cpus = self._make_vcpus()
+        self._resources.callback(self.cpus.release)
+        self.board = self._make_board()
+        self._give_back(self.board.reset)  # drops the views that devices have of guest memory
+        self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
+        self._plugger = self._plug()
+        self._give_back(self._plugger.close)
+        self._add_monitors()
+        from pyvm.firmware.tables import Tables
+
+        self._boot = Boot(self.board, config, Tables(describe(self.board, config)))
+        self.reset_hardware()
+
+    def _open_chardev(self, config: ChardevConfig) -> None:
+        try:
+            self.chardev_set.add(config.options)
+        except ChardevError as error:
+            raise ConfigError(f"{config.origin}: {error}" if config.origin else str(error)) from None
+
+    def _make_vcpus(self) -> VcpuSet:
+        smp = self.config.smp
+        topology = Topology(smp.sockets, smp.cores, smp.threads)
+        try:
+            return VcpuSet(
+                smp.cpus,
+                self._cpu_model(topology),
+                topology,
+                lock=self.lock,
+                memory=self.memory,
+                mmio=self.mmio,
+                ports=self.ports,
+                events=CpuEvents(triple_fault=self._guest_resets, failed=self._cpu_failed),
+            )
+        except EngineError as error:
+            raise ConfigError(str(error)) from None
+
+    def _cpu_model(self, topology: Topology) -> CpuModel:
+        cpu = self.config.cpu
+        try:
+            model = build_model(cpu.option, topology)
+        except CpuModelError as error:
+            raise ConfigError(f"{cpu.origin}: {error}" if cpu.origin else str(error)) from None
+        if cpu.origin:
+            for name in model.missing:
+                print(f"pyvm: warning: TCG doesn't support requested feature: {name}", file=sys.stderr)
+        return model
+
+    def _make_board(self) -> Board:
+        config = self.config
+        self._set_rtc()
+        events = BoardEvents(reset=self._guest_resets, sleep=self._guest_sleeps, rtc_change=self._rtc_changed)
+        board = Board(
+            self.clock,
+            self.memory,
+            self.mmio,
+            self.ports,
+            self.cpus,
+            events,
+            rtc_base=self._rtc_at_start,
+            hpet=config.board.hpet,
+        )
+        for number, name in enumerate(config.serials):
+            if name is not None:
+                board.add_serial(number, self._port(name))
+        for file in config.fw_cfg:
+            board.fw_cfg.add_file(file.name, file.content)
+        return board
+
+    def _set_rtc(self) -> None:
+        """Find what the RTC shows at guest time 0: with `clock=host` it follows the host through every stop."""
+        base, clock = self.config.rtc.base, self.config.rtc.clock
+        if isinstance(base, int):
+            self._rtc_base = base
+        elif self._rtc_base is None or clock != "vm":
+            now = (time.time_ns() - self.clock.now()) // NANOSECONDS
+            self._rtc_base = now + time.localtime(now).tm_gmtoff if base == "localtime" else now
+
+    def _rtc_at_start(self) -> int:
+        assert self._rtc_base is not None
+        return self._rtc_base
+
+    def _port(self, name: str) -> Any:
+        chardev = self.chardev_set.find(name)
+        if chardev is None:
+            raise ConfigError(f'chardev "{name}" not found')
+        return chardev.port()
+
+    def _plug(self) -> Plugger:
+        events = PlugEvents(
+            guest_opened_port=self._port_opened,
+            balloon_changed=lambda actual: self.events.emit("BALLOON_CHANGE", {"actual": actual}),
+            debug_exit=self.request_exit,
+        )
+        plugger = Plugger(self.board, self.config, self.chardev_set, events)
+        plugger.plug_all()
+        if self.config.debugcon is not None:
+            plugger.add_debug_console(self._port(self.config.debugcon), 0xE9)
+        return plugger
+
+    def _add_monitors(self) -> None:
+        dispatcher = Dispatcher(self, self.mainloop.loop.create_task)
+        for monitor in self.config.monitors:
+            if monitor.mode == "control":
+                port = self._port(monitor.chardev)
+                try:
+                    made = QmpMonitor(port, dispatcher, self.events, self.mainloop, pretty=monitor.pretty)
+                except ValueError as error:
+                    raise ConfigError(f"{monitor.origin}: {error}" if monitor.origin else str(error)) from None
+                self._give_back(made.close)
+
+    # ---- Hardware, as the life cycle sees it
+
+    def reset_hardware(self) -> None:
+        """Reset everything and run the firmware."""
+        self.board.reset()
+        self.cpus.reset()
+        self._boot.run()
+
+    def resume_from_ram(self) -> None:
+        """Wake from suspend-to-RAM: everything but RAM and the power management is reset."""
+        self.board.reset()
+        self.cpus.reset()
+        self._boot.resume()
+        self.board.acpi.wake(WakeReason.OTHER)
+
+    def press_power_button(self) -> None:
+        """Press the power button."""
+        self.board.acpi.press_power_button()
+
+    def pause(self) -> None:
+        """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
+        self.board.flush()
+        self._plugger.pause()
+
+    def resume(self) -> None:
+        """The guest is about to run: devices go on with what waits."""
+        self._set_rtc()
+        self._plugger.resume()
+
+    # ---- What the guest does
+
+    def _cpu_failed(self, error: BaseException) -> None:
+        print("pyvm: the machine stops: " + "".join(traceback.format_exception(error)), file=sys.stderr, end="")
+        self.lifecycle.request_internal_error()
+
+    def _guest_resets(self) -> None:
+        self.lifecycle.request_reset(ShutdownCause.GUEST_RESET)
+
+    def _guest_sleeps(self, kind: SleepKind) -> None:
+        if kind is SleepKind.SUSPEND_TO_RAM:
+            self.lifecycle.request_suspend()
+        elif kind is SleepKind.SUSPEND_TO_DISK:
+            self.lifecycle.request_suspend_to_disk()
+        else:
+            self.lifecycle.request_shutdown(ShutdownCause.GUEST_SHUTDOWN)
+
+    def _rtc_changed(self, offset: int) -> None:
+        self.events.emit("RTC_CHANGE", {"offset": offset, "qom-path": "/machine/unattached/device[7]/rtc"})
+
+    def _port_opened(self, identifier: str, opened: bool) -> None:
+        self.events.emit("VSERPORT_CHANGE", {"open": opened, "id": identifier})
+
+    def request_exit(self, status: int) -> None:
+        """The guest ends the process with an exit status."""
+        self.lifecycle.request_exit(status)
+
+    # ---- MachineControl
+
+    @property
+    def name(self) -> str | None:
+        """The name that the user gave the machine."""
+        return self.config.name
+
+    @property
+    def uuid(self) -> str:
+        """The machine's UUID in lower case."""
+        return (self.config.uuid or _NO_UUID).lower()
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the machine exists."""
+        return True
+
+    @property
+    def run_state(self) -> RunState:
+        """The present run state."""
+        return self.lifecycle.states.state
+
+    @property
+    def single_step(self) -> bool:
+        """Whether each vCPU runs one instruction at a time."""
+        return False
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the guest can go on only after a reset."""
+        return self.lifecycle.states.needs_reset
+
+    def vm_stop(self, state: RunState) -> None:
+        """Stop the guest and enter `state`."""
+        self.lifecycle.vm_stop(state)
+
+    def vm_start(self) -> None:
+        """Let the guest run."""
+        self.lifecycle.vm_start()
+
+    def reset(self, cause: ShutdownCause = ShutdownCause.NONE) -> None:
+        """Reset the machine."""
+        self.lifecycle.reset(cause)
+
+    def powerdown(self) -> None:
+        """Press the power button; POWERDOWN is sent."""
+        self.lifecycle.powerdown()
+
+    def quit(self, cause: ShutdownCause) -> None:
+        """End the machine."""
+        self.lifecycle.quit(cause)
+
+    @property
+    def wakeup_supported(self) -> bool:
+        """Whether the machine can be woken from suspend-to-RAM."""
+        return True
+
+    def wakeup(self) -> None:
+        """Wake the guest from suspend-to-RAM."""
+        self.lifecycle.wakeup()
+
+    def inject_nmi(self) -> None:
+        """Press the NMI button."""
+        self.board.nmi()
+
+    def vcpus(self) -> Sequence[VcpuInfo]:
+        """Return the vCPUs in the order of their index."""
+        smp = self.config.smp
+        infos: list[VcpuInfo] = []
+        if self.config.board.type == "none":
+            return infos
+        for index in range(self.cpus.count):
+            core, thread = divmod(index, smp.threads)
+            socket, core = divmod(core, smp.cores)
+            where = {"socket-id": socket, "core-id": core, "thread-id": thread}
+            infos.append(VcpuInfo(index, f"/machine/unattached/device[{index}]", self.cpus.thread_id, where))
+        return infos
+
+    def chardevs(self) -> Sequence[ChardevInfo]:
+        """Return the character devices."""
+        return [ChardevInfo(item.label, item.filename, item.frontend_open) for item in self.chardev_set.query()]
+
+    @property
+    def balloon(self) -> Balloon | None:
+        """The memory balloon, or None."""
+        return self._plugger.plugged.balloon
+
+    # ---- Running
+
+    def start(self) -> None:
+        """Run the main loop in a thread of its own; returns at once."""
+        self._thread = threading.Thread(target=self.run, name="main-loop", daemon=True)
+        self._thread.start()
+
+    def run(self) -> int:
+        """Run the main loop in this thread until the machine ends; return the exit status."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_GIL_SWITCH_SECONDS)
+        try:
+            self.mainloop.call_soon(self._begin)
+            self.mainloop.run()
+        finally:
+            sys.setswitchinterval(interval)
+            self.close()
+        return self.lifecycle.exit_status
+
+    def _begin(self) -> None:
+        if not self.config.start_paused and self.autostart:
+            if self.config.boot.kernel is None and self.config.board.type != "none":
+                warn_nothing_to_boot()
+            self.vm_start()
+
+    def stop(self) -> None:
+        """End the machine and wait until it has ended; from any thread but its own."""
+        with suppress(RuntimeError):  # the loop is closed where the machine has ended already
+            self.mainloop.call_soon(self.quit, ShutdownCause.HOST_QMP_QUIT)
+        self.wait(None)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until the machine that :meth:`start` started has ended; say whether it has within `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+            return not self._thread.is_alive()
+        return self.lifecycle.ended
+
+    def close(self) -> None:
+        """Give back all host resources; the machine must not be running."""
+        self._resources.close()
+
+    def handle_signals(self) -> None:
+        """Let SIGINT, SIGTERM and SIGHUP end the machine; in the main thread only."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.mainloop.loop.add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if number != signal.SIGINT or not os.isatty(2):
+            print(f"pyvm: terminating on signal {number}", file=sys.stderr)
+        self.quit(ShutdownCause.HOST_SIGNAL)
+
+
+def run(config: MachineConfig) -> int:
+    """Make the machine, run it to its end in this thread, and return the exit status; raises ConfigError."""
+    pc = Pc(config)
+    pc.handle_signals()
+    config.ready()
+    return pc.run()

@@ -1,0 +1,325 @@
+"""Plugging devices into the board: what `-device` and `-drive` ask for, on the buses that are there.
+
+The one place that turns a device record of the configuration into a device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyvm.config import DeviceConfig, DriveConfig
+from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
+from pyvm.devices.virtio.balloon import VirtioBalloon
+from pyvm.devices.virtio.blk import VirtioBlk
+from pyvm.devices.virtio.console import VirtioConsole
+from pyvm.devices.virtio.console_port import ConsolePort
+from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
+from pyvm.devices.virtio.rng import VirtioRng
+from pyvm.errors import ConfigError
+from pyvm.machine.board import SERIAL_PORTS
+from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
+from pyvm.memory import OverlapError
+
+if TYPE_CHECKING:
+    from pyvm.block.raw_file import RawFile
+    from pyvm.chardev.base import Chardev
+    from pyvm.chardev.registry import ChardevSet
+    from pyvm.config import MachineConfig
+    from pyvm.machine.board import Board
+
+_TRANSPORT = ("vectors", "packed", "event_idx", "indirect_desc", "any_layout", "notify_on_empty", "queue_reset")
+_DISK = (
+    *("queue-size", "config-wce", "discard", "write-zeroes", "logical_block_size", "physical_block_size"),
+    *("min_io_size", "opt_io_size", "max-discard-sectors", "max-write-zeroes-sectors"),
+)
+_ONE_QUEUE_PER_CPU = 0xFFFF
+_NEXT_FREE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class PlugEvents:
+    """What plugged devices tell the machine."""
+
+    guest_opened_port: Callable[[str, bool], None]
+    """The ID of a virtio-serial port, and whether the guest has it open now."""
+    balloon_changed: Callable[[int], None]
+    """How many bytes of memory the guest has now."""
+    debug_exit: Callable[[int], None]
+    """The exit status that the guest asks for."""
+
+
+@dataclass
+class Plugged:
+    """All plugged devices, for whoever looks for one."""
+
+    identifiers: dict[str, object] = field(default_factory=dict)
+    serial_buses: dict[str, VirtioConsole] = field(default_factory=dict)
+    """By the name of the bus, as in ``virtio-serial0.0``."""
+    balloon: VirtioBalloon | None = None
+    virtio: list[AnyVirtioDevice] = field(default_factory=list)
+    disks: list[RawFile] = field(default_factory=list)
+
+
+class Plugger:
+    """Makes devices from their records.  Errors are ConfigErrors with the option as it was typed."""
+
+    def __init__(self, board: Board, config: MachineConfig, chardevs: ChardevSet, events: PlugEvents) -> None:
+        self.plugged = Plugged()
+        self._board = board
+        self._config = config
+        self._chardevs = chardevs
+        self._events = events
+        self._drives = {drive.id: drive for drive in config.drives}
+        self._used_drives: set[str] = set()
+
+    def plug_all(self) -> None:
+        """Plug in everything that the configuration names, devices before the drives that need none."""
+        for device in self._config.devices:
+            self._with_origin(device.origin, self.plug, device)
+        for drive in self._config.drives:
+            if drive.interface == "virtio":
+                self._with_origin(drive.origin, self._plug_drive, drive)
+
+    @staticmethod
+    def _with_origin(origin: str, action: Callable[[Any], None], argument: Any) -> None:
+        try:
+            action(argument)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: {error}" if origin else str(error)) from None
+
+    def pause(self) -> None:
+        """The guest has stopped."""
+        for device in self.plugged.virtio:
+            device.pause()
+
+    def resume(self) -> None:
+        """The guest is about to run."""
+        for device in self.plugged.virtio:
+            device.resume()
+
+    def close(self) -> None:
+        """Close the images."""
+        for disk in self.plugged.disks:
+            disk.close()
+
+    def plug(self, device: DeviceConfig) -> None:
+        """Plug one device in; raises ConfigError."""
+        model = find_model(DEVICE_MODELS, device.driver)
+        values = set_properties(model, device.properties, typed=device.typed, overrides=self._config.globals)
+        try:
+            made = self._make(model, device, values)
+        except (ValueError, OverlapError) as error:
+            raise ConfigError(str(error)) from None
+        if device.id is not None:
+            self.plugged.identifiers[device.id] = made
+
+    def _make(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
+        plain, suffix = variant(model.name)
+        if plain in VIRTIO_PCI:
+            self._check_bus(device, "pci.0")
+            return self._plug_virtio(model, plain, suffix, device, values)
+        if model.bus == "virtio-serial-bus":
+            return self._plug_port(model, device, values)
+        self._check_bus(device, "isa.0")
+        if model.name == "isa-debug-exit":
+            return self._plug_debug_exit(values)
+        if model.name == "isa-debugcon":
+            chardev = self._chardev(model, values)
+            if chardev is None:
+                raise ConfigError("Can't create debugcon device, empty char device")
+            return self.add_debug_console(chardev, values["iobase"], values["readback"])
+        return self._plug_serial(model, values)
+
+    @staticmethod
+    def _check_bus(device: DeviceConfig, name: str) -> None:
+        if device.bus is not None and device.bus not in (name, name.partition(".")[0]):
+            raise ConfigError(f"Bus '{device.bus}' not found")
+
+    def _chardev(self, model: DeviceModel, values: dict[str, Any]) -> Chardev | None:
+        """Return the free port of the back end that a device's `chardev` property names."""
+        name = values["chardev"]
+        if name is None:
+            return None
+        chardev = self._chardevs.find(name)
+        if chardev is None:
+            raise not_found(model, "chardev", name)
+        port = chardev.port()
+        if port.frontend is not None:
+            raise in_use(model, "chardev", name)
+        return port
+
+    # ---- Virtio
+
+    def _plug_virtio(
+        self, model: DeviceModel, plain: str, suffix: str, device: DeviceConfig, values: dict[str, Any]
+    ) -> VirtioPci:
+        makers: dict[str, Callable[[DeviceModel, DeviceConfig, dict[str, Any]], AnyVirtioDevice]] = {
+            "virtio-serial-pci": self._make_console,
+            "virtio-balloon-pci": self._make_balloon,
+            "virtio-rng-pci": self._make_rng,
+            "virtio-blk-pci": self._make_disk,
+        }
+        made = makers[plain](model, device, values)
+        function = VirtioPci(
+            model.name,
+            made,
+            self._board.memory,
+            disable_legacy=suffix == "-non-transitional" or values["disable-legacy"] == "on",
+            disable_modern=values["disable-modern"],
+            **{name: values[name] for name in _TRANSPORT if name in values},
+        )
+        address = values["addr"]
+        slot, number = (None, 0) if address is None else divmod(address, 8)
+        self._board.pci.attach(function, slot, number)
+        name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
+        self._board.components[name] = function
+        self._board.components[f"{name}/virtio"] = made
+        self.plugged.virtio.append(made)
+        return function
+
+    def _make_console(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioConsole:
+        del model
+        console = VirtioConsole(max_ports=values["max_ports"], emergency_write=values["emergency-write"])
+        console.on_guest_open = self._guest_opened
+        identifier = device.id
+        name = f"{identifier}.0" if identifier else f"virtio-serial-bus.{len(self.plugged.serial_buses)}"
+        self.plugged.serial_buses[name] = console
+        return console
+
+    def _guest_opened(self, port: ConsolePort, opened: bool) -> None:
+        for identifier, device in self.plugged.identifiers.items():
+            if device is port:
+                self._events.guest_opened_port(identifier, opened)
+
+    def _make_balloon(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioBalloon:
+        del model, device
+        if self.plugged.balloon is not None:
+            raise ConfigError("Only one balloon device is supported")
+        balloon = VirtioBalloon(
+            self._board.clock,
+            deflate_on_oom=values["deflate-on-oom"],
+            free_page_reporting=values["free-page-reporting"],
+            page_poison=values["page-poison"],
+        )
+        balloon.on_change = self._events.balloon_changed
+        balloon.set_polling_interval(values["guest-stats-polling-interval"])
+        self.plugged.balloon = balloon
+        return balloon
+
+    def _make_rng(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioRng:
+        del device
+        name = values["rng"]
+        if name is not None and not any(item.id == name and item.type in _RNG_TYPES for item in self._config.objects):
+            raise ConfigError(f"Property '{model.name}.rng' can't find value '{name}'")
+        source = self._random_source(name)
+        return VirtioRng(self._board.clock, source, max_bytes=values["max-bytes"], period=values["period"])
+
+    def _random_source(self, name: str | None) -> Callable[[int], bytes]:
+        for item in self._config.objects:
+            if item.id == name and item.type == "rng-random":
+                path = str(item.properties.get("filename", "/dev/urandom"))
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                except OSError as error:
+                    raise ConfigError(f"Could not open '{path}': {error.strerror}") from None
+                return lambda count: _read_random(descriptor, count)
+        return os.urandom
+
+    # ---- Disks
+
+    def _make_disk(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioBlk:
+        del device
+        name = values["drive"]
+        if name is None:
+            raise ConfigError("drive property not set")
+        if name not in self._drives:
+            raise not_found(model, "drive", name)
+        if name in self._used_drives:
+            raise in_use(model, "drive", name)
+        return self._open_disk(self._drives[name], values)
+
+    def _plug_drive(self, drive: DriveConfig) -> None:
+        """Give a drive without a device of its own a virtio disk."""
+        if drive.id not in self._used_drives:
+            self.plug(DeviceConfig("virtio-blk-pci", properties={"drive": drive.id}))
+
+    def _open_disk(self, drive: DriveConfig, values: dict[str, Any]) -> VirtioBlk:
+        from pyvm.block.raw_file import RawFile, RawFileError
+
+        try:
+            disk = RawFile(drive.file, read_only=drive.readonly, unmap=drive.discard)
+        except RawFileError as error:
+            raise ConfigError(str(error)) from None
+        self.plugged.disks.append(disk)
+        if drive.format is None and disk.looks_formatted():
+            raise ConfigError(f"'{drive.file}' is not a raw image, and only raw images can be opened yet")
+        self._used_drives.add(drive.id)
+        queues = values["num-queues"]
+        return VirtioBlk(
+            disk,
+            serial=values["serial"],
+            num_queues=self._config.smp.cpus if queues == _ONE_QUEUE_PER_CPU else queues,
+            write_cache=drive.writeback if values["write-cache"] == "auto" else values["write-cache"] == "on",
+            **{name.replace("-", "_"): values[name] for name in _DISK if name in values},
+        )
+
+    # ---- Virtio-serial ports
+
+    def _plug_port(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> ConsolePort:
+        buses = self.plugged.serial_buses
+        if device.bus is not None:
+            console = buses.get(device.bus)
+            if console is None:
+                raise ConfigError(f"Bus '{device.bus}' not found")
+        else:
+            if not buses:
+                raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{model.name}'")
+            console = next(iter(buses.values()))
+        chardev = self._chardev(model, values)
+        is_console = model.name == "virtconsole"
+        port = ConsolePort(nr=values["nr"], name=values["name"] or "", chardev=chardev, console=is_console)
+        console.add_port(port)
+        return port
+
+    # ---- ISA
+
+    def _plug_debug_exit(self, values: dict[str, Any]) -> object:
+        from pyvm.devices.isa_debug_exit import IsaDebugExit
+
+        device = IsaDebugExit(self._events.debug_exit, iobase=values["iobase"], iosize=values["iosize"])
+        self._board.ports.add(device.iobase, device.iosize, device.read, device.write, "isa-debug-exit")
+        return device
+
+    def add_debug_console(self, chardev: Chardev, port: int, readback: int = 0xE9) -> object:
+        """Plug in a debug console: a byte written to its port goes to `chardev`."""
+        from pyvm.devices.debugcon import DebugConsole
+
+        device = DebugConsole(chardev, readback)
+        self._board.components[f"debugcon@{port:x}"] = device
+        self._board.ports.add(port, 1, device.read, device.write, "isa-debugcon", max_access=1)
+        return device
+
+    def _plug_serial(self, model: DeviceModel, values: dict[str, Any]) -> object:
+        free = [number for number in range(len(SERIAL_PORTS)) if not self._board.has_serial(number)]
+        number = values["index"]
+        if number == _NEXT_FREE:
+            if not free:
+                raise ConfigError(f"Max. supported number of ISA serial ports is {len(SERIAL_PORTS)}.")
+            number = free[0]
+        if number not in free:
+            raise ConfigError(f"serial port {number} is taken or does not exist")
+        self._board.add_serial(number, self._chardev(model, values))
+        return self._board.serials[number]
+
+
+_RNG_TYPES = frozenset({"rng-random", "rng-builtin"})
+
+
+def _read_random(descriptor: int, count: int) -> bytes:
+    try:
+        return os.read(descriptor, count)
+    except BlockingIOError:
+        return b""
