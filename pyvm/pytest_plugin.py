@@ -1,0 +1,104 @@
+"""pytest fixtures that boot machines, and show what the guest said when a test fails.
+
+::
+
+    @pytest.mark.vm("-m", "256", kernel="bzImage", initrd="initrd", append="console=ttyS0")
+    def test_release(vm):
+        assert vm.run("uname -s").text == "Linux"
+
+The marker's arguments are those of :class:`pyvm.Machine`, and two more: the fixture waits until the guest agent
+answers, unless ``wait_console="pattern"`` names something on the console to wait for instead, or ``wait_agent=False``.
+The ini options ``pyvm_options`` and ``pyvm_timeout`` and the command line option ``--pyvm-options`` hold for all
+machines.  The fixture ``vm_factory`` makes any number of machines, with the same arguments.
+
+When a test fails, its report has the end of each machine's console, its QMP conversation, and the command line that
+starts the same machine by hand.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyvm.api import Machine
+
+_QMP_LINES = 40
+_MACHINES = pytest.StashKey[list["Machine"]]()
+
+MachineFactory = Callable[..., "Machine"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the plugin's options to pytest."""
+    parser.addini("pyvm_options", "options of pyvm for all machines", type="args", default=[])
+    parser.addini("pyvm_timeout", "how long a machine may take to boot, in seconds", default="60")
+    parser.getgroup("pyvm").addoption(
+        "--pyvm-options", default="", metavar="OPTIONS", help="more options of pyvm for all machines, in one word"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers",
+        "vm(*arguments, wait_agent=True, wait_console=None, **options): the machine of the fixture vm",
+    )
+
+
+@pytest.fixture
+def vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+    """Return a function that starts a machine; all end with the test."""
+    from pyvm.api import Machine
+
+    machines: list[Machine] = []
+    request.node.stash[_MACHINES] = machines
+    common = [*request.config.getini("pyvm_options"), *shlex.split(request.config.getoption("--pyvm-options"))]
+
+    def factory(
+        *arguments: str, wait_agent: bool | None = None, wait_console: str | None = None, **options: Any
+    ) -> Machine:
+        machine = Machine(*common, *arguments, **options)
+        machines.append(machine)
+        machine.start()
+        timeout = float(request.config.getini("pyvm_timeout"))
+        if wait_console is not None:
+            machine.wait_console(wait_console, timeout)
+        if wait_agent or (wait_agent is None and wait_console is None):
+            machine.wait_agent(timeout)
+        return machine
+
+    yield factory
+    for machine in reversed(machines):
+        machine.stop()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, vm_factory: MachineFactory) -> Machine:
+    """Return a machine that has booted, as the marker ``vm`` describes it."""
+    arguments: list[str] = []
+    options: dict[str, Any] = {}
+    # The closest marker comes first, and has the last word.
+    for marker in reversed(list(request.node.iter_markers("vm"))):
+        arguments += marker.args
+        options.update(marker.kwargs)
+    return vm_factory(*arguments, **options)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the machines of a failed test have to say to its report."""
+    report = yield
+    if report.failed and call.when in ("setup", "call"):
+        machines: list[Machine] = item.stash.get(_MACHINES, [])
+        for number, machine in enumerate(machines, 1):
+            title = f"pyvm machine {number}"
+            report.sections.append((f"{title}: command line", machine.command_line))
+            report.sections.append((f"{title}: console", machine.console_tail or "(nothing)"))
+            report.sections.append((f"{title}: QMP", "\n".join(machine.qmp_log[-_QMP_LINES:]) or "(nothing)"))
+    return report
