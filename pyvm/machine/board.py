@@ -105,7 +105,6 @@ class Board:
         self.vcpus = vcpus
         self.components: dict[str, Component] = {}
         self._events = events
-        self._a20 = SharedIrq(vcpus.set_a20)
         self._wire_interrupts()
         self._wire_timers(rtc_base, hpet)
         self._wire_pci()
@@ -223,10 +222,11 @@ class Board:
             self.isa_irq(MOUSE_IRQ),
             self.keyboard,
             self.mouse,
-            on_a20=self._a20.driver().set,
+            on_a20=self.vcpus.set_a20,
             on_reset=self._events.reset,
         )
-        port92 = Port92(on_a20=self._a20.driver().set, on_reset=self._events.reset)
+        # Both gates drive the one A20 line; whichever was written last has it, as on QEMU's board.
+        port92 = Port92(on_a20=self.vcpus.set_a20, on_reset=self._events.reset)
         dma = DmaPair(self.memory)
         self._keep("keyboard", self.keyboard)
         self._keep("mouse", self.mouse)

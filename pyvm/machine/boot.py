@@ -18,7 +18,7 @@ from pyvm.firmware.e820 import high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, SystemStrings
 from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
-from pyvm.machine.board import PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
+from pyvm.machine.board import FAST_A20_PORT, PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -28,6 +28,7 @@ _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{numb
 _REAL_MODE_IDT_LIMIT = 0x3FF
 _REAL_MODE_LIMIT = 0xFFFF
 _CODE16 = 0x9B00
+_A20_OPEN = 0x02
 
 # Vectors 0x08 and 0x70, cascade on IRQ 2, 8086 mode; everything masked but the cascade (Intel 8259A, figure 7).
 _PIC_SETUP = (
@@ -65,7 +66,7 @@ class Boot:
 
     def _set_up_processors(self) -> None:
         board = self.board
-        for port, value in _PIC_SETUP:
+        for port, value in (*_PIC_SETUP, (FAST_A20_PORT, _A20_OPEN)):
             board.ports.write(port, 1, value)
         cpu_setup.virtual_wire(board.lapics[0].write)
         for index, value in cpu_setup.memory_types(self.tables.info, PHYSICAL_ADDRESS_BITS):
