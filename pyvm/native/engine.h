@@ -129,6 +129,7 @@ typedef struct {
     int (*uc_emu_start)(void *, uint64_t, uint64_t, uint64_t, size_t);
     int (*uc_mem_map_ptr)(void *, uint64_t, size_t, uint32_t, void *);
     int (*uc_mmio_map)(void *, uint64_t, size_t, void *, void *, void *, void *);
+    int (*uc_mem_protect)(void *, uint64_t, uint64_t, uint32_t);
     int (*uc_mem_unmap)(void *, uint64_t, size_t);
     int (*uc_hook_add)(void *, void *, int, void *, void *, uint64_t, uint64_t, ...);
     int (*uc_reg_write)(void *, int, const void *);

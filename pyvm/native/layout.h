@@ -84,6 +84,23 @@ enum {
 
 enum { FEATURE_WORDS = 34 };
 
+/* The translation look-aside buffer lies before the processor state.  Each of the MMU modes has a table of entries with a
+ * mask, and a few victim entries that were pushed out of it. */
+enum {
+    TLB_BEFORE_ENV = 0x890,
+    TLB_MODES = 3,
+    TLB_VICTIMS = 8,
+    TLB_DESC = 0x20, /* per mode */
+    TLB_DESC_SIZE = 696,
+    TLB_DESC_VICTIMS = 0x30,
+    TLB_FAST = 0x850, /* per mode: mask and pointer to the table */
+    TLB_FAST_SIZE = 16,
+    TLB_ENTRY_BITS = 6,
+    TLB_ENTRY_WRITE = 8, /* offset of the address that a store compares with, and its flags */
+    TLB_NOT_PLAIN = 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6,
+    TLB_NOTDIRTY = 1 << 10,
+};
+
 /* CPUState, the part of the processor object that is the same for all targets. */
 enum {
     CPU_EXIT_REQUEST = 0x15,

@@ -57,6 +57,9 @@ bool memory_map_io(Engine *engine, uint64_t gpa, uint64_t size) {
     if (!region) return false;
     void *base = (void *)(uintptr_t)gpa;
     int error = unicorn.uc_mmio_map(engine->uc, gpa, size, (void *)callback_mmio_read, base, (void *)callback_mmio_write, base);
+    // A jump to registers fetches what they read as; Unicorn would end the emulation.
+    const uint32_t all = PROTECTION_READ | PROTECTION_WRITE | PROTECTION_EXECUTE;
+    if (!error) error = unicorn.uc_mem_protect(engine->uc, gpa, size, all);
     if (!check_error(error, gpa)) return false;
     take_region(engine, region);
     return true;
@@ -107,6 +110,25 @@ EXPORT void tlb_protect_code_x86_64(void *uc, uint64_t ram_address) {
             __atomic_fetch_or(&engine->code_pages[page / 64], UINT64_C(1) << (page % 64), __ATOMIC_SEQ_CST);
     }
     unicorn.tlb_protect_code(uc, ram_address);
+}
+
+static void make_store_slow(char *entry, uint64_t page) {
+    uint64_t *address = (uint64_t *)(entry + TLB_ENTRY_WRITE);
+    if (!(*address & TLB_NOT_PLAIN) && (*address & ~UINT64_C(0xfff)) == page) *address |= TLB_NOTDIRTY;
+}
+
+/* Replaces Unicorn's function of this name: stores to the pages of a new block must be seen.  The original looks at every
+ * entry of every table each time; an address can only be in one place of each, or among the victims. */
+EXPORT void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length) {
+    char *tlb = FIELD(cpu, char *, CPU_ENV_PTR) - TLB_BEFORE_ENV;
+    for (uint64_t page = start & ~UINT64_C(0xfff); page - start < length || page == start; page += 0x1000)
+        for (int mode = 0; mode < TLB_MODES; mode++) {
+            char *fast = tlb + TLB_FAST + mode * TLB_FAST_SIZE;
+            uint64_t mask = FIELD(fast, uint64_t, 0);
+            make_store_slow(FIELD(fast, char *, 8) + (page >> PAGE_SHIFT << TLB_ENTRY_BITS & mask), page);
+            char *victims = tlb + TLB_DESC + mode * TLB_DESC_SIZE + TLB_DESC_VICTIMS;
+            for (int i = 0; i < TLB_VICTIMS; i++) make_store_slow(victims + (i << TLB_ENTRY_BITS), page);
+        }
 }
 
 static bool may_hold_code(const Engine *engine, uint64_t first, uint64_t last) {

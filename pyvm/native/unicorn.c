@@ -30,6 +30,7 @@ static const struct {
     F(uc_emu_start, "uc_emu_start"),
     F(uc_mem_map_ptr, "uc_mem_map_ptr"),
     F(uc_mmio_map, "uc_mmio_map"),
+    F(uc_mem_protect, "uc_mem_protect"),
     F(uc_mem_unmap, "uc_mem_unmap"),
     F(uc_hook_add, "uc_hook_add"),
     F(uc_reg_write, "uc_reg_write"),
@@ -102,6 +103,19 @@ typedef struct {
     uint64_t value;
 } Msr;
 
+static bool tlb_matches(const Engine *engine) {
+    char *tlb = (char *)engine->env - TLB_BEFORE_ENV;
+    for (int mode = 0; mode < TLB_MODES; mode++) {
+        uint64_t mask = FIELD(tlb, uint64_t, TLB_FAST + mode * TLB_FAST_SIZE);
+        uint64_t entries = (mask >> TLB_ENTRY_BITS) + 1;
+        if (mask & ((1 << TLB_ENTRY_BITS) - 1) || entries & (entries - 1) || entries < 2 || entries > 1 << 22) return false;
+        const char *table = FIELD(tlb, char *, TLB_FAST + mode * TLB_FAST_SIZE + 8);
+        for (uint64_t i = 0; i < entries; i++)
+            if (*(const uint64_t *)(table + (i << TLB_ENTRY_BITS) + TLB_ENTRY_WRITE) != UINT64_MAX) return false;
+    }
+    return true;
+}
+
 static bool layout_matches(Engine *engine) {
     static const struct {
         int reg;
@@ -121,6 +135,8 @@ static bool layout_matches(Engine *engine) {
         {0x176, ENV_SYSENTER_EIP},
     };
     if (FIELD(engine->cpu, void *, CPU_UC) != engine->uc) return false;
+    unicorn.tlb_flush(engine->cpu);
+    if (!tlb_matches(engine)) return false;
     for (size_t i = 0; i < sizeof registers / sizeof *registers; i++) {
         uint64_t magic = UINT64_C(0x5a5a12345678a500) + i;
         if (unicorn.uc_reg_write(engine->uc, registers[i].reg, &magic)) return false;
