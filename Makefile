@@ -1,0 +1,112 @@
+# pyvm: everything a person or CI does with a checkout.  `make help` lists the targets.
+#
+# Works on a fresh Debian 12 with make, python3 and apt-get: as root, missing Debian packages are installed; as any
+# other user, they are named.  PYTHON chooses the interpreter (3.11 or later), PYVM_CACHE the place of built guests.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+NATIVE := $(wildcard pyvm/native/*.c pyvm/native/*.h)
+PYTEST_OPTIONS ?=
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+
+# A header of the interpreter itself: an interpreter built by hand has its own, Debian's comes in python3-dev.
+PYTHON_HEADER = import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------------------------------------------------- setup
+
+.PHONY: setup
+setup: $(STAMPS)/pyvm $(STAMPS)/dev ## Prepare .venv with .venv/bin/pyvm in it
+
+$(STAMPS)/system:
+	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' \
+	    || { echo "make: $(PYTHON) is older than Python 3.11; name another with PYTHON=" >&2; exit 1; }
+	@missing=(); \
+	command -v $(CC) >/dev/null || missing+=(gcc); \
+	echo '#include <stdio.h>' | $(CC) -E - >/dev/null 2>&1 || missing+=(libc6-dev); \
+	command -v dpkg-deb >/dev/null || missing+=(dpkg); \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	$(PYTHON) -c '$(PYTHON_HEADER)' || missing+=(python3-dev); \
+	./.ci/packages "$${missing[@]}"
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/pyvm: pyproject.toml setup.py $(NATIVE) | $(STAMPS)/system
+	@echo "make: installing pyvm into $(VENV)"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/dev: pyproject.toml | $(STAMPS)/pyvm
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	@touch $@
+
+# QEMU is what the tests and benchmarks compare with.  Without it, tests use what it was recorded to answer.
+$(STAMPS)/qemu: | $(STAMPS)/system
+	@missing=(); \
+	command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86); \
+	command -v qemu-img >/dev/null || missing+=(qemu-utils); \
+	./.ci/packages --optional "$${missing[@]}"
+	@touch $@
+
+# ------------------------------------------------------------------------------------------------------------ use
+
+.PHONY: images
+images: $(STAMPS)/pyvm ## Build the demo guest (cached)
+	@$(BIN)/python -m images.build demo
+
+.PHONY: run
+run: $(STAMPS)/pyvm ## Boot the demo guest, show what the qemu-ga in it answers, end
+	@$(BIN)/python -m images.demo
+
+.PHONY: console
+console: $(STAMPS)/pyvm ## Boot the demo guest with its console here (Ctrl-A x ends it)
+	@$(BIN)/python -m images.demo --console
+
+# ----------------------------------------------------------------------------------------------------------- work
+
+.PHONY: test
+test: setup $(STAMPS)/qemu ## Run all tests
+	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+.PHONY: test-unit
+test-unit: setup ## Run the tests that boot nothing
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_OPTIONS)
+
+.PHONY: check
+check: setup ## Lint, check types, compile the C sources with warnings as errors
+	@echo "ruff check"; $(BIN)/ruff check .
+	@echo "ruff format"; $(BIN)/ruff format --check --quiet .
+	@echo "mypy"; $(BIN)/mypy
+	@echo "$(CC) -Wall -Wextra -Werror"; \
+	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	for source in $(filter %.c,$(NATIVE)); do \
+	    $(CC) -std=gnu11 -O2 -fPIC -Wall -Wextra -Werror -I"$$include" -c "$$source" -o /dev/null; \
+	done
+
+.PHONY: bench
+bench: setup $(STAMPS)/qemu ## Run pyvm and QEMU side by side; the figures go to benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+.PHONY: clean
+clean: ## Remove what was built in this tree
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find pyvm images tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -f pyvm/native*.so
+
+.PHONY: distclean
+distclean: clean ## Remove .venv and what the cache holds of guests and test programs as well
+	@rm -rf $(VENV)
+	@cache="$${PYVM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/pyvm}"; \
+	rm -rf "$$cache/images" "$$cache/packages" "$$cache/apt" "$$cache/baremetal"
