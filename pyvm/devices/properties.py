@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from pyvm.config import GlobalConfig
 from pyvm.errors import ConfigError
@@ -43,26 +43,7 @@ class Property:
     description: str = ""
 
 
-class DescribedProperty(Protocol):
-    """What a property table holds: at least what :class:`Property` does."""
-
-    @property
-    def kind(self) -> str:
-        """One of Property.kind's names."""
-        ...
-
-    @property
-    def default(self) -> bool | int | str | None:
-        """The value where none is given; None: not set."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """One line for help."""
-        ...
-
-
-Properties = Mapping[str, DescribedProperty]
+Properties = dict[str, Property]
 
 PCI_PROPERTIES: dict[str, Property] = {
     "addr": Property("pci-addr", None, "Slot and optional function number, example: 06.0 or 06"),
@@ -208,7 +189,7 @@ def _pci_address(model: DeviceModel, name: str, value: Value) -> int:
     raise ConfigError(f"Property '{model.name}.{name}' doesn't take value '{value}'")
 
 
-def shown_kind(item: DescribedProperty) -> str:
+def shown_kind(item: Property) -> str:
     """Return a property's kind as help and ``device-list-properties`` show it."""
     if item.kind == "pci-addr":
         return "int32"

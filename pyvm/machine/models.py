@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyvm.devices.properties import PCI_PROPERTIES, DescribedProperty, DeviceModel, Property
+from pyvm.devices.properties import PCI_PROPERTIES, DeviceModel, Properties, Property
 from pyvm.devices.virtio.balloon import VirtioBalloon
 from pyvm.devices.virtio.blk import VirtioBlk
 from pyvm.devices.virtio.console import VirtioConsole
@@ -49,7 +49,7 @@ def variant(driver: str) -> tuple[str, str]:
 def _virtio_models() -> list[DeviceModel]:
     models = []
     for name, device in VIRTIO_PCI.items():
-        table: dict[str, DescribedProperty] = {**PCI_PROPERTIES, **properties(device)}
+        table: Properties = {**PCI_PROPERTIES, **properties(device)}
         for suffix in _VARIANTS:
             aliases = (_ALIASES[name],) if not suffix else ()
             models.append(DeviceModel(name + suffix, "PCI", _CATEGORIES.get(name, "Misc"), table, "", aliases))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvm.clock import NANOSECONDS, Clock
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.constants import ID_BALLOON
 from pyvm.devices.virtio.device import VirtioDevice, VirtioState
-from pyvm.devices.virtio.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.ring import Chain
 from pyvm.memory import PAGE_SIZE, GuestMemoryError

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.constants import ID_BLOCK, MAX_QUEUE_SIZE, MAX_QUEUES
 from pyvm.devices.virtio.device import VirtioDevice, VirtioState
-from pyvm.devices.virtio.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.ring import Chain
 from pyvm.state import flag

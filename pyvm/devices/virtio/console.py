@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.console_port import AUTOMATIC, NAME_LIMIT, ConsolePort, PortState
 from pyvm.devices.virtio.constants import ID_CONSOLE, MAX_QUEUES
 from pyvm.devices.virtio.device import VirtioDevice, VirtioState
-from pyvm.devices.virtio.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.state import StateError, blob, flag, record, sequence, uint
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pyvm.chardev.base import Chardev, ChardevEvent
-from pyvm.devices.virtio.properties import Properties, Property
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.ring import Chain
 from pyvm.state import State, flag, uint

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+from pyvm.devices.properties import Properties
 from pyvm.devices.virtio.constants import (
     F_VERSION_1,
     LEGACY_ONLY_FEATURES,
@@ -19,7 +20,6 @@ from pyvm.devices.virtio.constants import (
     STATUS_FEATURES_OK,
     STATUS_NEEDS_RESET,
 )
-from pyvm.devices.virtio.properties import Properties
 from pyvm.devices.virtio.queue import QueueState, VirtQueue
 from pyvm.memory import GuestMemory
 from pyvm.state import State, StateError, flag, record, sequence, uint

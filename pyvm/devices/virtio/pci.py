@@ -17,6 +17,7 @@ from typing import Any
 
 from pyvm.devices.pci.constants import CAP_VENDOR, COMMAND, COMMAND_MASTER
 from pyvm.devices.pci.function import BarKind, PciFunction, PciFunctionState
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio import pci_registers as r
 from pyvm.devices.virtio.constants import (
     F_ANY_LAYOUT,
@@ -42,7 +43,6 @@ from pyvm.devices.virtio.constants import (
     STATUS_DRIVER,
 )
 from pyvm.devices.virtio.device import VirtioDevice
-from pyvm.devices.virtio.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.split import legacy_layout
 from pyvm.memory import GuestMemory

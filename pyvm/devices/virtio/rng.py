@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvm.clock import Clock
+from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.constants import ID_ENTROPY
 from pyvm.devices.virtio.device import VirtioDevice, VirtioState
-from pyvm.devices.virtio.properties import Properties, Property
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.state import StateError, optional, uint
 
