@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -397,9 +396,9 @@ class Pc:
             self.mainloop.loop.add_signal_handler(number, self._signalled, number)
 
     def _signalled(self, number: int) -> None:
-        if number != signal.SIGINT or not os.isatty(2):
-            print(f"pyvm: terminating on signal {number}", file=sys.stderr)
         self.quit(ShutdownCause.HOST_SIGNAL)
+        with suppress(OSError):  # the terminal may be what has gone
+            print(f"pyvm: terminating on signal {number}", file=sys.stderr)
 
 
 def run(config: MachineConfig) -> int:
