@@ -6,7 +6,6 @@ these registers, as the hidden flags of the translator do, is computed by the en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from pyvm.state import State, StateError, blob, flag, integer, record, text, uint
@@ -15,11 +14,11 @@ ACTIVITIES = ("running", "halted", "wait-for-sipi")
 _EFER_LME = 1 << 8
 _EFER_LMA = 1 << 10
 _CR0_PE = 1
+_A20_MASKS = (0xFFFFFFFF, 0xFFEFFFFF)
 _CR0_PG = 1 << 31
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt")
 
 
-@dataclass
 class SegmentState(State):
     """A segment register with its descriptor cache; `flags` is the second word of the descriptor."""
 
@@ -29,7 +28,6 @@ class SegmentState(State):
     flags: int = uint(32)
 
 
-@dataclass
 class RegisterState(State):
     """All registers of one vCPU, and what it is doing."""
 
@@ -96,6 +94,8 @@ class RegisterState(State):
             raise StateError(f"{path or 'RegisterState'}.activity: unknown {self.activity!r}")
         if self.cr0 & _CR0_PG and not self.cr0 & _CR0_PE:
             raise StateError(f"{path or 'RegisterState'}.cr0: paging without protection")
+        if self.a20_mask not in _A20_MASKS:
+            raise StateError(f"{path or 'RegisterState'}.a20_mask: neither open nor closed")
         active = bool(self.efer & _EFER_LME and self.cr0 & _CR0_PG)
         if active != bool(self.efer & _EFER_LMA):
             raise StateError(f"{path or 'RegisterState'}.efer: long mode does not agree with CR0")

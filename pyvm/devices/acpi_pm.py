@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.clock import NANOSECONDS, Clock, muldiv
@@ -71,7 +70,6 @@ class WakeReason(enum.Enum):
     OTHER = PM1_POWER_BUTTON
 
 
-@dataclass
 class AcpiPmState(State):
     """All registers; `overflow` is the PM timer tick, counted from guest clock 0, that sets the status bit next."""
 

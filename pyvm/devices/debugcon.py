@@ -6,7 +6,6 @@ finds out that somebody listens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.chardev.base import Chardev, ChardevEvent
@@ -16,7 +15,6 @@ READBACK: Final = 0xE9
 BACKLOG_LIMIT: Final = 65536
 
 
-@dataclass
 class DebugConsoleState(State):
     """Bytes that the back end has not taken yet."""
 

@@ -8,7 +8,6 @@ connects the first controller to the second.  Devices such as a floppy controlle
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.memory import GuestMemory, GuestMemoryError
@@ -41,7 +40,6 @@ PAGE_OF_CHANNEL: Final = (0x7, 0x3, 0x1, 0x2, 0xF, 0xB, 0x9, 0xA)
 """Offsets of the page registers from port 0x80, by channel."""
 
 
-@dataclass
 class DmaChannelState(State):
     """One channel: programmed and current address and count, and mode."""
 
@@ -52,7 +50,6 @@ class DmaChannelState(State):
     mode: int = uint(8)
 
 
-@dataclass
 class DmaControllerState(State):
     """One controller; `flip_flop` says that the upper byte is next."""
 
@@ -64,7 +61,6 @@ class DmaControllerState(State):
     flip_flop: bool = flag()
 
 
-@dataclass
 class DmaPairState(State):
     """Both controllers and the page registers."""
 

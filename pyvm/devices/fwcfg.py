@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.memory import GuestMemory, GuestMemoryError
@@ -91,7 +90,6 @@ class _Item:
             self.data = self.make()
 
 
-@dataclass
 class FwCfgFileState(State):
     """What a guest wrote to a file."""
 
@@ -99,7 +97,6 @@ class FwCfgFileState(State):
     data: bytes = blob(1 << 24)
 
 
-@dataclass
 class FwCfgState(State):
     """The selected key, the offset in its item, the upper half of the DMA address, and writable files."""
 

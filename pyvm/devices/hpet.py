@@ -15,7 +15,6 @@ Late ticks are dealt with as `pyvm.devices.ticks` says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from pyvm.clock import Clock
@@ -66,7 +65,6 @@ LATE_TICKS = 1 << 27
 _GAP_TICKS = MINIMUM_GAP // TICK_NS
 
 
-@dataclass
 class HpetTimerState(State):
     """One timer; `deadline` is in ns of guest time, and `first` a value set with TN_SET_VALUE (see the code)."""
 
@@ -77,7 +75,6 @@ class HpetTimerState(State):
     deadline: int | None = optional(uint(80))
 
 
-@dataclass
 class HpetState(State):
     """The block.  `counter` is the main counter while it is halted, and what it shows beyond guest time otherwise."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.keycodes import SET2_TO_SET1
@@ -75,7 +74,6 @@ _FROM_AUX: Final = 0x100
 _WITH_ARGUMENT: Final = frozenset({WRITE_OUTPUT_PORT, WRITE_KEYBOARD_BUFFER, WRITE_MOUSE_BUFFER, WRITE_MOUSE})
 
 
-@dataclass
 class I8042State(State):
     """Registers; `queue` are bytes of the controller itself, bit 8 set for the mouse's side.
 

@@ -11,8 +11,6 @@ its vector has come back, be that the broadcast of a local APIC or a write to th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pyvm.devices.apic_bus import DELIVERY_MODES, ApicBus, DeliveryMode, widen_destination
 from pyvm.state import State, StateError, array, uint
 
@@ -52,7 +50,6 @@ def _is_level(entry: int) -> bool:
     return bool(entry & ENTRY_LEVEL) and entry >> ENTRY_MODE_SHIFT & 7 <= DeliveryMode.LOWEST_PRIORITY
 
 
-@dataclass
 class IoApicState(State):
     """All registers, and the levels of the input lines."""
 

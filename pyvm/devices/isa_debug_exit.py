@@ -6,7 +6,6 @@ A convention of virtual machines; writing `value` asks for the exit status `valu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.state import State
@@ -16,7 +15,6 @@ DEFAULT_IOSIZE: Final = 2
 MAX_IOSIZE: Final = 4
 
 
-@dataclass
 class IsaDebugExitState(State):
     """Nothing: the device has no memory."""
 

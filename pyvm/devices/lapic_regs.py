@@ -6,8 +6,6 @@ Specification: Intel 64 and IA-32 Architectures Software Developer's Manual, vol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pyvm.devices.apic_bus import DeliveryMode
 from pyvm.devices.lapic_timer import DIVIDE_WRITABLE, LapicTimerState
 from pyvm.state import State, array, flag, record, uint
@@ -101,7 +99,6 @@ X2APIC_WRITABLE = {  # a write that sets any other bit, or to any other register
 }
 
 
-@dataclass
 class LapicState(State):
     """All registers of one local APIC; the LVT in order of its offsets."""
 

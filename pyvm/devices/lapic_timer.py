@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyvm.clock import NANOSECONDS, Clock, muldiv
 from pyvm.devices.ticks import next_tick
@@ -31,7 +30,6 @@ class TimerMode(enum.IntEnum):
 TIMER_MODES = tuple(TimerMode)
 
 
-@dataclass
 class LapicTimerState(State):
     """Registers of the timer.  `start` and `expiry` are in ns of guest time."""
 

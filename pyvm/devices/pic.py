@@ -11,8 +11,6 @@ away and from requests that were masked too late.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pyvm.irq import IrqLine
 from pyvm.state import State, StateError, flag, integer, record, uint
 
@@ -53,7 +51,6 @@ ELCR_SLAVE = 0xDE
 STEP_READY, STEP_ICW2, STEP_ICW3, STEP_ICW4 = range(4)
 
 
-@dataclass
 class PicState(State):
     """One 8259A."""
 
@@ -75,7 +72,6 @@ class PicState(State):
     special_fully_nested: bool = flag()
 
 
-@dataclass
 class PicPairState(State):
     """Both chips."""
 

@@ -17,7 +17,6 @@ Late ticks are dealt with as `pyvm.devices.ticks` says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyvm.clock import NANOSECONDS, Clock, muldiv
 from pyvm.devices.ticks import MINIMUM_GAP, next_tick
@@ -60,7 +59,6 @@ _GAP_TICKS = -muldiv(-MINIMUM_GAP, FREQUENCY, NANOSECONDS)
 _TICK_LIMIT = 1 << 63
 
 
-@dataclass
 class PitChannelState(State):
     """One counter; `start`, `pending_at` and `frozen` are in ticks of the PIT clock.
 
@@ -86,7 +84,6 @@ class PitChannelState(State):
     latched_status: int | None = optional(uint(8))
 
 
-@dataclass
 class PitState(State):
     """The three counters, port 61, and channel 0's interrupt; `deadline` is in ns of guest time."""
 

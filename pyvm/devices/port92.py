@@ -6,7 +6,6 @@ IBM Personal System/2 Hardware Interface Technical Reference, "System control po
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.state import State, StateError, uint
@@ -16,7 +15,6 @@ FAST_A20: Final = 1 << 1
 KEPT: Final = 0xFF & ~FAST_RESET
 
 
-@dataclass
 class Port92State(State):
     """The port's latch."""
 

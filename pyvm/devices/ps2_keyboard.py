@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.keycodes import PAUSE, PRINT_SCREEN, SCAN_CODES, SILENT
@@ -56,7 +55,6 @@ _PRINT_SET3: Final = 0x57
 _PAUSE_SET3: Final = 0x62
 
 
-@dataclass
 class KeyboardState(State):
     """Queues, modes, and which modifiers are held; `breaks` has a bit for each code of set 3 that sends breaks."""
 

@@ -7,7 +7,6 @@ button are Microsoft's IntelliMouse and IntelliMouse Explorer extensions, switch
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.ps2 import ACK, EVENT_LIMIT, REPLY_LIMIT, RESEND, SELF_TEST_PASSED, Ps2Device
@@ -54,7 +53,6 @@ _KNOCKS: Final = {(200, 100, 80): ID_WHEEL, (200, 200, 80): ID_EXPLORER}
 _SCALED: Final = (0, 1, 1, 3, 6, 9)
 
 
-@dataclass
 class MouseState(State):
     """Queues, modes, movement not yet sent; `changed` says that the buttons have not been sent yet."""
 

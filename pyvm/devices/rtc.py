@@ -16,7 +16,6 @@ rules of 1987.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyvm.clock import NANOSECONDS, Clock, muldiv
 from pyvm.irq import IrqLine
@@ -129,7 +128,6 @@ def _first_from(
     return None
 
 
-@dataclass
 class RtcState(State):
     """The memory, and the clock: `offset` and `seen` are in ns.
 

@@ -12,7 +12,6 @@ transmitter stays full, and a guest that writes all the same (Linux's console do
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.chardev.base import Chardev, ChardevEvent
@@ -94,7 +93,6 @@ _BREAK: Final = 0x100  # marks the null character of a break condition in the re
 _NEWLINE: Final = 0x0A
 
 
-@dataclass
 class UartState(State):
     """Registers and FIFOs.
 

@@ -7,7 +7,6 @@ bus 0; the host bridge's ports 0xcf8 and 0xcfc lead here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyvm.devices.pci import constants as c
@@ -16,7 +15,6 @@ from pyvm.memory import IoSpace, OverlapError
 from pyvm.state import State, StateError, uint
 
 
-@dataclass
 class PciBusState(State):
     """The configuration address register."""
 

@@ -70,7 +70,6 @@ class Bus(Protocol):
         """Deliver a message signalled interrupt."""
 
 
-@dataclass
 class PciFunctionState(State):
     """Configuration space, the level the device drives its INTx pin to, and MSI-X where there is one."""
 

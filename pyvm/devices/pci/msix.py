@@ -7,7 +7,6 @@ the capability in its configuration space holds the enable and the function mask
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.pci import constants as c
@@ -16,7 +15,6 @@ from pyvm.state import State, StateError, blob
 EXCLUSIVE_BAR_SIZE: Final = 4096
 
 
-@dataclass
 class MsixState(State):
     """Table and pending bits; the control bits are part of configuration space."""
 

@@ -8,7 +8,6 @@ same chip are devices of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.pci import constants as c
@@ -102,7 +101,6 @@ class Piix3(PciFunction):
         self._drive()
 
 
-@dataclass
 class ResetControlState(State):
     """The reset control register."""
 

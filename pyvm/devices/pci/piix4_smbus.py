@@ -6,7 +6,6 @@ with a device error, as on a board whose memory modules carry no SPD EEPROM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.state import State, StateError, blob, integer, uint
@@ -29,7 +28,6 @@ CONTROL_START: Final = 1 << 6  # write-only
 BLOCK_LENGTH: Final = 32
 
 
-@dataclass
 class SmbusState(State):
     """The host registers."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvm.clock import NANOSECONDS, Clock
@@ -64,7 +63,6 @@ _RUNS_PER_TURN = 4096
 """After so many runs given back, others get a turn at the machine lock."""
 
 
-@dataclass
 class BalloonState(VirtioState):
     """Migratable state; sizes in pages, the deadline in ns of guest time, the interval in seconds."""
 

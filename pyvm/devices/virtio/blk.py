@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pyvm.devices.properties import Properties, Property
@@ -102,7 +101,6 @@ class _RequestError(Exception):
         self.status = status
 
 
-@dataclass
 class BlkState(VirtioState):
     """Migratable state."""
 

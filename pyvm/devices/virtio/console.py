@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvm.devices.properties import Properties, Property
@@ -52,7 +51,6 @@ DEFAULT_MAX_PORTS = 31
 MAX_PORTS = MAX_QUEUES // 2 - 1
 
 
-@dataclass
 class ConsoleState(VirtioState):
     """Migratable state; `control` holds messages that the guest has no buffers for yet."""
 

@@ -8,7 +8,6 @@ back end only as far as the guest has given buffers.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pyvm.chardev.base import Chardev, ChardevEvent
@@ -27,7 +26,6 @@ AUTOMATIC = 0xFFFFFFFF
 """In place of a port number: the next free one."""
 
 
-@dataclass
 class PortState(State):
     """Migratable state of one port; `consumed` counts bytes of the next output chain that the back end has taken."""
 

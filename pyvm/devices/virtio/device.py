@@ -8,7 +8,6 @@ queue notifications on the vCPU thread, the rest on the main loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from pyvm.devices.properties import Properties
@@ -25,7 +24,6 @@ from pyvm.memory import GuestMemory
 from pyvm.state import State, StateError, flag, record, sequence, uint
 
 
-@dataclass
 class VirtioState(State):
     """Migratable state that every virtio device has; devices derive theirs from it."""
 

@@ -89,7 +89,6 @@ def properties(device: type[AnyVirtioDevice]) -> Properties:
     return table
 
 
-@dataclass
 class VirtioPciState(PciFunctionState):
     """Migratable state of function and transport; the virtio device has its own record."""
 

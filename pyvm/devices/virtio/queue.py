@@ -7,7 +7,6 @@ the others are the methods of the ring itself while the queue is enabled, and do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyvm.devices.virtio.constants import (
     EVENT_WRAP_BIT,
@@ -25,7 +24,6 @@ from pyvm.memory import GuestMemory, GuestMemoryError
 from pyvm.state import State, StateError, flag, integer, uint
 
 
-@dataclass
 class QueueState(State):
     """Migratable state of one virtqueue.  Positions are counters (split) or offset and wrap counter (packed)."""
 

@@ -7,7 +7,6 @@ of milliseconds, counted on the guest's clock, can be had.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvm.clock import Clock
@@ -26,7 +25,6 @@ UNLIMITED = (1 << 63) - 1
 DEFAULT_PERIOD = 1 << 16
 
 
-@dataclass
 class RngState(VirtioState):
     """Migratable state; the deadline is in ns of guest time."""
 
