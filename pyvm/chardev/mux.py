@@ -196,12 +196,16 @@ class MuxChardev(Chardev):
         port = self._focus
         if port is None or not text:
             return  # the front end left just now
-        if not port.typed and port.frontend is not None:
-            room = port.frontend.can_receive()
-            if room > 0:
-                port.frontend.receive(text[:room])
-                text = text[room:]
         port.typed += text
+        self._deliver_to(port)
+
+    @staticmethod
+    def _deliver_to(port: MuxPort) -> None:
+        """Hand over type-ahead until none is left or the front end refuses: only then will it ask for more."""
+        while port.typed and port.frontend is not None and (room := port.frontend.can_receive()) > 0:
+            text = bytes(port.typed[:room])
+            del port.typed[:room]
+            port.frontend.receive(text)
 
     def schedule_delivery(self) -> None:
         """Deliver type-ahead soon, and let the back end read on."""
@@ -212,10 +216,7 @@ class MuxChardev(Chardev):
     def _deliver(self) -> None:
         self._scheduled = False
         for port in list(self._ports):
-            while port.typed and port.frontend is not None and (room := port.frontend.can_receive()) > 0:
-                text = bytes(port.typed[:room])
-                del port.typed[:room]
-                port.frontend.receive(text)
+            self._deliver_to(port)
         if self.can_receive() > 0:
             self.backend.accept_input()
 

@@ -124,8 +124,9 @@ def _check_display(line: CommandLine) -> None:
 def _add_defaults(line: CommandLine, config: MachineConfig, *, terminal: bool) -> None:
     """Add the serial port and monitor that are there unless somebody says otherwise.
 
-    With -nographic they share the terminal, as in QEMU.  Without any display option the serial console goes to the
-    terminal if there is one, with the escape character and its help; else it goes nowhere.
+    With -nographic they share standard input and output, as in QEMU; without any display option only where that is a
+    terminal, else the serial console goes nowhere.  On a terminal there always is the escape character with its help,
+    also where another option says where monitors are: how else would a person get out?
     """
     want_serial = not line.serials and config.board.type != "none"
     want_serial = want_serial and not any(device.driver in _SERIAL_DEVICES for device in config.devices)
@@ -133,7 +134,9 @@ def _add_defaults(line: CommandLine, config: MachineConfig, *, terminal: bool) -
     if "nographic" in line.flags:
         if config.daemonize and (want_serial or want_monitor):
             raise ConfigError("-nographic cannot be used with -daemonize")
-        if want_serial:
+        if want_serial and terminal and not want_monitor and not _stdio_taken(config):
+            config.serials.append(_backend(config, "mon:stdio", "serial0", "-nographic"))
+        elif want_serial:
             _serial(config, "mon:stdio" if want_monitor else "stdio", "-nographic")
         elif want_monitor:
             _monitor(config, "readline", "stdio", "-nographic")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,8 @@ class VcpuSet:
         self._changed = threading.Condition(lock)
         self._phase = _Phase.STOPPED
         self._inside = False
+        self._stopping = False
+        """Whether somebody asked for a stop that the machine still has to hear of."""
         self._thread: threading.Thread | None = None
         self._set_model(topology)
         self._map_memory(memory)
@@ -229,6 +232,7 @@ class VcpuSet:
     def start(self, clock_offset: int) -> None:
         """Let guest code run; `clock_offset` is guest time less host monotonic time in ns."""
         self._engine.set_clock(clock_offset)
+        self._stopping = False
         self._phase = _Phase.RUNNING
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="CPU/TCG", daemon=True)
@@ -237,9 +241,23 @@ class VcpuSet:
 
     def stop_soon(self) -> None:
         """Have guest code leave the engine soon; from any thread."""
+        self._stopping = True
         if self._phase is _Phase.RUNNING:
             self._phase = _Phase.STOPPED
         self._engine.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep guest code from running for a moment, while its clock goes on; not on the vCPU thread."""
+        running = self._phase is _Phase.RUNNING
+        self.stop()
+        try:
+            yield
+        finally:
+            # While it was being stopped, the guest may have asked for a reset: then it stays stopped.
+            if running and not self._stopping:
+                self._phase = _Phase.RUNNING
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Stop guest code and return when none runs any more; not on the vCPU thread."""

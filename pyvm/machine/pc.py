@@ -34,6 +34,7 @@ from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
     from pyvm.config import ChardevConfig, MachineConfig
+    from pyvm.monitor.hmp.monitor import HumanMonitor
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 _GIL_SWITCH_SECONDS = 0.0005
@@ -97,12 +98,12 @@ class Pc:
         self.mmio = IoSpace("memory")
         self.cpus = self._make_vcpus()
         self._resources.callback(self.cpus.release)
+        self._add_monitors()  # before the serial ports: the last one on a multiplexer gets the input first
         self.board = self._make_board()
         self._give_back(self.board.reset)  # drops the views that devices have of guest memory
         self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
         self._plugger = self._plug()
         self._give_back(self._plugger.close)
-        self._add_monitors()
         from pyvm.firmware.tables import Tables
 
         self._boot = Boot(self.board, config, Tables(describe(self.board, config)))
@@ -197,13 +198,18 @@ class Pc:
     def _add_monitors(self) -> None:
         dispatcher = Dispatcher(self, self.mainloop.loop.create_task)
         for monitor in self.config.monitors:
-            if monitor.mode == "control":
-                port = self._port(monitor.chardev)
-                try:
+            port = self._port(monitor.chardev)
+            made: QmpMonitor | HumanMonitor
+            try:
+                if monitor.mode == "control":
                     made = QmpMonitor(port, dispatcher, self.events, self.mainloop, pretty=monitor.pretty)
-                except ValueError as error:
-                    raise ConfigError(f"{monitor.origin}: {error}" if monitor.origin else str(error)) from None
-                self._give_back(made.close)
+                else:
+                    from pyvm.monitor.hmp.monitor import HumanMonitor
+
+                    made = HumanMonitor(port, dispatcher, self, self.mainloop)
+            except ValueError as error:
+                raise ConfigError(f"{monitor.origin}: {error}" if monitor.origin else str(error)) from None
+            self._give_back(made.close)
 
     # ---- Hardware, as the life cycle sees it
 

@@ -149,6 +149,28 @@ def test_the_escape_key_is_heard_while_the_guest_does_not_read(loop: MainLoop, s
     run_until(loop, lambda: setup.console.data == b"typed ahead")
 
 
+def test_a_front_end_hears_that_more_waits(loop: MainLoop, setup: Setup) -> None:
+    """One that takes a little at a time offers room again only after it was asked in vain."""
+
+    class Fifo(Recorder):
+        refused = False
+
+        def can_receive(self) -> int:
+            self.refused = self.room == 0
+            return self.room
+
+    fifo = Fifo(room=16)
+    fifo.attach(setup.mux.port())
+    setup.wire.type(b"0123456789" * 4)
+    while len(fifo.data) < 40:
+        assert fifo.refused
+        fifo.room = 16
+        assert fifo.device is not None
+        fifo.device.accept_input()
+        settle(loop)
+    assert fifo.data == b"0123456789" * 4
+
+
 def test_type_ahead_is_bounded_and_resumes(loop: MainLoop, setup: Setup) -> None:
     setup.console.room = 0
     setup.wire.type(b"x" * TYPE_AHEAD)

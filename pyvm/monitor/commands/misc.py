@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 from pyvm.monitor.errors import QmpError
@@ -43,3 +44,11 @@ def cont(context: Context) -> None:
         machine.autostart = True
     else:
         machine.vm_start()
+
+
+@COMMANDS.command("human-monitor-command")
+def human_monitor_command(context: Context, command_line: str, cpu_index: int | None) -> str | Coroutine[Any, Any, str]:
+    """Execute a line of the human monitor; return the text that it leads to."""
+    from pyvm.monitor.hmp.shell import execute
+
+    return execute(context, command_line, cpu_index)

@@ -10,6 +10,10 @@ command stop
 
 command cont
 
+command human-monitor-command -> str preconfig
+  command-line: str
+  cpu-index?: int
+
 event RTC_CHANGE
   offset: int
   qom-path: str

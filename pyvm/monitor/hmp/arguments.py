@@ -1,0 +1,148 @@
+"""Arguments of commands: how a command declares them, and how they are read from a line.
+
+A command declares its arguments in one text, in their order:
+
+    -x              an option of one letter; the handler gets a bool under this letter
+    name:KIND       an argument
+    name:KIND?      one that may be left out; the handler gets None for it
+
+KIND is one of :class:`Kind`.  A number is an expression (:mod:`pyvm.monitor.hmp.expressions`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pyvm.monitor.hmp.expressions import Registers, evaluate, skip_space
+
+_DECLARATION = re.compile(r"-(?P<flag>[a-zA-Z])|(?P<name>[a-z_]+):(?P<kind>[a-z0-9]+)(?P<optional>\??)")
+_MIB_SHIFT = 20
+
+FORMATS = "xduoci"
+"""How a value is shown: hexadecimal, signed or unsigned decimal, octal, character, and disassembled."""
+SIZES = {"b": 1, "h": 2, "w": 4, "g": 8}
+"""Bytes of a value."""
+
+
+class ArgumentError(Exception):
+    """The arguments of a command are wrong; the message is one line for the person at the prompt."""
+
+
+class Kind(Enum):
+    """What an argument may be."""
+
+    TEXT = "text"
+    """The rest of the line."""
+    UINT32 = "uint32"
+    INT64 = "int64"
+    MEGABYTES = "megabytes"
+    """A size in MiB; the handler gets bytes."""
+    FORMAT = "format"
+    """``/`` and letters: how values are shown, and their size; always optional."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to show values, and how many bytes each has."""
+
+    letter: str = "x"
+    size: int = 4
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One declared argument."""
+
+    name: str
+    kind: Kind | None
+    """None for an option of one letter."""
+    optional: bool = False
+
+
+def declare(text: str) -> tuple[Argument, ...]:
+    """Return the arguments that `text` declares; raises ValueError where that is no declaration."""
+    arguments = []
+    for word in text.split():
+        found = _DECLARATION.fullmatch(word)
+        if found is None:
+            raise ValueError(f"no declaration of an argument: {word}")
+        if found["flag"]:
+            arguments.append(Argument(found["flag"], None, True))
+        else:
+            arguments.append(Argument(found["name"], Kind(found["kind"]), bool(found["optional"])))
+    return tuple(arguments)
+
+
+class ArgumentReader:
+    """Reads the arguments of one command from its line."""
+
+    def __init__(self, line: str, position: int, command: str, registers: Registers, default: Format) -> None:
+        """`command` is the name for messages; `default` holds where the line has no format."""
+        self._line = line
+        self._position = position
+        self._command = command
+        self._registers = registers
+        self._default = default
+
+    def read(self, arguments: tuple[Argument, ...]) -> dict[str, Any]:
+        """Return the values by name.  Raises ArgumentError, and ExpressionError for a number that is none."""
+        options = frozenset(argument.name for argument in arguments if argument.kind is None)
+        values: dict[str, Any] = {}
+        for argument in arguments:
+            self._position = skip_space(self._line, self._position)
+            if argument.kind is None:
+                values[argument.name] = self._option(argument.name, options)
+            elif argument.kind is Kind.FORMAT:
+                values[argument.name] = self._format()
+            elif argument.optional and self._position == len(self._line):
+                values[argument.name] = None
+            else:
+                values[argument.name] = self._value(argument.kind)
+        if skip_space(self._line, self._position) != len(self._line):
+            raise ArgumentError(f"{self._command}: extraneous characters at the end of line")
+        return values
+
+    def _option(self, letter: str, known: frozenset[str]) -> bool:
+        if not self._line.startswith("-", self._position):
+            return False
+        given = self._line[self._position + 1 : self._position + 2]
+        if given not in known:
+            raise ArgumentError(f"{self._command}: unsupported option -{given}")
+        if given == letter:
+            self._position += 2
+        return given == letter
+
+    def _value(self, kind: Kind) -> str | int:
+        if kind is Kind.TEXT:
+            text, self._position = self._line[self._position :], len(self._line)
+            return text
+        value, self._position = evaluate(self._line, self._position, self._registers)
+        if kind is Kind.UINT32 and value >> 32:
+            raise ArgumentError(f"'{self._command}' has failed: integer is for 32-bit values")
+        if kind is Kind.MEGABYTES:
+            if value < 0:
+                raise ArgumentError("enter a positive value")
+            value <<= _MIB_SHIFT
+        return value
+
+    def _format(self) -> Format:
+        if not self._line.startswith("/", self._position):
+            return self._default
+        letter, size = self._default.letter, self._default.size
+        position = self._position + 1
+        while (character := self._line[position : position + 1]).isdecimal():
+            position += 1  # a count means something to commands that show memory only
+        while character and not character.isspace():
+            if character in FORMATS:
+                letter = character
+            elif character in SIZES:
+                size = SIZES[character]
+            else:
+                raise ArgumentError(f"invalid char in format: '{character}'")
+            position += 1
+            character = self._line[position : position + 1]
+        self._position = position
+        return Format(letter, size)
