@@ -195,7 +195,7 @@ class VirtioConsole(VirtioDevice[ConsoleState]):
 
     def _set_guest_connected(self, port: ConsolePort, connected: bool) -> None:
         if connected != port.guest_connected:
-            port.guest_connected = connected
+            port.set_guest_connected(connected)
             self.on_guest_open(port, connected)
         if connected:
             port.accept_input()

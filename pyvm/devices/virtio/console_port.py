@@ -98,6 +98,7 @@ class ConsolePort:
             except ValueError:
                 self._bus = None
                 raise
+            self._tell_backend()
 
     def unplug(self) -> None:
         """Leave the device; the back end is free for another front end, chains go back to the rings."""
@@ -153,6 +154,16 @@ class ConsolePort:
         self.move_output()
 
     # The device calls these
+
+    def set_guest_connected(self, connected: bool) -> None:
+        """Take note of the guest opening or closing the port."""
+        self.guest_connected = connected
+        self._tell_backend()
+
+    def _tell_backend(self) -> None:
+        """Say whether somebody in the guest listens; a console always does."""
+        if self.chardev is not None and not self.console:
+            self.chardev.set_open(self.guest_connected)
 
     def accept_input(self) -> None:
         """Let the back end try again: the guest opened the port or gave buffers."""
@@ -231,5 +242,5 @@ class ConsolePort:
         self.drop_input()
         self.drop_output()
         self.ready = state.ready
-        self.guest_connected = state.guest_connected
+        self.set_guest_connected(state.guest_connected)
         self._consumed = state.consumed
