@@ -61,7 +61,7 @@ class Boot:
                 return
             state = load_kernel(self, boot.kernel, boot.initrd, boot.append)
         except BootError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
 
     def _set_up_processors(self) -> None:
@@ -82,6 +82,12 @@ class Boot:
         board.vcpus.set_registers(
             0, {"rip": vector & 0xF, "cs": (segment, segment << 4, _REAL_MODE_LIMIT, _CODE16), "gdt": (0, 0, 0xFFFF, 0)}
         )
+
+
+def _with_file(message: str, kernel: str | None, initrd: str | None) -> str:
+    """Return what is wrong with a kernel or initrd with the file's name before it, unless it is in the message."""
+    option, path = ("-initrd", initrd) if message.startswith("initrd") else ("-kernel", kernel)
+    return message if path is None or path in message else f"{option} {path}: {message}"
 
 
 def load_kernel(boot: Boot, kernel: str, initrd: str | None, append: str) -> BootState:
