@@ -20,7 +20,6 @@ Entry = tuple[int, int, int, int, int, int]
 """Leaf, subleaf, EAX, EBX, ECX, EDX."""
 
 _XCR0_X87_SSE = 3
-_XCR0_BOUNDS = 3 << 3
 _XCR0_PKRU = 1 << 9
 
 
@@ -114,7 +113,7 @@ def _flag(text: str) -> tuple[str, str]:
 
 def _set_property(model: CpuModel, name: str, value: str) -> None:
     """Apply one `name=value` of the `-cpu` option."""
-    numbers = {"family": 0x1FF, "model": 0xFF, "stepping": 0xF, "level": 0xFFFFFFFF, "xlevel": 0xFFFFFFFF}
+    numbers = {"family": 0xFF + 0xF, "model": 0xFF, "stepping": 0xF, "level": 0xFFFFFFFF, "xlevel": 0xFFFFFFFF}
     if name in numbers:
         try:
             number = int(value, 0)
@@ -159,7 +158,9 @@ def build_model(option: str, topology: Topology) -> CpuModel:
     """
     name, *flags = option.split(",")
     model = _base_model(name)
-    model.features.add("hypervisor")
+    # One guest clock that never changes its pace is the TSC of all vCPUs: an operating system that is not told so
+    # distrusts the TSC of a multiprocessor, and reads a much slower clock instead.
+    model.features |= {"hypervisor", "invtsc"}
     enforce = False
     for text in flags:
         if text:
@@ -228,9 +229,6 @@ def _xsave_leaves(model: CpuModel, extended: int) -> list[Entry]:
         return []
     components, size = _XCR0_X87_SSE, 576
     entries: list[Entry] = []
-    if "mpx" in model.features:
-        components, size = components | _XCR0_BOUNDS, 1088
-        entries += [(0xD, 3, 64, 960, 0, 0), (0xD, 4, 64, 1024, 0, 0)]
     if "pku" in model.features:
         components, size = components | _XCR0_PKRU, 2696
         entries.append((0xD, 9, 8, 2688, 0, 0))

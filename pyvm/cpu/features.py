@@ -92,14 +92,15 @@ TRANSLATED = frozenset(
     (
         "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush acpi mmx fxsr sse sse2 ss "
         "pni pclmulqdq monitor ssse3 cx16 sse4.1 sse4.2 movbe popcnt aes xsave rdrand hypervisor "
-        "fsgsbase bmi1 smep bmi2 erms mpx adx smap clflushopt clwb pku la57 "
+        "fsgsbase bmi1 smep bmi2 erms adx smap clflushopt clwb pku la57 "
         "syscall nx mmxext pdpe1gb rdtscp lm 3dnowext 3dnow lahf-lm cr8legacy abm sse4a "
         "xsaveopt xgetbv1 arat"
     ).split()
 )
-"""What Unicorn's translator implements, less SVM: its nested page walks are not fit for a hostile guest."""
+"""What Unicorn's translator implements, less what is not fit for use: the nested page walks of SVM, which a hostile
+guest could abuse, and MPX, whose instructions swallow a part of the next one."""
 
-PROVIDED = frozenset(("tsc-deadline", "x2apic", "ht", "cmp-legacy"))
+PROVIDED = frozenset(("tsc-deadline", "x2apic", "ht", "cmp-legacy", "invtsc"))
 """What the rest of the machine implements, or what only describes the topology."""
 
 

@@ -455,8 +455,8 @@ FAMILIES = {
         xlevel=0x80000008,
         features=(
             "aes apic arat avx clflush cmov cx16 cx8 de fpu fxsr hypervisor lahf-lm lm mca mce mmx msr mtrr nx "
-            "pae pat pclmulqdq pge pni popcnt pse pse36 rdtscp sep sse sse2 sse4.1 sse4.2 ssse3 syscall tsc tsc- "
-            "deadline x2apic xsave xsaveopt"
+            "pae pat pclmulqdq pge pni popcnt pse pse36 rdtscp sep sse sse2 sse4.1 sse4.2 ssse3 syscall tsc "
+            "tsc-deadline x2apic xsave xsaveopt"
         ),
         versions=(("Intel Xeon E312xx (Sandy Bridge, IBRS update)", "+spec-ctrl"),),
     ),

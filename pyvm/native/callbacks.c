@@ -51,27 +51,27 @@ static uint64_t call_integer(Engine *engine, PyObject *function, const uint64_t 
 
 uint64_t callback_port_read(Engine *engine, uint32_t port, int size) {
     if (!engine) return UINT64_MAX;
-    engine->counters[COUNT_PORT]++;
+    engine_count(engine, COUNT_PORT);
     return call_integer(engine, engine->callbacks.port_read, (uint64_t[]){port & 0xffff, (uint64_t)size}, 2, UINT64_MAX, NULL);
 }
 
 void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value) {
     if (!engine) return;
-    engine->counters[COUNT_PORT]++;
+    engine_count(engine, COUNT_PORT);
     call_integer(engine, engine->callbacks.port_write, (uint64_t[]){port & 0xffff, (uint64_t)size, value}, 3, 0, NULL);
 }
 
 uint64_t callback_mmio_read(void *uc, uint64_t offset, unsigned size, void *base) {
     Engine *engine = current_engine;
     if (!engine || engine->uc != uc) return UINT64_MAX;
-    engine->counters[COUNT_MMIO]++;
+    engine_count(engine, COUNT_MMIO);
     return call_integer(engine, engine->callbacks.mmio_read, (uint64_t[]){(uintptr_t)base + offset, size}, 2, UINT64_MAX, NULL);
 }
 
 void callback_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t value, void *base) {
     Engine *engine = current_engine;
     if (!engine || engine->uc != uc) return;
-    engine->counters[COUNT_MMIO]++;
+    engine_count(engine, COUNT_MMIO);
     if (size < 8) value &= (UINT64_C(1) << 8 * size) - 1;
     call_integer(engine, engine->callbacks.mmio_write, (uint64_t[]){(uintptr_t)base + offset, size, value}, 3, 0, NULL);
 }
@@ -86,7 +86,7 @@ int callback_acknowledge(Engine *engine) {
 /* False means #GP. */
 bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value) {
     bool none;
-    engine->counters[COUNT_MSR]++;
+    engine_count(engine, COUNT_MSR);
     *value = call_integer(engine, engine->callbacks.msr_read, (uint64_t[]){(uint64_t)engine->current, index}, 2, 0, &none);
     return !none;
 }
@@ -94,7 +94,7 @@ bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value) {
 /* False means #GP. */
 bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value) {
     bool none;
-    engine->counters[COUNT_MSR]++;
+    engine_count(engine, COUNT_MSR);
     call_integer(engine, engine->callbacks.msr_write, (uint64_t[]){(uint64_t)engine->current, index, value}, 3, 0, &none);
     return !none;
 }

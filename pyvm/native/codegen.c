@@ -16,7 +16,7 @@ EXPORT void check_exit_request_x86_64(void *context) {
 EXPORT void helper_check_exit_request_x86_64(void *uc, uint32_t in_delay_slot) {
     (void)in_delay_slot;
     Engine *engine = current_engine;
-    if (engine && engine->uc == uc && FIELD(engine->env, int32_t, ENV_KICK) < 0)
+    if (engine && engine->uc == uc && __atomic_load_n(&FIELD(engine->env, int32_t, ENV_KICK), __ATOMIC_RELAXED) < 0)
         unicorn.cpu_loop_exit_restore(engine->cpu, (uintptr_t)__builtin_return_address(0));
 }
 

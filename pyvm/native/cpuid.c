@@ -26,10 +26,9 @@ static uint32_t highest(const Engine *engine, uint32_t leaf) {
 }
 
 static uint32_t xsave_size(uint64_t xcr0) {
-    enum { LEGACY_AND_HEADER = 576, BOUNDS_END = 1088, PKRU_END = 2696 };
-    enum { XCR0_BOUNDS = 3 << 3, XCR0_PKRU = 1 << 9 };
-    if (xcr0 & XCR0_PKRU) return PKRU_END;
-    return xcr0 & XCR0_BOUNDS ? BOUNDS_END : LEGACY_AND_HEADER;
+    enum { LEGACY_AND_HEADER = 576, PKRU_END = 2696 };
+    enum { XCR0_PKRU = 1 << 9 };
+    return xcr0 & XCR0_PKRU ? PKRU_END : LEGACY_AND_HEADER;
 }
 
 void cpuid_lookup(Engine *engine, Env *env, uint32_t leaf, uint32_t subleaf, uint32_t *out) {

@@ -92,6 +92,12 @@ typedef struct Engine {
     int exit_reason;
     int error; /* Unicorn's, where exit_reason is EXIT_FAILED */
 
+    /* What Unicorn is at, for when it gives up; see faults.c. */
+    bool in_guest;    /* inside its cpu_exec() */
+    bool translating; /* inside its tb_gen_code() */
+    int block_flags;  /* of the block being translated */
+    bool aborted;
+
     /* The slice timer, which makes busy vCPUs take turns. */
     pthread_t ticker;
     bool ticker_started, ticker_quit, contended;
@@ -109,6 +115,7 @@ typedef struct Engine {
 
     uint32_t watch_hits;       /* data breakpoints that the present instruction matches */
     bool watch_repeated, watch_done;
+    int watch_waits; /* how often something came between the two executions */
 
     Callbacks callbacks;
     PyThreadState *thread_state;
@@ -117,6 +124,11 @@ typedef struct Engine {
 } Engine;
 
 enum { COUNT_PORT, COUNT_MMIO, COUNT_INTERRUPT, COUNT_SWITCH, COUNT_MSR, COUNT_HALT, COUNT_INVALIDATE, COUNT_KICK };
+
+/* Counters have one writer, the vCPU thread, and are read by any. */
+static inline void engine_count(Engine *engine, int what) {
+    __atomic_store_n(&engine->counters[what], engine->counters[what] + 1, __ATOMIC_RELAXED);
+}
 
 /* The engine whose guest code this thread runs, or NULL. */
 extern __thread Engine *current_engine __attribute__((tls_model("initial-exec")));
@@ -137,6 +149,7 @@ typedef struct {
     unsigned (*uc_version)(unsigned *, unsigned *);
 
     int (*cpu_exec)(void *, void *);
+    void *(*tb_gen_code)(void *, uint64_t, uint64_t, uint32_t, int);
     void (*do_interrupt)(void *);
     void (*hardware_interrupt)(Env *, int, int);
     void (*cpu_loop_exit)(void *);
@@ -170,6 +183,12 @@ typedef struct {
     void (*gen_brcondi_i32)(void *, int, void *, int32_t, void *);
     void (*gen_lookup_and_goto_ptr)(void *);
     void *helper_lookup_tb_ptr;
+
+    void *sse_addsd, *sse_addpd, *sse_addss, *sse_addps;
+    void *sse_subsd, *sse_subpd, *sse_subss, *sse_subps;
+    void *sse_mulsd, *sse_mulpd, *sse_mulss, *sse_mulps;
+    void *sse_divsd, *sse_divpd, *sse_divss, *sse_divps;
+    void *sse_sqrtsd, *sse_sqrtpd, *sse_sqrtss, *sse_sqrtps;
 } Unicorn;
 
 extern Unicorn unicorn;
@@ -178,10 +197,18 @@ extern Unicorn unicorn;
 bool unicorn_load(const char *path);
 bool layout_check(Engine *engine);
 
-/* sched.c */
+/* The word that each block tests at its start; negative: leave. */
+static inline _Atomic int32_t *kick_word(Engine *engine) {
+    return &FIELD(engine->env, _Atomic int32_t, ENV_KICK);
+}
+
+/* kick.c */
 void engine_kick(Engine *engine);
 void engine_kick_self(Engine *engine);
+void engine_contended(Engine *engine, bool contended);
 void engine_ticker_stop(Engine *engine);
+
+/* sched.c */
 void vcpu_unload(Engine *engine);
 
 /* state.c */
@@ -214,6 +241,9 @@ void watch_deliver(Engine *engine);
 
 /* interpose.c */
 void helper_pause_x86_64(Env *env, int length);
+
+/* faults.c */
+bool faults_redirect(void *library);
 
 /* cpuid.c */
 void cpuid_lookup(Engine *engine, Env *env, uint32_t leaf, uint32_t subleaf, uint32_t *out);

@@ -115,7 +115,7 @@ EXPORT void do_interrupt_x86_hardirq_x86_64(Env *env, int vector, int is_hardwar
         if (atomic_load(&engine->vcpus[engine->current].interrupt))
             FIELD(engine->cpu, uint32_t, CPU_INTERRUPT_REQUEST) |= REQUEST_HARD;
         if (vector < 0) return;
-        engine->counters[COUNT_INTERRUPT]++;
+        engine_count(engine, COUNT_INTERRUPT);
     }
     unicorn.hardware_interrupt(env, vector, is_hardware);
 }

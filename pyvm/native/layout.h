@@ -50,6 +50,7 @@ enum {
     ENV_FPOP = 0x2f0,
     ENV_FPIP = 0x2f8,
     ENV_FPDP = 0x300,
+    ENV_SSE_STATUS = 0x328,
     ENV_MXCSR = 0x330,
     ENV_XMM_REGS = 0x338, /* 32 registers of 64 bytes; 16 of 16 bytes are in use */
     ENV_SYSENTER_CS = 0x12c0,
@@ -114,6 +115,9 @@ enum {
 
 /* struct uc_struct, the engine. */
 enum { UC_CPU = 0x1b8, UC_INVALID_ERROR = 0x590 };
+
+/* The code generator's context. */
+enum { TCG_TEMP_COUNT = 0x30, TCG_OP_COUNT = 0x38, TCG_MAX_TEMPS = 512, TCG_ENOUGH_OPS = 4000 };
 
 /* A label of the code generator: its first bit says that the label has been placed. */
 enum { LABEL_PRESENT = 1 };

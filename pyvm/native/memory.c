@@ -158,6 +158,7 @@ static const Region *ram_region(const Engine *engine, uint64_t gpa) {
 void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
     const Region *region = ram_region(engine, gpa);
     if (!region || !length || !engine->uc) return;
+    if (length > region->end - gpa) length = region->end - gpa;
     uint64_t start = gpa - region->start + region->ram_address;
     if (!may_hold_code(engine, start >> PAGE_SHIFT, (start + length - 1) >> PAGE_SHIFT)) return;
     pthread_mutex_lock(&engine->lock);
@@ -187,7 +188,7 @@ void memory_run_invalidations(Engine *engine) {
     engine->invalidate_all = false;
     atomic_store(&engine->invalidations_pending, false);
     pthread_mutex_unlock(&engine->lock);
-    engine->counters[COUNT_INVALIDATE]++;
+    engine_count(engine, COUNT_INVALIDATE);
     if (all) {
         unicorn.tb_flush(engine->cpu);
         memset(engine->code_pages, 0, (engine->code_page_count + 63) / 64 * 8);

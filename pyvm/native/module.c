@@ -8,7 +8,9 @@ enum { ARCH_X86 = 4, MODE_64 = 1 << 3 };
 enum { HOOK_INTR = 1 << 0, HOOK_INSN_INVALID = 1 << 14 };
 enum { REG_RIP = 41, REG_MSR = 248 };
 enum { MSR_MTRR_FIRST = 0x200, MSR_MTRR_LAST = 0x2ff };
-enum { CTL_USE_EXITS = 4, CTL_CPU_MODEL = 7, CTL_WRITE = 1 };
+enum { CTL_USE_EXITS = 4, CTL_CPU_MODEL = 7, CTL_TCG_BUFFER_SIZE = 13, CTL_WRITE = 1 };
+/* Translated code is dropped when this is full: 1 GiB by default, which code run from device registers fills at once. */
+enum { CODE_BUFFER_SIZE = 256 << 20 };
 enum { CPU_MODEL_QEMU64 = 0 }; /* its feature words are overwritten by set_features() */
 
 #define CTL(type, count) ((type) | (count) << 26 | CTL_WRITE << 30)
@@ -23,6 +25,7 @@ typedef struct {
 static void on_exception(void *uc, uint32_t number, void *data) {
     Engine *engine = data;
     (void)uc, (void)number;
+    engine->translating = false; /* the fetch of an instruction may have faulted */
     if (FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT)) engine->env->eip = engine->soft_interrupt_eip;
     unicorn.do_interrupt(engine->cpu);
 }
@@ -51,6 +54,7 @@ static bool open_unicorn(Engine *engine) {
     int error = unicorn.uc_open(ARCH_X86, MODE_64, &engine->uc);
     if (!error) error = unicorn.uc_ctl(engine->uc, CTL(CTL_CPU_MODEL, 1), CPU_MODEL_QEMU64);
     if (!error) error = unicorn.uc_ctl(engine->uc, CTL(CTL_USE_EXITS, 1), 1);
+    if (!error) error = unicorn.uc_ctl(engine->uc, CTL(CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_SIZE);
     if (!error) error = unicorn.uc_reg_write(engine->uc, REG_RIP, &rip); /* makes the processor */
     if (!error) error = unicorn.uc_hook_add(engine->uc, &hook, HOOK_INTR, (void *)on_exception, engine, 1, 0);
     if (!error) error = unicorn.uc_hook_add(engine->uc, &hook, HOOK_INSN_INVALID, (void *)on_invalid_instruction, engine, 1, 0);
@@ -61,6 +65,11 @@ static bool open_unicorn(Engine *engine) {
     engine->cpu = FIELD(engine->uc, void *, UC_CPU);
     engine->env = FIELD(engine->cpu, Env *, CPU_ENV_PTR);
     return layout_check(engine);
+}
+
+static void close_unicorn(Engine *engine) {
+    if (engine->uc) unicorn.uc_close(engine->uc);
+    engine->uc = engine->cpu = engine->env = NULL;
 }
 
 static bool take_callbacks(Engine *engine, PyObject *callbacks) {
@@ -76,7 +85,26 @@ static bool take_callbacks(Engine *engine, PyObject *callbacks) {
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
         PyObject *function = PyObject_GetAttrString(callbacks, slots[i].name);
         if (!function) return false;
-        FIELD(&engine->callbacks, PyObject *, slots[i].offset) = function;
+        Py_XSETREF(FIELD(&engine->callbacks, PyObject *, slots[i].offset), function);
+    }
+    return true;
+}
+
+static bool make_vcpus(Engine *engine, int count) {
+    size_t size = (size_t)count * sizeof *engine->vcpus;
+    engine->vcpus = aligned_alloc(_Alignof(Vcpu), size);
+    if (!engine->vcpus) {
+        PyErr_NoMemory();
+        return false;
+    }
+    memset(engine->vcpus, 0, size);
+    engine->vcpu_count = count;
+    for (int i = 0; i < count; i++) {
+        memcpy(engine->vcpus[i].image, engine->env, ENV_STATE_SIZE);
+        engine->vcpus[i].activity = i ? WAIT_FOR_SIPI : RUNNING;
+        engine->vcpus[i].apic_id = (uint32_t)i;
+        atomic_init(&engine->vcpus[i].sipi_vector, -1);
+        image_reset(engine, engine->vcpus[i].image, true);
     }
     return true;
 }
@@ -85,13 +113,14 @@ static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"vcpus", "callbacks", "tsc_hz", NULL};
     Engine *engine = &self->engine;
     PyObject *callbacks;
+    int count;
     unsigned long long tsc_hz = 1000000000;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|K", names, &engine->vcpu_count, &callbacks, &tsc_hz)) return -1;
-    if (engine->uc) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO|K", names, &count, &callbacks, &tsc_hz)) return -1;
+    if (engine->uc || engine->vcpus) {
         PyErr_SetString(PyExc_RuntimeError, "an Engine is made once");
         return -1;
     }
-    if (engine->vcpu_count < 1 || engine->vcpu_count > MAX_VCPUS || !tsc_hz) {
+    if (count < 1 || count > MAX_VCPUS || !tsc_hz) {
         PyErr_Format(PyExc_ValueError, "an engine has 1 to %d vCPUs", MAX_VCPUS);
         return -1;
     }
@@ -101,20 +130,9 @@ static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
         PyErr_SetString(PyExc_RuntimeError, "libunicorn is not loaded");
         return -1;
     }
-    if (!open_unicorn(engine) || !take_callbacks(engine, callbacks)) return -1;
-    size_t size = (size_t)engine->vcpu_count * sizeof *engine->vcpus;
-    engine->vcpus = aligned_alloc(_Alignof(Vcpu), size);
-    if (!engine->vcpus) {
-        PyErr_NoMemory();
+    if (!take_callbacks(engine, callbacks) || !open_unicorn(engine) || !make_vcpus(engine, count)) {
+        close_unicorn(engine);
         return -1;
-    }
-    memset(engine->vcpus, 0, size);
-    for (int i = 0; i < engine->vcpu_count; i++) {
-        memcpy(engine->vcpus[i].image, engine->env, ENV_STATE_SIZE);
-        engine->vcpus[i].activity = i ? WAIT_FOR_SIPI : RUNNING;
-        engine->vcpus[i].apic_id = (uint32_t)i;
-        atomic_init(&engine->vcpus[i].sipi_vector, -1);
-        image_reset(engine, engine->vcpus[i].image, true);
     }
     return 0;
 }
@@ -137,7 +155,7 @@ static void engine_dealloc(EngineObject *self) {
     Engine *engine = &self->engine;
     PyObject_GC_UnTrack(self);
     engine_ticker_stop(engine);
-    if (engine->uc) unicorn.uc_close(engine->uc);
+    close_unicorn(engine);
     engine_clear(self);
     free(engine->vcpus);
     free(engine->code_pages);
@@ -153,8 +171,7 @@ static PyObject *engine_close(EngineObject *self, PyObject *unused) {
         return NULL;
     }
     engine_ticker_stop(engine);
-    if (engine->uc) unicorn.uc_close(engine->uc);
-    engine->uc = engine->cpu = engine->env = NULL;
+    close_unicorn(engine);
     engine_clear(self);
     Py_RETURN_NONE;
 }
@@ -169,6 +186,7 @@ static PyObject *engine_run(EngineObject *self, PyObject *unused) {
         return NULL;
     }
     engine->exit_reason = EXIT_STOPPED;
+    engine->aborted = false;
     engine->thread_state = PyEval_SaveThread();
     current_engine = engine;
     engine->error = unicorn.uc_emu_start(engine->uc, engine->env->eip, 0, 0, 0);
@@ -448,8 +466,10 @@ static PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py
 /* ---- Figures */
 
 static PyObject *engine_counters(EngineObject *self, PyObject *unused) {
-    const uint64_t *c = self->engine.counters;
+    enum { COUNTERS = sizeof self->engine.counters / sizeof *self->engine.counters };
+    unsigned long long c[COUNTERS];
     (void)unused;
+    for (int i = 0; i < COUNTERS; i++) c[i] = __atomic_load_n(&self->engine.counters[i], __ATOMIC_RELAXED);
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "port", c[COUNT_PORT], "mmio", c[COUNT_MMIO], "interrupt",
                          c[COUNT_INTERRUPT], "switch", c[COUNT_SWITCH], "msr", c[COUNT_MSR], "halt", c[COUNT_HALT],
                          "invalidate", c[COUNT_INVALIDATE]);

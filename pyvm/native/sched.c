@@ -8,81 +8,10 @@
  * Other threads speak to the vCPU thread through atomic flags and engine_kick().
  */
 #include <string.h>
-#include <time.h>
 
 #include "engine.h"
 
-enum { SLICE_NS = 3000000 };
 enum { EFLAGS_IF = 1 << 9 };
-
-__thread Engine *current_engine;
-
-static _Atomic int32_t *kick_word(Engine *engine) {
-    return &FIELD(engine->env, _Atomic int32_t, ENV_KICK);
-}
-
-/* Make the vCPU thread come round to cpu_exec at the next block; on that thread.
- *
- * The kick word ends the block and the exit request ends Unicorn's inner loop.  The word is set first: were it the last,
- * the thread could answer the exit request, clear the word too early, and then leave block after block for ever.
- */
-void engine_kick_self(Engine *engine) {
-    atomic_store(kick_word(engine), -1);
-    FIELD(engine->cpu, _Atomic uint8_t, CPU_EXIT_REQUEST) = 1;
-}
-
-/* Make the vCPU thread come round to cpu_exec soon; from any thread. */
-void engine_kick(Engine *engine) {
-    if (!engine->uc) return;
-    engine_kick_self(engine);
-    pthread_mutex_lock(&engine->lock);
-    if (engine->sleeping) pthread_cond_signal(&engine->wake);
-    pthread_mutex_unlock(&engine->lock);
-}
-
-static void *ticker_main(void *argument) {
-    Engine *engine = argument;
-    pthread_mutex_lock(&engine->lock);
-    while (!engine->ticker_quit) {
-        if (!engine->contended) {
-            pthread_cond_wait(&engine->ticker_wake, &engine->lock);
-            continue;
-        }
-        struct timespec deadline;
-        clock_gettime(CLOCK_MONOTONIC, &deadline);
-        deadline.tv_nsec += SLICE_NS;
-        deadline.tv_sec += deadline.tv_nsec / 1000000000;
-        deadline.tv_nsec %= 1000000000;
-        if (pthread_cond_timedwait(&engine->ticker_wake, &engine->lock, &deadline) && engine->contended) {
-            pthread_mutex_unlock(&engine->lock);
-            atomic_store(&engine->slice_over, true);
-            engine_kick(engine);
-            pthread_mutex_lock(&engine->lock);
-        }
-    }
-    pthread_mutex_unlock(&engine->lock);
-    return NULL;
-}
-
-static void set_contended(Engine *engine, bool contended) {
-    if (contended == engine->contended) return;
-    pthread_mutex_lock(&engine->lock);
-    engine->contended = contended;
-    if (contended && !engine->ticker_started)
-        engine->ticker_started = !pthread_create(&engine->ticker, NULL, ticker_main, engine);
-    pthread_cond_signal(&engine->ticker_wake);
-    pthread_mutex_unlock(&engine->lock);
-}
-
-void engine_ticker_stop(Engine *engine) {
-    if (!engine->ticker_started) return;
-    pthread_mutex_lock(&engine->lock);
-    engine->ticker_quit = true;
-    pthread_cond_signal(&engine->ticker_wake);
-    pthread_mutex_unlock(&engine->lock);
-    pthread_join(engine->ticker, NULL);
-    engine->ticker_started = false;
-}
 
 static uint32_t debug_enable_bits(const void *state) {
     return FIELD((void *)state, uint64_t, ENV_DR + 7 * 8) & 0xff;
@@ -112,7 +41,7 @@ static void vcpu_load(Engine *engine, int index) {
     }
     engine->current = index;
     engine->loaded = true;
-    engine->counters[COUNT_SWITCH]++;
+    engine_count(engine, COUNT_SWITCH);
     FIELD(engine->cpu, int32_t, CPU_EXCEPTION_INDEX) = -1;
     unicorn.tlb_flush(engine->cpu);
 }
@@ -166,7 +95,7 @@ static int choose(Engine *engine) {
         if (engine->vcpus[index].activity == HALTED && woken < 0) woken = index;
         if (first < 0) first = index;
     }
-    set_contended(engine, runnables > 1);
+    engine_contended(engine, runnables > 1);
     if (first < 0) return -1;
     engine->yield = false;
     atomic_store(&engine->slice_over, false);
@@ -176,7 +105,7 @@ static int choose(Engine *engine) {
 
 /* Sleep until kicked; true where the machine is to stop. */
 static void sleep_until_kicked(Engine *engine) {
-    engine->counters[COUNT_HALT]++;
+    engine_count(engine, COUNT_HALT);
     pthread_mutex_lock(&engine->lock);
     engine->sleeping = true;
     while (atomic_load(kick_word(engine)) == 0) pthread_cond_wait(&engine->wake, &engine->lock);
@@ -215,10 +144,12 @@ EXPORT int cpu_exec_x86_64(void *uc, void *cpu) {
     if (!engine || engine->uc != uc) return unicorn.cpu_exec(uc, cpu);
     for (;;) {
         if (!prepare(engine)) return EXCP_HLT;
+        engine->in_guest = true;
         int result = unicorn.cpu_exec(uc, cpu);
+        engine->in_guest = false;
         Vcpu *vcpu = &engine->vcpus[engine->current];
         vcpu->nmi_pending = FIELD(cpu, uint32_t, CPU_INTERRUPT_REQUEST) & REQUEST_NMI;
-        if (FIELD(uc, int, UC_INVALID_ERROR)) {
+        if (FIELD(uc, int, UC_INVALID_ERROR) || engine->aborted) {
             engine->exit_reason = EXIT_FAILED;
             return EXCP_HLT;
         }

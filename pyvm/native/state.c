@@ -9,7 +9,7 @@
 #include "engine.h"
 
 enum { CR0_PE = 1, CR0_RESET = 0x60000010, CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21, EFER_LMA = 1 << 10 };
-enum { EFLAGS_VM = 1 << 17, EFLAGS_MASK_IN_HFLAGS = 1 << 8 | 3 << 12 | 1 << 17 };
+enum { EFLAGS_VM = 1 << 17 };
 enum { FLAGS_CODE16 = 0x9b00, FLAGS_DATA16 = 0x9300, FLAGS_LDT = 0x8200, FLAGS_TSS = 0x8b00 };
 enum { FLAG_L = 1 << 21, FLAG_B = 1 << 22 };
 enum { INIT_KEEPS_FIRST = 0x258, INIT_KEEPS_END = 0x14d0 };
@@ -18,7 +18,6 @@ enum { FPREG_SIZE = 16, XMM_STRIDE = 64, XMM_SIZE = 16, VECTOR_COUNT = 16 };
 static uint32_t segment_flags(const Env *env) {
     uint32_t hidden = env->segs[SS].flags >> 13 & HF_CPL;
     bool protected = env->cr[0] & CR0_PE;
-    if (hidden == 0 && protected && !(env->eflags & EFLAGS_VM)) hidden = env->segs[SS].flags >> 13 & HF_CPL;
     if (FIELD((void *)env, uint64_t, ENV_EFER) & EFER_LMA && env->segs[CS].flags & FLAG_L) {
         hidden |= HF_CS32 | HF_SS32 | HF_CS64;
         return hidden;
@@ -38,7 +37,6 @@ void image_update_hidden(uint8_t *image) {
     uint32_t hidden = segment_flags(env) | (env->hflags & HF_INHIBIT_IRQ);
     if (env->cr[0] & CR0_PE) hidden |= HF_PE;
     hidden |= (uint32_t)env->cr[0] << 8 & 7 << 9; /* MP, EM, TS */
-    hidden |= env->eflags & EFLAGS_MASK_IN_HFLAGS;
     if (env->cr[4] & CR4_OSFXSR) hidden |= HF_OSFXSR;
     if (env->cr[4] & CR4_SMAP) hidden |= HF_SMAP;
     if (FIELD(env, uint64_t, ENV_EFER) & EFER_LMA) hidden |= HF_LMA;
@@ -248,6 +246,10 @@ static bool set_segments(uint8_t *image, PyObject *values) {
         Segment segment = {0};
         unsigned long long base;
         if (!item) continue;
+        if (!PyTuple_Check(item)) {
+            PyErr_Format(PyExc_TypeError, "%s: expected a tuple", segment_fields[i].name);
+            return false;
+        }
         if (!PyArg_ParseTuple(item, "IKII", &segment.selector, &base, &segment.limit, &segment.flags)) return false;
         segment.base = base;
         memcpy(image + segment_fields[i].offset, &segment, sizeof segment);

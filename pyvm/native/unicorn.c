@@ -37,6 +37,7 @@ static const struct {
     F(uc_strerror, "uc_strerror"),
     F(uc_version, "uc_version"),
     F(cpu_exec, "cpu_exec_x86_64"),
+    F(tb_gen_code, "tb_gen_code_x86_64"),
     F(do_interrupt, "x86_cpu_do_interrupt_x86_64"),
     F(hardware_interrupt, "do_interrupt_x86_hardirq_x86_64"),
     F(cpu_loop_exit, "cpu_loop_exit_x86_64"),
@@ -69,6 +70,13 @@ static const struct {
     F(gen_brcondi_i32, "tcg_gen_brcondi_i32_x86_64"),
     F(gen_lookup_and_goto_ptr, "tcg_gen_lookup_and_goto_ptr_x86_64"),
     F(helper_lookup_tb_ptr, "helper_lookup_tb_ptr_x86_64"),
+#define S(operation)                                          \
+    F(sse_##operation##sd, "helper_" #operation "sd_x86_64"), \
+    F(sse_##operation##pd, "helper_" #operation "pd_x86_64"), \
+    F(sse_##operation##ss, "helper_" #operation "ss_x86_64"), \
+    F(sse_##operation##ps, "helper_" #operation "ps_x86_64")
+    S(add), S(sub), S(mul), S(div), S(sqrt),
+#undef S
 #undef F
 };
 
@@ -76,7 +84,7 @@ static const struct {
 bool unicorn_load(const char *path) {
     if (library) return true;
     if (dlopen(path, RTLD_NOW | RTLD_NOLOAD)) {
-        PyErr_SetString(PyExc_RuntimeError, "the unicorn module was imported before pyvm: import pyvm first");
+        PyErr_SetString(PyExc_RuntimeError, "libunicorn was loaded before the CPU engine of pyvm: start a machine before importing unicorn");
         return false;
     }
     library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -92,7 +100,7 @@ bool unicorn_load(const char *path) {
                      packed >> 8 & 0xff);
         return false;
     }
-    return true;
+    return faults_redirect(library);
 }
 
 /* Numbers of registers in Unicorn's public API. */

@@ -57,6 +57,7 @@ EXPORT void cpu_check_watchpoint_x86_64(void *cpu, uint64_t address, uint64_t le
     engine->watch_hits |= hits;
     if (!engine->watch_repeated) {
         engine->watch_repeated = true;
+        engine->watch_waits = 0;
         FIELD(cpu, uint32_t, CPU_NEXT_BLOCK_FLAGS) = 1; /* one instruction */
         unicorn.cpu_loop_exit_restore(cpu, caller);
     }
@@ -66,7 +67,15 @@ EXPORT void cpu_check_watchpoint_x86_64(void *cpu, uint64_t address, uint64_t le
 
 /* Have #DB delivered before the next instruction where a breakpoint was hit; on the vCPU thread, outside of any block. */
 void watch_deliver(Engine *engine) {
-    if (!engine->watch_done) return;
+    enum { PATIENCE = 3 };
+    if (!engine->watch_done) {
+        // An interrupt has come first, and its handler may not return here at all.
+        if (engine->watch_repeated && ++engine->watch_waits > PATIENCE) {
+            engine->watch_repeated = false;
+            engine->watch_hits = 0;
+        }
+        return;
+    }
     FIELD(engine->env, uint64_t, ENV_DR + 6 * 8) |= engine->watch_hits;
     FIELD(engine->env, int32_t, ENV_ERROR_CODE) = 0;
     FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT) = 0;

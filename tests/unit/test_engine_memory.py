@@ -1,0 +1,242 @@
+"""What guest code does with RAM and device registers, and what devices do to code."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.unit.engine_rig import CODE, DONE, DONE_HLT, HOLE, HOLE_END, JUMP_TO_SELF, PAGE_TABLES, RAM, Rig, code
+
+FOREVER = 1 << 64
+
+
+@pytest.fixture
+def rig():
+    with Rig() as rig:
+        yield rig
+
+
+def test_registers_of_devices_with_accesses_of_each_size(rig: Rig) -> None:
+    """Those of eight bytes come as two of four, the lower half first."""
+    # mov [0xa0000], al / ax / eax / rax and back
+    program = code("48 b8 8877665544332211", "bb 00000a00", "88 03", "66 89 43 02", "89 43 04", "48 89 43 08")
+    program += code("48 31 c0", "8a 03", "66 8b 4b 02", "8b 53 04", "48 8b 73 08", DONE_HLT)
+    rig.devices.mmio_value = lambda gpa, size: 0x1112131415161718 + gpa
+    rig.long(program)
+    rig.run_until_port()
+    assert rig.devices.log[:10] == [
+        ("write", HOLE, 1, 0x88),
+        ("write", HOLE + 2, 2, 0x7788),
+        ("write", HOLE + 4, 4, 0x55667788),
+        ("write", HOLE + 8, 4, 0x55667788),
+        ("write", HOLE + 12, 4, 0x11223344),
+        ("read", HOLE, 1, 0),
+        ("read", HOLE + 2, 2, 0),
+        ("read", HOLE + 4, 4, 0),
+        ("read", HOLE + 8, 4, 0),
+        ("read", HOLE + 12, 4, 0),
+    ]
+    assert rig.get("rax") & 0xFF == 0x18
+    assert rig.get("rcx") & 0xFFFF == 0x171A
+    assert rig.get("rdx") == 0x1520171C
+    assert rig.get("rsi") == 0x1520172415201720
+
+
+@pytest.mark.parametrize(
+    ("size", "before"), [(size, before) for size in (2, 4, 8) for before in (1, 2, 3, 5, 7) if before < size]
+)
+def test_accesses_across_the_border_between_ram_and_registers(rig: Rig, size: int, before: int) -> None:
+    """The bytes of each side arrive there, and nothing else is touched."""
+    registers = bytearray(b"\xcc" * 16)
+
+    def store(kind: str, address: int, width: int, value: int) -> None:
+        if kind == "write":
+            registers[address - HOLE : address - HOLE + width] = value.to_bytes(width, "little")
+
+    rig.devices._note = store  # type: ignore[method-assign]
+    rig.devices.mmio_value = lambda gpa, width: int.from_bytes(registers[gpa - HOLE : gpa - HOLE + width], "little")
+    rig.memory.write(HOLE - 16, b"\xbb" * 16)
+    prefix = {2: "66", 4: "", 8: "48"}[size]
+    program = code("48 b8 8877665544332211", prefix, "89 03", "31 c9", prefix, "8b 0b", DONE_HLT)
+    rig.long(program, rbx=HOLE - before)
+    rig.run_until_port()
+    wanted = bytes.fromhex("8877665544332211")[:size]
+    assert rig.memory.read(HOLE - 16, 16) == (b"\xbb" * 16)[: 16 - before] + wanted[:before]
+    assert bytes(registers[: size - before]) == wanted[before:]
+    assert registers[size - before :] == b"\xcc" * (16 - size + before)
+    assert rig.get("rcx") & (1 << 8 * size) - 1 == int.from_bytes(wanted, "little")
+
+
+@pytest.mark.parametrize("target", [HOLE, HOLE_END - 1, RAM, 0xFEE00000, (1 << 39), HOLE - 1])
+@pytest.mark.parametrize("value", [0xFFFFFFFFFFFFFFFF, 0, 0x9090909090909090, 0xFEEBFEEBFEEBFEEB])
+def test_code_is_fetched_from_registers(rig: Rig, target: int, value: int) -> None:
+    """Whatever they read as, guest code can be stopped: FF FF is an invalid instruction, EB FE a loop."""
+    rig.devices.noting = False
+    rig.devices.mmio_value = lambda gpa, size: value
+    rig.long(code("ff e3"), {6: JUMP_TO_SELF}, rbx=target)
+    rig.memory.write_u64(PAGE_TABLES + 0x1000 + 8 * 3, 0xC0000000 | 0x87)  # 1 GiB pages
+    rig.memory.write_u64(PAGE_TABLES + 8, PAGE_TABLES + 0x4000 | 7)
+    rig.memory.write_u64(PAGE_TABLES + 0x4000, (1 << 39) | 0x87)
+    run = rig.start()
+    run.ended(0.03)
+    assert run.stop() in ("stopped", "triple-fault")
+    assert run.error is None
+
+
+def test_a_program_in_registers_runs(rig: Rig) -> None:
+    """As from a ROM that is not RAM: mov al, 0x5a; out 0x80, al; out 0xf4, al; jmp $."""
+    program = code("b0 5a e6 80", DONE, JUMP_TO_SELF).ljust(64, b"\x90")
+    rig.devices.mmio_value = lambda gpa, size: int.from_bytes(program[gpa - HOLE : gpa - HOLE + size], "little")
+    rig.real(code("ea 0000 00a0"))
+    rig.run_until_port()
+    assert (0x80, 0x5A) in rig.devices.written()
+
+
+@pytest.mark.parametrize("where", [HOLE, 1 << 39, (1 << 40) - 4096, 1 << 40, (1 << 52) - 4096])
+def test_tables_and_stack_outside_of_ram(rig: Rig, where: int) -> None:
+    """Page tables, descriptor tables, task state and stack in registers or nowhere: faults, perhaps three, no harm."""
+    rig.devices.noting = False
+    ended = []
+    for values in (
+        {"cr3": where},
+        {"gdt": (0, where, 0xFFFF, 0)},
+        {"idt": (0, where, 0xFFFF, 0)},
+        {"tr": (0x28, where, 0x67, 0x8B00)},
+        {"ldt": (8, where, 0xFFFF, 0x8200)},
+        {"rsp": where},
+    ):
+        for content in (0, FOREVER - 1, 0x00CF9B000000FFFF):
+            rig.devices.mmio_value = lambda gpa, size, content=content: content
+            # push; pop; mov ds, 8; mov fs, 0xc; int 0x30; lock inc [rsp]
+            program = code("50 58", "b8 08000000 8e d8", "b8 0c000000 8e e0", "f0 ff 04 24", "cd 30", JUMP_TO_SELF)
+            rig.long(program, {13: JUMP_TO_SELF, 14: JUMP_TO_SELF}, **values)
+            run = rig.start()
+            run.ended(0.005)
+            ended.append(run.stop())
+            assert run.error is None
+    assert set(ended) <= {"stopped", "triple-fault"}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "f0 ff 03",
+        "f0 48 0f c7 0b",
+        "f0 0f b1 0b",
+        "87 0b",
+        "0f ae 03",
+        "0f ae 0b",
+        "0f ae 23",
+        "0f ae 2b",
+        "f3 0f 7f 03",
+        "48 0f c3 03",
+        "66 0f e7 03",
+        "0f c7 0b",
+        "d9 33",
+        "dd 33",
+        "dd 23",
+        "db 3b",
+        "f3 48 0f b8 03",
+        "0f 01 13",
+        "62 03",
+    ],
+)
+@pytest.mark.parametrize("place", [HOLE, HOLE - 4, HOLE_END - 8, RAM - 1])
+def test_odd_instructions_on_registers(rig: Rig, program: str, place: int) -> None:
+    rig.devices.noting = False
+    skip = code("48 83 c4 08", DONE_HLT)
+    rig.long(code(program, DONE_HLT), {13: skip, 6: DONE_HLT, 19: DONE_HLT}, rbx=place, rax=7, xcr0=3)
+    rig.run_until_port()
+
+
+def test_a_device_write_replaces_code_that_has_run(rig: Rig) -> None:
+    """The guest calls a function again after a device has written another over it."""
+    rig.devices.on_port = lambda port, size, value: rig.memory.write(0x9000, code("b3 02 c3")) if port == 0x80 else None
+    rig.memory.write(0x9000, code("b3 01 c3"))
+    rig.real(code("bf 0090", "ff d7", "88 d9", "e6 80", "ff d7", DONE_HLT))
+    rig.run_until_port()
+    assert (rig.get("rcx") & 0xFF, rig.get("rbx") & 0xFF) == (1, 2)
+
+
+def test_many_device_writes_at_once(rig: Rig) -> None:
+    """More than the list of ranges holds: everything translated is dropped."""
+
+    def replace(port: int, size: int, value: int) -> None:
+        if port == 0x80:
+            for page in range(0x10, 0x90):
+                rig.memory.write(page << 12, code("b3 02 c3"))
+
+    rig.devices.on_port = replace
+    calls = b""
+    for page in range(0x10, 0x90):
+        rig.memory.write(page << 12, code("b3 01 c3"))
+        calls += b"\xbf" + (page << 12).to_bytes(4, "little") + code("ff d7", "00 d9")  # add cl, bl
+    # The page tables of the rig are where this code is: protected mode without paging needs none.
+    rig.protected(code("31 c9", calls, "88 cd", "e6 80", "b1 00", calls, DONE_HLT))
+    rig.run_until_port()
+    assert rig.get("rcx") & 0xFFFF == 128 << 8 | 0
+
+
+def test_a_device_write_from_another_thread_ends_a_loop(rig: Rig) -> None:
+    rig.real(JUMP_TO_SELF)
+    run = rig.start()
+    assert not run.ended(0.05)
+    rig.memory.write(CODE, code("90 90", DONE_HLT))
+    end = time.monotonic() + 10
+    while not rig.devices.written() and time.monotonic() < end:
+        time.sleep(0.001)
+    run.stop()
+    assert rig.devices.written() == [(0xF4, 0)]
+
+
+def test_a_guest_can_overwrite_the_code_it_runs(rig: Rig) -> None:
+    # mov byte [next + 1], 7; next: mov bl, 1
+    rig.real(code("c6 06 067c 07", "b3 01", DONE_HLT))
+    rig.run_until_port()
+    assert rig.get("rbx") & 0xFF == 7
+
+
+def test_read_only_memory_keeps_its_content(rig: Rig) -> None:
+    rig.engine.unmap(HOLE_END, RAM - HOLE_END)
+    rig.engine.map_ram(HOLE_END, rig.memory.mapping, HOLE_END, 0x10000, False)
+    rig.engine.map_io(HOLE_END + 0x10000, RAM - HOLE_END - 0x10000)
+    rig.memory.write(HOLE_END, b"firmware")
+    rig.protected(code("c6 05 00000c00 58", "a1 00000c00", DONE_HLT))
+    rig.run_until_port()
+    assert rig.memory.read(HOLE_END, 8) == b"firmware"
+    assert rig.get("rax") == int.from_bytes(b"firm", "little")
+
+
+def test_mapping_errors(rig: Rig) -> None:
+    engine, mapping = rig.engine, rig.memory.mapping
+    with pytest.raises(ValueError, match="not in the buffer"):
+        engine.map_ram(1 << 39, mapping, 0, RAM + 4096, True)
+    with pytest.raises(ValueError, match="not in the buffer"):
+        engine.map_ram(1 << 39, mapping, FOREVER - 4096, 8192, True)
+    with pytest.raises(RuntimeError, match="cannot map"):
+        engine.map_ram(0x800, mapping, 0, 4096, True)
+    with pytest.raises(RuntimeError, match="cannot map"):
+        engine.map_io(0, 4096)
+    with pytest.raises(ValueError, match="nothing is mapped"):
+        engine.unmap(0x1000, 0x1000)
+    with pytest.raises(TypeError):
+        engine.map_ram(1 << 39, b"read-only", 0, 4, True)
+
+
+def test_a20(rig: Rig) -> None:
+    """With the gate closed, addresses with bit 20 set are those without it."""
+    rig.memory.write(0x8000, b"\x11")
+    rig.memory.write(0x108000, b"\x22")
+    rig.devices.on_port = lambda port, size, value: rig.engine.set_a20(bool(value)) if port == 0x92 else None
+    read = "a0 00801000"
+    program = code(
+        "b0 00 e6 92", read, "88 c3", "b0 01 e6 92", read, "88 c7", "b0 00 e6 92", "c6 05 01801000 33", DONE_HLT
+    )
+    rig.protected(program)
+    rig.run_until_port()
+    assert rig.get("rbx") & 0xFFFF == 0x2211
+    assert rig.memory.read(0x8001, 1) == b"\x33"
+    assert rig.get("a20_mask") == 0xFFEFFFFF
+    rig.engine.reset_vcpu(0)
+    assert rig.get("a20_mask") == 0xFFFFFFFF
