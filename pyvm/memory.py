@@ -190,11 +190,13 @@ class IoRegion:
     max_access: int = 8
 
     def load(self, offset: int, size: int) -> int:
-        """Read `size` bytes at `offset`, in pieces the device understands."""
+        """Read `size` bytes at `offset`, in pieces the device understands; behind the region there are ones."""
         if self.min_access <= size <= self.max_access and offset + size <= self.size:
             return self.read(offset, size) & ((1 << (8 * size)) - 1)
-        if size < self.min_access:
-            aligned = offset & -self.min_access
+        if offset >= self.size:
+            return (1 << (8 * size)) - 1
+        aligned = offset & -self.min_access
+        if offset + size <= aligned + self.min_access <= self.size:
             word = self.read(aligned, self.min_access)
             return (word >> (8 * (offset - aligned))) & ((1 << (8 * size)) - 1)
         if size == 1:
@@ -203,14 +205,17 @@ class IoRegion:
         return self.load(offset, half) | self.load(offset + half, half) << (8 * half)
 
     def store(self, offset: int, size: int, value: int) -> None:
-        """Write `size` bytes at `offset`, in pieces the device understands.
+        """Write `size` bytes at `offset`, in pieces the device understands; what is behind the region is dropped.
 
         A write narrower than `min_access` reaches the device widened by zeros, as on a bus without byte enables.
         """
         if self.min_access <= size <= self.max_access and offset + size <= self.size:
             self.write(offset, size, value)
-        elif size < self.min_access:
-            aligned = offset & -self.min_access
+            return
+        if offset >= self.size:
+            return
+        aligned = offset & -self.min_access
+        if offset + size <= aligned + self.min_access <= self.size:
             self.write(aligned, self.min_access, value << (8 * (offset - aligned)))
         elif size > 1:
             half = size // 2

@@ -193,6 +193,7 @@ class Board:
         self.pci = PciBus(self.ports, self.mmio, self.piix3.route_intx, self.apic_bus.msi)
         self.host_bridge = I440fx(self.memory.size)
         self.acpi = AcpiPm(self.clock, self.isa_irq(SCI_IRQ), self._events.sleep)
+        self.rtc.on_alarm = self.acpi.rtc_alarm
         smbus = SmbusHost()
         power = Piix4Pm(self.acpi, smbus)
         self.pci.attach(self.host_bridge, 0)

@@ -103,7 +103,6 @@ class Pc:
         self._give_back(self.board.reset)  # drops the views that devices have of guest memory
         self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
         self._plugger = self._plug()
-        self._give_back(self._plugger.close)
         from pyvm.firmware.tables import Tables
 
         self._boot = Boot(self.board, config, Tables(describe(self.board, config)))
@@ -139,7 +138,8 @@ class Pc:
         except CpuModelError as error:
             raise ConfigError(f"{cpu.origin}: {error}" if cpu.origin else str(error)) from None
         if cpu.origin:
-            for name in model.missing:
+            # SVM is part of the default model, and never there: worth a word only to who asked for it.
+            for name in (name for name in model.missing if name != "svm" or "svm" in cpu.option):
                 print(f"pyvm: warning: TCG doesn't support requested feature: {name}", file=sys.stderr)
         return model
 
@@ -190,6 +190,7 @@ class Pc:
             debug_exit=self.request_exit,
         )
         plugger = Plugger(self.board, self.config, self.chardev_set, events)
+        self._give_back(plugger.close)
         plugger.plug_all()
         if self.config.debugcon is not None:
             plugger.add_debug_console(self._port(self.config.debugcon), 0xE9)

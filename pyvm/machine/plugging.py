@@ -61,6 +61,8 @@ class Plugged:
     balloon: VirtioBalloon | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
     disks: list[RawFile] = field(default_factory=list)
+    random_sources: list[int] = field(default_factory=list)
+    """Descriptors that entropy devices read from."""
 
 
 class Plugger:
@@ -101,9 +103,11 @@ class Plugger:
             device.resume()
 
     def close(self) -> None:
-        """Close the images."""
+        """Close the images and what entropy comes from."""
         for disk in self.plugged.disks:
             disk.close()
+        for descriptor in self.plugged.random_sources:
+            os.close(descriptor)
 
     def plug(self, device: DeviceConfig) -> None:
         """Plug one device in; raises ConfigError."""
@@ -225,6 +229,7 @@ class Plugger:
                     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 except OSError as error:
                     raise ConfigError(f"Could not open '{path}': {error.strerror}") from None
+                self.plugged.random_sources.append(descriptor)
                 return lambda count: _read_random(descriptor, count)
         return os.urandom
 
