@@ -9,7 +9,8 @@
 The marker's arguments are those of :class:`pyvm.Machine`, and two more: the fixture waits until the guest agent
 answers, unless ``wait_console="pattern"`` names something on the console to wait for instead, or ``wait_agent=False``.
 The ini options ``pyvm_options`` and ``pyvm_timeout`` and the command line option ``--pyvm-options`` hold for all
-machines.  The fixture ``vm_factory`` makes any number of machines, with the same arguments.
+machines.  The fixture ``vm_factory`` makes any number of machines, with the same arguments; the machines that
+``shared_vm_factory`` makes last until the end of the module, for tests that can share one.
 
 When a test fails, its report has the end of each machine's console, its QMP conversation, and the command line that
 starts the same machine by hand.
@@ -18,8 +19,8 @@ starts the same machine by hand.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -27,9 +28,37 @@ if TYPE_CHECKING:
     from pyvm.api import Machine
 
 _QMP_LINES = 40
-_MACHINES = pytest.StashKey[list["Machine"]]()
+
+
+class Watched(Protocol):
+    """What the report of a failed test tells of a machine."""
+
+    @property
+    def command_line(self) -> str:
+        """What to type to have the machine."""
+
+    @property
+    def console_tail(self) -> str:
+        """What the console showed last."""
+
+    @property
+    def qmp_log(self) -> list[str]:
+        """The last lines of the QMP conversation."""
+
+
+_MACHINES = pytest.StashKey[list[Watched]]()
 
 MachineFactory = Callable[..., "Machine"]
+
+
+def watch(node: pytest.Item | pytest.Collector, machine: Watched) -> None:
+    """Let the report of a failed test tell of `machine`, where `node` is the test or what it is part of."""
+    node.stash.setdefault(_MACHINES, []).append(machine)
+
+
+def unwatch(node: pytest.Item | pytest.Collector, machines: Collection[Watched]) -> None:
+    """Take back what :func:`watch` did: tests that fail from now on have nothing to do with `machines`."""
+    node.stash[_MACHINES] = [machine for machine in node.stash.get(_MACHINES, []) if machine not in machines]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,10 +81,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     """Return a function that starts a machine; all end with the test."""
+    yield from _factory(request)
+
+
+@pytest.fixture(scope="module")
+def shared_vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+    """Return a function that starts a machine; all end with the module."""
+    yield from _factory(request)
+
+
+def _factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     from pyvm.api import Machine
 
     machines: list[Machine] = []
-    request.node.stash[_MACHINES] = machines
     common = [*request.config.getini("pyvm_options"), *shlex.split(request.config.getoption("--pyvm-options"))]
 
     def factory(
@@ -63,6 +101,7 @@ def vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     ) -> Machine:
         machine = Machine(*common, *arguments, **options)
         machines.append(machine)
+        watch(request.node, machine)
         machine.start()
         timeout = float(request.config.getini("pyvm_timeout"))
         if wait_console is not None:
@@ -74,6 +113,7 @@ def vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
     yield factory
     for machine in reversed(machines):
         machine.stop()
+    unwatch(request.node, machines)
 
 
 @pytest.fixture
@@ -95,7 +135,7 @@ def pytest_runtest_makereport(
     """Add what the machines of a failed test have to say to its report."""
     report = yield
     if report.failed and call.when in ("setup", "call"):
-        machines: list[Machine] = item.stash.get(_MACHINES, [])
+        machines = [machine for node in item.listchain() for machine in node.stash.get(_MACHINES, [])]
         for number, machine in enumerate(machines, 1):
             title = f"pyvm machine {number}"
             report.sections.append((f"{title}: command line", machine.command_line))
