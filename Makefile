@@ -84,6 +84,27 @@ test: setup $(STAMPS)/qemu ## Run all tests
 test-unit: setup ## Run the tests that boot nothing
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_OPTIONS)
 
+# libunicorn and the interpreter are not built for the sanitizers: what these see is pyvm/native and what it is handed.
+SANITIZED := build/sanitize
+SANITIZER_TESTS := tests/unit/test_engine*.py tests/unit/test_registers.py tests/unit/test_vcpu.py tests/unit/test_cpuid.py
+SANITIZER_RUN = -m pytest -q -p no:cacheprovider
+
+.PHONY: test-sanitize
+test-sanitize: setup ## Run the tests of the CPU engine with its C part under ASan, UBSan and TSan
+	@rm -rf $(SANITIZED); mkdir -p $(SANITIZED)/pyvm
+	@ln -s $(CURDIR)/tests $(CURDIR)/pyproject.toml $(SANITIZED)
+	@ln -s $(filter-out %.so %/__pycache__,$(wildcard $(CURDIR)/pyvm/*)) $(SANITIZED)/pyvm
+	@include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	build() { $(CC) -std=gnu11 -O1 -g -fno-omit-frame-pointer -fvisibility=hidden -fPIC -shared -I"$$include" "$$@" \
+	    $(filter %.c,$(NATIVE)) -o $(SANITIZED)/pyvm/native.so -ldl -lpthread -lm; }; \
+	run() { (cd $(SANITIZED) && LD_PRELOAD=$$($(CC) -print-file-name=$$1) "$${@:2}"); }; \
+	export ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1; \
+	build -fsanitize=address,undefined -fno-sanitize-recover=undefined; \
+	run libasan.so $(CURDIR)/$(BIN)/python $(SANITIZER_RUN) $(SANITIZER_TESTS); \
+	run libasan.so $(CURDIR)/$(BIN)/python -m tests.fuzz.hostile --seconds 10; \
+	build -fsanitize=thread; \
+	run libtsan.so $(CURDIR)/$(BIN)/python $(SANITIZER_RUN) $(SANITIZER_TESTS)
+
 .PHONY: check
 check: setup ## Lint, check types, compile the C sources with warnings as errors
 	@echo "ruff check"; $(BIN)/ruff check .
