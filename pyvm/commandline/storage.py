@@ -103,10 +103,10 @@ def _drive(options: Options, number: int) -> DriveConfig:
 
 def _format(options: Options) -> str | None:
     given = options.string("format") or options.string("driver")
-    if given is None or given == "raw":
+    if given in (None, "raw", "qcow2"):
         return given
     if given in _FORMATS.split():
-        raise options.error(f"format '{given}' is not supported by pyvm yet (only raw)")
+        raise options.error(f"format '{given}' is not supported by pyvm yet (only raw and qcow2)")
     raise options.error(f"Unknown driver '{given}'")
 
 

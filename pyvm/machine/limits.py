@@ -19,7 +19,7 @@ def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
 
 
 def _drive_limits(drive: DriveConfig) -> Iterator[tuple[bool, str]]:
-    yield drive.format not in (None, "raw"), f"-drive: format={drive.format}"
+    yield drive.format not in (None, "raw", "qcow2"), f"-drive: format={drive.format}"
     yield drive.direct, "-drive: cache.direct=on"
     yield drive.no_flush, "-drive: cache.no-flush=on"
     yield drive.detect_zeroes != "off", f"-drive: detect-zeroes={drive.detect_zeroes}"

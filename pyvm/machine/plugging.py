@@ -24,7 +24,7 @@ from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 
 if TYPE_CHECKING:
-    from pyvm.block.raw_file import RawFile
+    from pyvm.block.node import Node
     from pyvm.chardev.base import Chardev
     from pyvm.chardev.registry import ChardevSet
     from pyvm.config import MachineConfig
@@ -60,7 +60,7 @@ class Plugged:
     """By the name of the bus, as in ``virtio-serial0.0``."""
     balloon: VirtioBalloon | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
-    disks: list[RawFile] = field(default_factory=list)
+    disks: list[Node] = field(default_factory=list)
     random_sources: list[int] = field(default_factory=list)
     """Descriptors that entropy devices read from."""
 
@@ -252,15 +252,16 @@ class Plugger:
             self.plug(DeviceConfig("virtio-blk-pci", properties={"drive": drive.id}))
 
     def _open_disk(self, drive: DriveConfig, values: dict[str, Any]) -> VirtioBlk:
-        from pyvm.block.raw_file import RawFile, RawFileError
+        from pyvm.block.errors import BlockError
+        from pyvm.block.open import open_image
 
         try:
-            disk = RawFile(drive.file, read_only=drive.readonly, unmap=drive.discard)
-        except RawFileError as error:
+            disk = open_image(
+                drive.file, name=drive.id, format=drive.format, read_only=drive.readonly, unmap=drive.discard
+            )
+        except BlockError as error:
             raise ConfigError(str(error)) from None
         self.plugged.disks.append(disk)
-        if drive.format is None and disk.looks_formatted():
-            raise ConfigError(f"'{drive.file}' is not a raw image, and only raw images can be opened yet")
         self._used_drives.add(drive.id)
         queues = values["num-queues"]
         return VirtioBlk(

@@ -181,8 +181,8 @@ def test_memory_slots() -> None:
         ("-drive file=/x,if=virtio", "-drive file=/x,if=virtio: Could not open '/x': No such file or directory"),
         ("-drive file=/x,if=virtio,format=foo", "-drive file=/x,if=virtio,format=foo: Unknown driver 'foo'"),
         (
-            "-drive file=/x,if=virtio,format=qcow2",
-            "-drive file=/x,if=virtio,format=qcow2: format 'qcow2' is not supported by pyvm yet (only raw)",
+            "-drive file=/x,if=virtio,format=vmdk",
+            "-drive file=/x,if=virtio,format=vmdk: format 'vmdk' is not supported by pyvm yet (only raw and qcow2)",
         ),
         ("-drive file=/x,if=none,cache=x", "-drive file=/x,if=none,cache=x: invalid cache option"),
         ("-global foo=1", "-global foo=1: Invalid parameter 'foo'"),

@@ -186,8 +186,8 @@ def test_images_that_cannot_be_opened(tmp_path: Path) -> None:
     assert f"'{absent}'" in message
     assert "No such file or directory" in message
     other = tmp_path / "other.qcow2"
-    other.write_bytes(b"QFI\xfb" + bytes(4092))
-    assert "is not a raw image" in refusal("-drive", f"file={other},if=virtio")
+    other.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(4088))
+    assert "Unsupported cluster size" in refusal("-drive", f"file={other},if=virtio")
 
 
 def test_a_random_source_that_cannot_be_opened() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvm.block.raw_file import RawFile
+from pyvm.block.drivers.file import FileNode as RawFile
 from pyvm.devices.virtio.blk import (
     F_CONFIG_WCE,
     F_DISCARD,
@@ -389,7 +389,7 @@ def test_raw_file_read_only(image: Path) -> None:
 
 
 def test_raw_file_errors_are_one_line(tmp_path: Path) -> None:
-    from pyvm.block.raw_file import RawFileError
+    from pyvm.block.errors import BlockError as RawFileError
 
     with pytest.raises(RawFileError, match=r"^Could not open '.*/none': No such file or directory$"):
         RawFile(str(tmp_path / "none"))

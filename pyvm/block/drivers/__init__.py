@@ -1,0 +1,1 @@
+"""Drivers: what turns a host file, or another node, into a node."""

@@ -1,0 +1,273 @@
+"""Changing a qcow2 image: where writes go, what has to be copied, what becomes free.
+
+Every step leaves the tables in memory consistent, so they may be written between any two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyvm.block.drivers.file import FileNode
+from pyvm.block.drivers.qcow2.compressed import CompressedClusters
+from pyvm.block.drivers.qcow2.image import Image
+from pyvm.block.drivers.qcow2.mapping import Kind, Mapping, Place
+from pyvm.block.drivers.qcow2.refcounts import Refcounts
+from pyvm.block.drivers.qcow2.structures import (
+    ALL_SUBCLUSTERS,
+    ALL_ZERO_SUBCLUSTERS,
+    COMPRESSED,
+    COPIED,
+    OFFSET_MASK,
+    SUBCLUSTERS,
+    ZERO,
+)
+from pyvm.block.vectors import Cursor
+
+ReadDisk = Callable[[int, int], bytearray]
+"""Read the disk as it is now: offset and length, which may reach behind its end."""
+
+
+class Updater:
+    """Writes guest data into `data` (the image's file, or the external data file) and keeps the tables up to date."""
+
+    def __init__(
+        self,
+        image: Image,
+        data: FileNode,
+        mapping: Mapping,
+        refcounts: Refcounts,
+        compressed: CompressedClusters,
+        *,
+        read_disk: ReadDisk,
+        has_backing: bool,
+    ) -> None:
+        self._image = image
+        self._data = data
+        self._mapping = mapping
+        self._refcounts = refcounts
+        self._compressed = compressed
+        self._read_disk = read_disk
+        self._has_backing = has_backing
+        self._bits = image.cluster_bits
+        self._size = image.cluster_size
+        self._external = image.header.external_data
+        self._words = image.header.l2_entry_size // 8
+        self._unit = 1 << mapping.subcluster_bits if mapping.extended else self._size
+        """What is allocated or zero as a whole: a subcluster, or a cluster."""
+
+    # ---- Writing data
+
+    def write_some(self, offset: int, length: int, cursor: Cursor) -> int:
+        """Write the next of `length` bytes that can be written at once; return how many.  Raises OSError."""
+        cluster = offset >> self._bits
+        place = self._mapping.find(cluster)
+        count = self._in_place(place, offset, length) if place else 0
+        if place and count:
+            host = (place.entries[place.index] & OFFSET_MASK) + (offset & (self._size - 1))
+            self._write_data(host, count, cursor.take(count))
+            return count
+        place = self._mapping.find_for_change(cluster, self._refcounts)
+        if self._reusable(place.entries[place.index]):
+            return self._write_reused(place, offset, length, cursor)
+        return self._write_new(place, offset, length, cursor)
+
+    def _write_data(self, host: int, length: int, buffers: list[memoryview]) -> None:
+        if not self._external:
+            self._image.check_overlap(host, length)
+        self._data.writev(host, buffers)
+
+    def _reusable(self, entry: int) -> bool:
+        """Whether an entry names a host cluster that belongs to it alone."""
+        return not entry & COMPRESSED and bool(entry & COPIED) and self._mapping.has_host(entry)
+
+    def _in_place(self, place: Place, offset: int, length: int) -> int:
+        """Return how many bytes from `offset` on can be written without a change to tables."""
+        index = place.index
+        host = place.entries[index] & OFFSET_MASK
+        inside = offset & (self._size - 1)
+        count = 0
+        for number in range(place.clusters):
+            if count >= length:
+                break
+            entry = place.entries[index + number * self._words]
+            if not self._reusable(entry) or entry & OFFSET_MASK != host + number * self._size:
+                break
+            stop = min(inside + length - count, self._size)
+            if self._mapping.extended:
+                bitmap = place.entries[index + number * 2 + 1]
+                self._mapping.checked_host(entry, bitmap, offset + count - inside)
+                if (bitmap & ALL_SUBCLUSTERS) != ALL_SUBCLUSTERS and not _has_all(bitmap, *self._units(inside, stop)):
+                    break
+            elif self._mapping.kind(entry, offset + count - inside) is not Kind.DATA:
+                break
+            count += stop - inside
+            inside = 0
+        return count
+
+    def _units(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first subcluster, and the one behind the last, that a range in a cluster touches."""
+        bits = self._mapping.subcluster_bits
+        return start >> bits, -(-stop >> bits)
+
+    def _write_reused(self, place: Place, offset: int, length: int, cursor: Cursor) -> int:
+        """Write into one cluster that has its host cluster, where there is no valid data yet."""
+        inside = offset & (self._size - 1)
+        count = min(length, self._size - inside)
+        host = place.entries[place.index] & OFFSET_MASK
+        if self._mapping.extended:
+            bitmap = place.entries[place.index + 1]
+            self._mapping.checked_host(place.entries[place.index], bitmap, offset - inside)
+        self._write_around(host + inside, offset, count, cursor, whole=False)
+        self._set(place, 0, host, inside, inside + count, keep=True)
+        return count
+
+    def _write_new(self, place: Place, offset: int, length: int, cursor: Cursor) -> int:
+        """Write into new host clusters, as many as there are in a row."""
+        inside = offset & (self._size - 1)
+        wanted = min(-(-(inside + length) >> self._bits), place.clusters)
+        entries, index = place.entries, place.index
+        clusters = 1
+        while clusters < wanted and not self._reusable(entries[index + clusters * self._words]):
+            clusters += 1
+        if self._external:
+            host = offset - inside
+        else:
+            host, clusters = self._refcounts.allocate(clusters)
+        try:
+            count = min(length, (clusters << self._bits) - inside)
+            # Where other users have the old data, or it is compressed, all of it moves along.
+            last = (inside + count - 1) >> self._bits
+            whole = any(self._has_old(place, number) for number in {0, last})
+            self._write_around(host + inside, offset, count, cursor, whole=whole)
+        except OSError:
+            if not self._external:
+                self._refcounts.undo(host, clusters)
+            raise
+        for number in range(clusters):
+            start = inside if not number else 0
+            stop = min(inside + count - (number << self._bits), self._size)
+            self._release_old(place, number)
+            if whole and number in (0, last):
+                start, stop = 0, self._size
+            self._set(place, number, host + (number << self._bits), start, stop, keep=not whole)
+        return count
+
+    def _has_old(self, place: Place, number: int) -> bool:
+        entry = place.entries[place.index + number * self._words]
+        return bool(entry & COMPRESSED) or self._mapping.has_host(entry)
+
+    def _write_around(self, host: int, offset: int, count: int, cursor: Cursor, *, whole: bool) -> None:
+        """Write `count` bytes, filled up to whole units (or clusters, if `whole`) with what the disk has there."""
+        unit = self._size if whole else self._unit
+        before = offset % unit
+        after = -(offset + count) % unit
+        parts = cursor.take(count)
+        if before:
+            parts.insert(0, memoryview(self._read_disk(offset - before, before)))
+        if after:
+            parts.append(memoryview(self._read_disk(offset + count, after)))
+        self._write_data(host - before, before + count + after, parts)
+
+    def _set(self, place: Place, number: int, host: int, start: int, stop: int, *, keep: bool) -> None:
+        """Let an entry name a host cluster that has valid data from `start` to `stop`, in whole units.
+
+        `keep` says that a bitmap stays as it is for other subclusters.
+        """
+        index = place.index + number * self._words
+        if self._mapping.extended:
+            first, last = self._units(start, stop)
+            written = ((1 << (last - first)) - 1) << first
+            old = place.entries[index + 1] if keep and not place.entries[index] & COMPRESSED else 0
+            place.entries[index + 1] = (old | written) & ~(written << SUBCLUSTERS)
+        place.entries[index] = host | COPIED
+        self._mapping.changed(place)
+
+    def _release_old(self, place: Place, number: int) -> None:
+        """What an entry names has one user less."""
+        entry = place.entries[place.index + number * self._words]
+        if entry & COMPRESSED:
+            self._refcounts.release(*self._compressed.place(entry))
+        elif not self._external and entry & OFFSET_MASK:
+            self._refcounts.release(entry & OFFSET_MASK, self._size)
+
+    # ---- Zeros
+
+    def zero_some(self, offset: int, length: int, unmap: bool) -> int:
+        """Let the next of `length` bytes read as zeros, in whole units, without writing them; return how many.
+
+        Returns 0 where zeros have to be written instead.  With `unmap` the clusters are given back.
+        """
+        cluster = offset >> self._bits
+        if self._mapping.find(cluster) is None and not self._has_backing:
+            return min(length, (self._mapping.clusters_in_table(cluster) << self._bits) - (offset & (self._size - 1)))
+        if offset & (self._size - 1) or length < self._size:
+            return self._zero_subclusters(offset, length) if self._mapping.extended else 0
+        place = self._mapping.find_for_change(cluster, self._refcounts)
+        count = min(length >> self._bits, place.clusters)
+        for number in range(count):
+            self._zero_cluster(place, number, offset + (number << self._bits), unmap)
+        return count << self._bits
+
+    def _zero_cluster(self, place: Place, number: int, guest: int, unmap: bool) -> None:
+        index = place.index + number * self._words
+        entry = place.entries[index]
+        if self._mapping.extended and not entry & COMPRESSED:
+            bitmap = place.entries[index + 1]
+            self._mapping.checked_host(entry, bitmap, guest)
+            is_zero = bitmap == ALL_ZERO_SUBCLUSTERS
+            absent = not bitmap
+        else:
+            kind = self._mapping.kind(entry, guest)
+            is_zero, absent = kind is Kind.ZERO, kind is Kind.BACKING
+        has_old = self._has_old(place, number)
+        if (is_zero and not (unmap and has_old)) or (absent and not has_old and not self._has_backing):
+            return
+        if unmap or entry & COMPRESSED:
+            self._release_old(place, number)
+            entry = 0
+        if self._mapping.extended:
+            place.entries[index + 1] = ALL_ZERO_SUBCLUSTERS
+            place.entries[index] = entry
+        else:
+            place.entries[index] = entry | ZERO
+        self._mapping.changed(place)
+
+    def _zero_subclusters(self, offset: int, length: int) -> int:
+        """Let the subclusters of one cluster read as zeros that the range has as a whole."""
+        inside = offset & (self._size - 1)
+        stop = min(inside + length, self._size)
+        if inside % self._unit or stop % self._unit:
+            return 0
+        place = self._mapping.find_for_change(offset >> self._bits, self._refcounts)
+        entry = place.entries[place.index]
+        if entry & COMPRESSED:
+            return 0
+        bitmap = place.entries[place.index + 1]
+        self._mapping.checked_host(entry, bitmap, offset - inside)
+        first, last = self._units(inside, stop)
+        cleared = ((1 << (last - first)) - 1) << first
+        place.entries[place.index + 1] = (bitmap & ~cleared) | cleared << SUBCLUSTERS
+        self._mapping.changed(place)
+        return stop - inside
+
+    def forget_some(self, offset: int, length: int) -> int:
+        """Give whole clusters of a version 2 image back, which has no backing file; return how many bytes."""
+        cluster = offset >> self._bits
+        place = self._mapping.find(cluster)
+        if place is None:
+            return min(length, self._mapping.clusters_in_table(cluster) << self._bits)
+        place = self._mapping.find_for_change(cluster, self._refcounts)
+        count = min(length >> self._bits, place.clusters)
+        for number in range(count):
+            index = place.index + number
+            if place.entries[index]:
+                self._mapping.kind(place.entries[index], offset + (number << self._bits))
+                self._release_old(place, number)
+                place.entries[index] = 0
+                self._mapping.changed(place)
+        return count << self._bits
+
+
+def _has_all(bitmap: int, first: int, last: int) -> bool:
+    wanted = ((1 << (last - first)) - 1) << first
+    return bitmap & wanted == wanted

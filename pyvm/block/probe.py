@@ -1,0 +1,44 @@
+"""Finding out the format of an image from its first bytes.
+
+Only what the guest cannot have written may be believed: see :class:`pyvm.block.drivers.raw.RawNode` for what follows.
+"""
+
+from __future__ import annotations
+
+import struct
+
+PROBE_SIZE = 512
+"""How much of an image is looked at."""
+
+_FIRST_BYTES = (
+    (b"COWD", "vmdk"),
+    (b"KDMV", "vmdk"),
+    (b"# Disk DescriptorFile", "vmdk"),
+    (b"QED\0", "qed"),
+    (b"vhdxfile", "vhdx"),
+    (b"conectix", "vpc"),
+    (b"LUKS\xba\xbe", "luks"),
+    (b"WithoutFreeSpace", "parallels"),
+    (b"WithouFreSpacExt", "parallels"),
+    (b"Bochs Virtual HD Image", "bochs"),
+    (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
+)
+_QCOW = struct.Struct(">4sI")
+_QCOW_MAGIC = b"QFI\xfb"
+_VDI = struct.Struct("<I")
+_VDI_OFFSET = 64
+_VDI_SIGNATURE = 0xBEDA107F
+
+
+def probe_format(head: bytes, path: str = "") -> str:
+    """Return the format of an image that begins with `head`; ``raw`` where it looks like no other."""
+    if len(head) >= _QCOW.size:
+        magic, version = _QCOW.unpack_from(head)
+        if magic == _QCOW_MAGIC and version >= 1:
+            return "qcow" if version == 1 else "qcow2"
+    for first, name in _FIRST_BYTES:
+        if head.startswith(first):
+            return name
+    if len(head) >= _VDI_OFFSET + _VDI.size and _VDI.unpack_from(head, _VDI_OFFSET)[0] == _VDI_SIGNATURE:
+        return "vdi"
+    return "dmg" if path.endswith(".dmg") else "raw"

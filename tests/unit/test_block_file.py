@@ -1,0 +1,209 @@
+"""Raw images, finding out formats, and locks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyvm.block.drivers.file import FileNode
+from pyvm.block.drivers.raw import RawNode
+from pyvm.block.errors import BlockError
+from pyvm.block.node import backing_access, disk_access, storage_access
+from pyvm.block.open import open_image
+from pyvm.block.probe import probe_format
+from pyvm.block.vectors import Cursor, behind
+
+SIZE = 64 * 512
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256) + b"rest")
+    return path
+
+
+@given(st.lists(st.binary(max_size=5), max_size=8), st.lists(st.integers(0, 12), max_size=6))
+def test_scatter_gather_lists_come_apart_in_order(pieces: list[bytes], steps: list[int]) -> None:
+    buffers = [memoryview(piece) for piece in pieces]
+    whole = b"".join(pieces)
+    cursor = Cursor(buffers)
+    position = 0
+    for step in steps:
+        step = min(step, len(whole) - position)  # noqa: PLW2901 - no longer than what is left
+        assert b"".join(cursor.take(step)) == whole[position : position + step]
+        position += step
+        assert b"".join(behind(buffers, position)) == whole[position:]
+
+
+FORMATS = {
+    b"QFI\xfb\0\0\0\3": "qcow2",
+    b"QFI\xfb\0\0\0\1": "qcow",
+    b"QFI\xfb\0\0\0\0": "raw",
+    b"KDMV": "vmdk",
+    b"# Disk DescriptorFile\n": "vmdk",
+    b"vhdxfile": "vhdx",
+    b"conectix": "vpc",
+    b"LUKS\xba\xbe\0\1": "luks",
+    b"QED\0": "qed",
+    bytes(64) + b"\x7f\x10\xda\xbe": "vdi",
+    b"\xeb\x63\x90": "raw",
+    b"": "raw",
+}
+
+
+@pytest.mark.parametrize("head", FORMATS)
+def test_formats_are_found_out(head: bytes) -> None:
+    assert probe_format(head.ljust(512, b"\0")) == FORMATS[head]
+    assert probe_format(head) == FORMATS[head]
+
+
+def test_a_guest_cannot_change_a_guessed_format(image: Path) -> None:
+    said: list[str] = []
+    node = open_image(str(image), warn=said.append)
+    assert said[0].splitlines()[0] == (
+        f"WARNING: Image format was not specified for '{image}' and probing guessed raw."
+    )
+    before = image.read_bytes()
+    for head, name in FORMATS.items():
+        if name == "raw" or not head:
+            continue
+        sector = memoryview(head.ljust(512, b"\0"))
+        # In one piece, in several, and with what follows.
+        for buffers in ([sector], [sector[:3], sector[3:100], sector[100:]], [sector, memoryview(bytes(4096))]):
+            with pytest.raises(PermissionError):
+                node.writev(0, buffers)
+        assert image.read_bytes() == before
+    # A piece that makes a header out of what is there already is no way round.
+    node.write(0, b"QFI".ljust(512, b"\0"))
+    with pytest.raises(PermissionError):
+        node.write(3, b"\xfb\0\0\0\3")
+    node.write(0, b"\xeb\x63\x90".ljust(1024, b"x"))
+    node.write(512, b"QFI\xfb\0\0\0\3".ljust(512, b"\0"))
+    node.close()
+    assert probe_format(image.read_bytes()[:512]) == "raw"
+
+
+def test_a_given_format_lets_the_guest_write_anything(image: Path) -> None:
+    said: list[str] = []
+    node = open_image(str(image), format="raw", warn=said.append)
+    node.write(0, b"QFI\xfb\0\0\0\3".ljust(512, b"\0"))
+    node.close()
+    assert not said
+    with pytest.raises(BlockError):
+        open_image(str(image), warn=said.append)
+    node = open_image(str(image), format="raw")
+    assert node.read(0, 4) == b"QFI\xfb"
+    assert node.size == SIZE
+    node.close()
+
+
+def test_a_window_of_a_file(image: Path) -> None:
+    before = image.read_bytes()
+    node = RawNode(FileNode(str(image), unmap=True), offset=1024, size=2048)
+    assert node.size == 2048
+    assert node.read(512, 1536) == before[1536:3072]
+    node.write(0, b"w" * 512)
+    node.write_zeroes(512, 512, True)
+    node.discard(1024, 512)
+    for action in (node.read, lambda offset, length: node.write_zeroes(offset, length, False)):
+        with pytest.raises(OSError, match="Input/output"):
+            action(1536, 1024)
+    node.flush()
+    node.close()
+    assert image.read_bytes()[:1536] == before[:1024] + b"w" * 512
+    assert image.read_bytes()[3072:] == before[3072:]
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "message"),
+    [
+        (SIZE + 512, None, "Offset cannot be greater than size of the containing file"),
+        (0, 100, "Specified size is not multiple of 512"),
+        (512, SIZE, r"The sum of offset \(512\) and size \(32768\) has to be smaller or equal"),
+    ],
+)
+def test_a_window_outside_the_file(image: Path, offset: int, size: int | None, message: str) -> None:
+    file = FileNode(str(image))
+    with pytest.raises(BlockError, match=message):
+        RawNode(file, offset=offset, size=size)
+    file.close()
+
+
+def locks(path: Path) -> set[tuple[int, int]]:
+    """Return the bytes of a file that are locked, as ranges."""
+    inode = path.stat().st_ino
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "OFDLCK" in line]
+    return {(int(row[-2]), int(row[-1])) for row in rows if row[-3].endswith(f":{inode}")}
+
+
+def test_locks_are_on_the_bytes_that_qemu_uses(image: Path) -> None:
+    """The numbers are what /proc/locks shows for QEMU 7.2."""
+    for access, expected in (
+        (disk_access(False), {(100, 101), (201, 201)}),
+        (disk_access(True), {(100, 100), (201, 201)}),
+        (storage_access(False), {(100, 101), (103, 103), (201, 201), (203, 203)}),
+        (storage_access(True), {(100, 100), (201, 201), (203, 203)}),
+        (backing_access(), {(100, 100), (201, 201), (203, 203)}),
+    ):
+        file = FileNode(str(image), access=access)
+        assert locks(image) == expected
+        file.close()
+    assert not locks(image)
+
+
+def test_two_disks_of_one_machine_do_not_share_a_file(image: Path) -> None:
+    first = open_image(str(image), format="raw")
+    with pytest.raises(BlockError) as error:
+        open_image(str(image), format="raw")
+    assert str(error.value) == f'Failed to get "write" lock\nIs another process using the image [{image}]?'
+    with pytest.raises(BlockError, match=r'^Failed to get shared "write" lock\n'):
+        open_image(str(image), format="raw", read_only=True)
+    first.close()
+    readers = [open_image(str(image), format="raw", read_only=True) for _ in range(2)]
+    with pytest.raises(BlockError, match=r'^Failed to get "write" lock\n'):
+        open_image(str(image), format="raw")
+    for reader in readers:
+        reader.close()
+    open_image(str(image), format="raw").close()
+
+
+def test_no_descriptor_is_left_open(image: Path, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for path, name in ((image, "qcow2"), (tmp_path / "none", None), (tmp_path, "raw"), (image, "raw")):
+        try:
+            open_image(str(path), format=name).close()
+        except BlockError:
+            continue
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_flush_that_failed_once_is_never_believed_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    node = open_image(str(image), format="raw")
+    node.write(0, bytes(512))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            node.flush()
+    with pytest.raises(OSError, match="Input/output"):
+        node.flush()
+    node.close()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=600), st.integers(0, 600))
+def test_no_write_makes_another_format(image: Path, data: bytes, offset: int) -> None:
+    node = open_image(str(image), warn=lambda text: None)
+    try:
+        node.write(offset, data)
+    except PermissionError:
+        pass
+    node.close()
+    assert probe_format(image.read_bytes()[:512]) == "raw"
