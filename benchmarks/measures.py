@@ -120,5 +120,7 @@ def measure(emulator: Emulator, image: Image, directory: Path, micro_seconds: fl
         figures = json.loads(guest.run(f"/usr/local/bin/bench {micro_seconds}"))
         sample.update({f"micro.{name}": float(figures[name]) for name in MICRO})
         sample["pings"] = _pings_per_second(guest)
-        sample["to_guest"], sample["to_host"] = _throughput(guest)
+        # The best of three: the first pays for translating the guest's code and for memory that nobody touched before.
+        there, back = zip(*(_throughput(guest) for _ in range(3)), strict=True)
+        sample["to_guest"], sample["to_host"] = max(there), max(back)
     return sample
