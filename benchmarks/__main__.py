@@ -70,7 +70,10 @@ def _run(given: argparse.Namespace) -> None:
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": report.host(),
             "guest": {"name": image.name, "release": image.release, "packages": image.packages},
-            "emulators": {emulator.name: [*emulator.command, emulator.version()] for emulator in emulators},
+            "emulators": {
+                emulator.name: [Path(emulator.command[0]).name, *emulator.command[1:], emulator.version()]
+                for emulator in emulators
+            },
             "rounds": given.rounds,
             "micro_mean_ratio": report.mean_ratio(first, second),
             "medians": dict(zip(names, (first, second), strict=True)),
