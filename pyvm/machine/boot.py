@@ -46,6 +46,24 @@ class Boot:
     tables: Tables
     installed: InstalledTables | None = None
 
+    def describe_to_guest(self) -> None:
+        """Offer what the machine is, its tables and the user's files in fw_cfg; once.  Raises ConfigError."""
+        config, fw_cfg, info = self.config, self.board.fw_cfg, self.tables.info
+        fw_cfg.add_machine(
+            uuid=info.system.uuid,
+            ram_size=self.board.memory.size,
+            cpus=config.smp.cpus,
+            max_cpus=config.smp.max_cpus,
+            boot_menu=False,
+        )
+        memory_map = b"".join(entry.pack() for entry in self.tables.memory_map(self.board.memory))
+        files = {**self.tables.fw_cfg_files(), "etc/e820": memory_map}
+        try:
+            for name, content in [*files.items(), *((file.name, file.content) for file in config.fw_cfg)]:
+                fw_cfg.add_file(name, content)
+        except ValueError as error:
+            raise ConfigError(f"-fw_cfg: {error}") from None
+
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.
 

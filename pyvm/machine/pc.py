@@ -106,6 +106,7 @@ class Pc:
         from pyvm.firmware.tables import Tables
 
         self._boot = Boot(self.board, config, Tables(describe(self.board, config)))
+        self._boot.describe_to_guest()
         self.reset_hardware()
 
     def _open_chardev(self, config: ChardevConfig) -> None:
@@ -160,8 +161,6 @@ class Pc:
         for number, name in enumerate(config.serials):
             if name is not None:
                 board.add_serial(number, self._port(name))
-        for file in config.fw_cfg:
-            board.fw_cfg.add_file(file.name, file.content)
         return board
 
     def _set_rtc(self) -> None:
