@@ -81,11 +81,12 @@ def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None) -> Ch
 
 @dataclass(frozen=True)
 class ChardevInfo:
-    """One entry of `query-chardev`."""
+    """One character device as `query-chardev` shows it."""
 
     label: str
     filename: str
     frontend_open: bool
+    """Whether a device uses it and, where that can be, has it opened."""
 
 
 class ChardevSet:

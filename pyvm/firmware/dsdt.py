@@ -6,6 +6,7 @@ datasheet, section "PIRQRC: PIRQ route control registers"; PNP IDs by the Plug a
 
 from __future__ import annotations
 
+from pyvm.devices.pci.piix3 import swizzle
 from pyvm.firmware import aml
 from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space
@@ -23,7 +24,6 @@ from pyvm.firmware.machine_info import (
     SMI_PORT,
     MachineInfo,
     SerialPort,
-    pirq_of,
 )
 
 PIRQ_ROUTE_CONTROL = 0x60  # four bytes in the PIIX3's configuration space, one per PIRQ
@@ -92,7 +92,7 @@ def _routing_table() -> bytes:
     entries = []
     for slot in range(1, _PCI_SLOTS):
         for pin in range(4):
-            link = "LNKS" if slot == PM_SLOT and pin == 0 else _LINKS[pirq_of(slot, pin)]
+            link = "LNKS" if slot == PM_SLOT and pin == 0 else _LINKS[swizzle(slot, pin)]
             address = aml.integer(slot << 16 | 0xFFFF)
             entries.append(aml.package(address, aml.integer(pin), aml.path(link), aml.ZERO))
     return aml.package(*entries)

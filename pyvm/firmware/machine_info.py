@@ -33,11 +33,6 @@ PM_SLOT = 1
 """PCI slot of the PIIX3/PIIX4: its INTA is the SCI, whatever the PIRQ routing says."""
 
 
-def pirq_of(slot: int, pin: int) -> int:
-    """Return which PIRQ (0..3) the board wires INTx pin 0..3 of a PCI slot to."""
-    return (slot - 1 + pin) & 3
-
-
 @dataclass(frozen=True)
 class SerialPort:
     """One UART as firmware describes it; `number` counts from 1."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from pyvm.devices.pci.piix3 import swizzle
 from pyvm.firmware.acpi import checksum
 from pyvm.firmware.machine_info import (
     IOAPIC_BASE,
@@ -19,7 +20,6 @@ from pyvm.firmware.machine_info import (
     PM_SLOT,
     SCI_IRQ,
     MachineInfo,
-    pirq_of,
 )
 
 FLOATING_POINTER_SIZE = 16
@@ -109,7 +109,7 @@ def _isa_interrupts() -> Iterable[bytes]:
 def _pci_interrupts() -> Iterable[bytes]:
     for slot in range(1, _PCI_SLOTS):
         for pin in range(4):
-            irq = SCI_IRQ if slot == PM_SLOT and pin == 0 else PIRQ_ROUTES[pirq_of(slot, pin)]
+            irq = SCI_IRQ if slot == PM_SLOT and pin == 0 else PIRQ_ROUTES[swizzle(slot, pin)]
             yield _interrupt(_BUS_PCI, slot << 2 | pin, irq, _ACTIVE_HIGH | _LEVEL)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from pyvm.devices.pci.piix3 import swizzle
 from pyvm.firmware.machine_info import (
     PCI_HOLE_END,
     PIRQ_ROUTES,
@@ -20,7 +21,6 @@ from pyvm.firmware.machine_info import (
     SCI_IRQ,
     SMBUS_BASE,
     MachineInfo,
-    pirq_of,
 )
 
 # Configuration space.
@@ -237,7 +237,7 @@ def _place(requests: list[Request], start: int, end: int) -> None:
 def _route_interrupt(slot: int, function: Function) -> None:
     pin = function.config_read(INTERRUPT_PIN, 1)
     if 1 <= pin <= 4:
-        function.config_write(INTERRUPT_LINE, 1, PIRQ_ROUTES[pirq_of(slot, pin - 1)])
+        function.config_write(INTERRUPT_LINE, 1, PIRQ_ROUTES[swizzle(slot, pin - 1)])
 
 
 def _setup_chip_set(function: Function, write_port: PortWriter) -> None:

@@ -31,6 +31,7 @@ from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
 from pyvm.devices.rtc import Rtc
 from pyvm.devices.serial import Uart16550
+from pyvm.firmware.machine_info import GPE0_BASE, GPE0_SIZE, HPET_BASE, IOAPIC_BASE, SCI_IRQ, SMI_PORT
 from pyvm.irq import IrqLine, SharedIrq
 
 if TYPE_CHECKING:
@@ -48,17 +49,13 @@ PIT_PORT, SPEAKER_PORT = 0x40, 0x61
 RTC_PORT = 0x70
 KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
 FAST_A20_PORT = 0x92
-APM_PORT = 0xB2
 PCI_ADDRESS_PORT, PCI_DATA_PORT = 0xCF8, 0xCFC
-GPE_PORT = 0xAFE0
 FW_CFG_PORT, FW_CFG_DMA_PORT = 0x510, 0x514
 DMA_LOW, DMA_HIGH, DMA_PAGES = 0x00, 0xC0, 0x80
-IOAPIC_ADDRESS = 0xFEC00000
-HPET_ADDRESS = 0xFED00000
 SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
 """Port and IRQ of COM1 to COM4."""
 
-KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 1, 8, 9, 12
+KEYBOARD_IRQ, RTC_IRQ, MOUSE_IRQ = 1, 8, 12
 
 
 class Component(Protocol):
@@ -136,7 +133,7 @@ class Board:
             self._keep(f"lapic{index}", lapic)
         self._keep("ioapic", self.ioapic)
         self._keep("pic", self.pic)
-        self.mmio.add(IOAPIC_ADDRESS, 0x1000, self.ioapic.read, self.ioapic.write, "ioapic", min_access=4, max_access=4)
+        self.mmio.add(IOAPIC_BASE, 0x1000, self.ioapic.read, self.ioapic.write, "ioapic", min_access=4, max_access=4)
         for base, chip, name in ((PIC_MASTER, self.pic.master, "pic1"), (PIC_SLAVE, self.pic.slave, "pic2")):
             self.ports.add(base, 2, chip.read, chip.write, name, max_access=1)
         self.ports.add(PIC_ELCR, 2, self.pic.elcr_read, self.pic.elcr_write, "elcr", max_access=1)
@@ -176,7 +173,7 @@ class Board:
             ]
             self.hpet = Hpet(self.clock, lambda pin, level: lines[pin].set(level), self._legacy_replacement)
             self._keep("hpet", self.hpet)
-            self.mmio.add(HPET_ADDRESS, 0x400, self.hpet.read, self.hpet.write, "hpet")
+            self.mmio.add(HPET_BASE, 0x400, self.hpet.read, self.hpet.write, "hpet")
 
     def _ioapic_sink(self, pin: int) -> Callable[[bool], None]:
         return lambda level: self.ioapic.set_irq(pin, level)
@@ -210,8 +207,8 @@ class Board:
         self._keep("piix4_pm", power)
         self.ports.add(PCI_ADDRESS_PORT, 4, self.pci.address_read, self.pci.address_write, "pci address", max_access=4)
         self.ports.add(PCI_DATA_PORT, 4, self.pci.data_read, self.pci.data_write, "pci data", max_access=4)
-        self.ports.add(GPE_PORT, 4, self.acpi.gpe_read, self.acpi.gpe_write, "acpi gpe0", max_access=4)
-        self.ports.add(APM_PORT, 2, self.acpi.apm_read, self.acpi.apm_write, "apm", max_access=1)
+        self.ports.add(GPE0_BASE, GPE0_SIZE, self.acpi.gpe_read, self.acpi.gpe_write, "acpi gpe0", max_access=4)
+        self.ports.add(SMI_PORT, 2, self.acpi.apm_read, self.acpi.apm_write, "apm", max_access=1)
 
     # ---- ISA
 

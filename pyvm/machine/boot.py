@@ -73,11 +73,14 @@ class Boot:
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
         try:
-            self.installed = self.tables.install(board.memory)
+            self.installed = installed = self.tables.install(board.memory)
             if boot.kernel is None:
                 board.vcpus.set_registers(0, {"activity": "halted"})
                 return
-            state = load_kernel(self, boot.kernel, boot.initrd, boot.append)
+            # Loaders and decompressors are not needed by a machine without a kernel.
+            from pyvm.firmware.loader import load_kernel
+
+            state = load_kernel(board.memory, boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
         except BootError as error:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
@@ -106,14 +109,6 @@ def _with_file(message: str, kernel: str | None, initrd: str | None) -> str:
     """Return what is wrong with a kernel or initrd with the file's name before it, unless it is in the message."""
     option, path = ("-initrd", initrd) if message.startswith("initrd") else ("-kernel", kernel)
     return message if path is None or path in message else f"{option} {path}: {message}"
-
-
-def load_kernel(boot: Boot, kernel: str, initrd: str | None, append: str) -> BootState:
-    """Load a kernel beside the installed tables; raises BootError."""
-    from pyvm.firmware.loader import load_kernel as load
-
-    assert boot.installed is not None
-    return load(boot.board.memory, kernel, initrd, append, boot.installed.e820, boot.installed.rsdp)
 
 
 def registers_of(state: BootState) -> dict[str, Any]:

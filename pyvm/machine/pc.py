@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
-from pyvm.chardev.registry import ChardevSet
+from pyvm.chardev.registry import ChardevInfo, ChardevSet
 from pyvm.clock import NANOSECONDS, RunningClock
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
@@ -28,7 +28,7 @@ from pyvm.mainloop import MainLoop
 from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.events import EventBus
-from pyvm.monitor.machine import Balloon, ChardevInfo, VcpuInfo
+from pyvm.monitor.machine import Balloon, VcpuInfo
 from pyvm.monitor.qmp import QmpMonitor
 from pyvm.runstate import RunState, ShutdownCause
 
@@ -347,7 +347,7 @@ class Pc:
 
     def chardevs(self) -> Sequence[ChardevInfo]:
         """Return the character devices."""
-        return [ChardevInfo(item.label, item.filename, item.frontend_open) for item in self.chardev_set.query()]
+        return self.chardev_set.query()
 
     @property
     def balloon(self) -> Balloon | None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyvm.runstate import RunState, ShutdownCause
+
+if TYPE_CHECKING:
+    from pyvm.chardev.registry import ChardevInfo
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,6 @@ class VcpuInfo:
     """The host's identifier of the thread that runs the vCPU."""
     topology: dict[str, int] = field(default_factory=dict)
     """Where the CPU is: ``socket-id``, ``die-id``, ``core-id``, ``thread-id``, ``node-id``."""
-
-
-@dataclass(frozen=True)
-class ChardevInfo:
-    """One character device as `query-chardev` shows it."""
-
-    label: str
-    filename: str
-    frontend_open: bool
-    """Whether a device uses it and, where that can be, has it opened."""
 
 
 class Balloon(Protocol):

@@ -7,10 +7,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pyvm.chardev.base import Buffer, Chardev, ChardevEvent
+from pyvm.chardev.registry import ChardevInfo
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.errors import unsupported
 from pyvm.monitor.events import EventBus
-from pyvm.monitor.machine import ChardevInfo, VcpuInfo
+from pyvm.monitor.machine import VcpuInfo
 from pyvm.monitor.qmp import QmpMonitor
 from pyvm.monitor.schema.model import load
 from pyvm.monitor.schema.validate import Validator

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pyvm
 from pyvm.api import Machine
 from pyvm.chardev.base import ChardevEvent
+from pyvm.chardev.registry import ChardevInfo
 from pyvm.clock import ManualClock
 from pyvm.cpu.registers import RegisterState, SegmentState
 from pyvm.devices import lapic_regs as reg
@@ -26,7 +27,7 @@ from pyvm.monitor.hmp.interrupts import show_ioapic, show_lapic, show_pics
 from pyvm.monitor.hmp.monitor import OUTPUT_LIMIT, HumanMonitor
 from pyvm.monitor.hmp.registers import show
 from pyvm.monitor.hmp.table import CommandTable
-from pyvm.monitor.machine import ChardevInfo, VcpuInfo
+from pyvm.monitor.machine import VcpuInfo
 from pyvm.runstate import RunState
 from tests.unit.monitor_support import NO_UUID, Bench, FakeBalloon, Wire
 

@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
+from pyvm.chardev.registry import ChardevInfo
 from pyvm.monitor.errors import device_not_found
-from pyvm.monitor.machine import ChardevInfo, VcpuInfo
+from pyvm.monitor.machine import VcpuInfo
 from pyvm.runstate import RunState, ShutdownCause
 from tests.unit.monitor_support import NO_UUID, STAMP, Bench, FakeBalloon
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvm.chardev.registry import ChardevInfo
 from pyvm.monitor.dispatcher import load_handler
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.events import THROTTLED
-from pyvm.monitor.machine import ChardevInfo, VcpuInfo
+from pyvm.monitor.machine import VcpuInfo
 from pyvm.monitor.registry import CommandTable
 from pyvm.monitor.schema.introspect import introspect
 from pyvm.monitor.schema.model import (
