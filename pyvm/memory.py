@@ -154,6 +154,36 @@ class GuestMemory:
         self.on_write(gpa, length)
 
 
+class DeviceRam:
+    """Memory on a device that the guest uses like its own: a frame buffer, or ROM.
+
+    `mapping` is what a CPU maps, `view` its bytes; `size` is in bytes, whole pages.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size <= 0 or size % PAGE_SIZE:
+            raise ValueError(f"device memory of {size} bytes is not whole pages")
+        self.size = size
+        self.mapping = mmap.mmap(-1, size)
+        self.view = memoryview(self.mapping)
+
+    def read(self, offset: int, size: int) -> int:
+        """Return `size` bytes at `offset` as a register would."""
+        return int.from_bytes(self.view[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Store `size` bytes at `offset`."""
+        self.view[offset : offset + size] = value.to_bytes(size, "little")
+
+    def ignore(self, offset: int, size: int, value: int) -> None:
+        """Take a write to ROM, which changes nothing."""
+
+    def close(self) -> None:
+        """Give the memory back; nothing may use it any more."""
+        self.view.release()
+        self.mapping.close()
+
+
 def pc_ram_blocks(size: int) -> list[RamBlock]:
     """Return where an i440FX machine shows `size` bytes of RAM.
 
@@ -188,6 +218,8 @@ class IoRegion:
     name: str
     min_access: int = 1
     max_access: int = 8
+    ram: DeviceRam | None = None
+    """Memory that the CPU may use without asking; the handlers are for everybody else."""
 
     def load(self, offset: int, size: int) -> int:
         """Read `size` bytes at `offset`, in pieces the device understands; behind the region there are ones."""
@@ -230,6 +262,8 @@ class IoSpace:
         self.name = name
         self._bases: list[int] = []
         self._regions: list[IoRegion] = []
+        self.on_ram: Callable[[IoRegion, bool], None] = lambda region, shown: None
+        """Told of each region of memory that appears or disappears."""
 
     def add(
         self,
@@ -241,12 +275,14 @@ class IoSpace:
         *,
         min_access: int = 1,
         max_access: int = 8,
+        ram: DeviceRam | None = None,
     ) -> IoRegion:
         """Map `size` bytes of registers at `base`; return the region, by which it can be removed.
 
-        Raises :class:`OverlapError` where any of these addresses is taken.
+        With `ram` they are the memory of a device, which the CPU then uses directly.  Raises :class:`OverlapError` where
+        any of these addresses is taken.
         """
-        region = IoRegion(base, size, read, write, name, min_access, max_access)
+        region = IoRegion(base, size, read, write, name, min_access, max_access, ram)
         index = bisect.bisect_right(self._bases, base)
         before = self._regions[index - 1] if index else None
         behind = self._regions[index] if index < len(self._regions) else None
@@ -255,6 +291,8 @@ class IoSpace:
                 raise OverlapError(f"{self.name}: {name} at {base:#x} would overlap {other.name} at {other.base:#x}")
         self._bases.insert(index, base)
         self._regions.insert(index, region)
+        if ram is not None:
+            self.on_ram(region, True)
         return region
 
     def remove(self, region: IoRegion) -> None:
@@ -264,6 +302,8 @@ class IoSpace:
             raise ValueError(f"{self.name}: {region.name} is not mapped")
         del self._bases[index]
         del self._regions[index]
+        if region.ram is not None:
+            self.on_ram(region, False)
 
     def regions(self) -> list[IoRegion]:
         """Return all regions in order of address."""

@@ -52,6 +52,9 @@ class EngineCallbacks(Protocol):
     def cr8_write(self, vcpu: int, value: int) -> None:
         """Set the task priority."""
 
+    def firmware_call(self, vcpu: int) -> None:
+        """Run the firmware service whose entry point a vCPU has reached; its state may be read and changed."""
+
 
 def _library_path() -> Path:
     spec = importlib.util.find_spec("unicorn")

@@ -17,10 +17,11 @@ from pyvm.cpu import features
 from pyvm.cpu.cpuid import CpuModel, Topology, cpuid_table, feature_words
 from pyvm.cpu.engine import open_engine
 from pyvm.cpu.registers import RegisterState
+from pyvm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from pyvm.devices.lapic import Lapic
-    from pyvm.memory import GuestMemory, IoSpace
+    from pyvm.memory import DeviceRam, IoRegion, IoSpace
 
 TSC_HZ = 1_000_000_000
 MSR_APIC_BASE = 0x1B
@@ -49,6 +50,8 @@ class CpuEvents:
 
     triple_fault: Callable[[], None]
     failed: Callable[[BaseException], None]
+    firmware_call: Callable[[int], None] = lambda vcpu: None
+    """A vCPU is at the entry point of a firmware service; its registers may be read and set."""
 
 
 class _Phase(enum.Enum):
@@ -84,8 +87,9 @@ class LapicPort:
 class _Callbacks:
     """What guest code asks of the machine; every call takes the machine lock."""
 
-    def __init__(self, lock: Any, memory: IoSpace, ports: IoSpace) -> None:
+    def __init__(self, lock: Any, memory: IoSpace, ports: IoSpace, events: CpuEvents) -> None:
         self._lock = lock
+        self._events = events
         self._memory_find = memory.find
         self._port_find = ports.find
         self.lapics: list[Lapic] = []
@@ -152,6 +156,30 @@ class _Callbacks:
         with self._lock:
             self.lapics[vcpu].write_cr8(value)
 
+    def firmware_call(self, vcpu: int) -> None:
+        with self._lock:
+            self._events.firmware_call(vcpu)
+
+
+class Overlay:
+    """Memory, or registers, that can be laid over what is mapped; while the machine is stopped or from guest code."""
+
+    def __init__(
+        self, engine: Any, gpa: int, size: int, memory: DeviceRam | GuestMemory | None, writable: bool
+    ) -> None:
+        self._engine = engine
+        buffer = None if memory is None else memory.mapping
+        offset = memory.offset(gpa, size) if isinstance(memory, GuestMemory) else 0
+        self._number = engine.overlay(gpa, buffer, offset, size, writable)
+
+    def show(self, gpa: int) -> None:
+        """Show it at `gpa` and nowhere else."""
+        self._engine.show_overlay(self._number, gpa)
+
+    def hide(self) -> None:
+        """Let what is mapped below show again."""
+        self._engine.hide_overlay(self._number)
+
 
 class VcpuSet:
     """All vCPUs of a machine.
@@ -175,7 +203,7 @@ class VcpuSet:
         self.count = count
         self.model = model
         self.apic_ids = apic_ids(count, topology)
-        self._callbacks = _Callbacks(lock, mmio, ports)
+        self._callbacks = _Callbacks(lock, mmio, ports, events)
         self._engine = open_engine(count, self._callbacks, TSC_HZ)
         self._callbacks.current = lambda: self._engine.current
         self._events = events
@@ -189,6 +217,8 @@ class VcpuSet:
         self._set_model(topology)
         self._map_memory(memory)
         memory.on_write = self._engine.invalidate
+        self._device_memory: dict[DeviceRam, Overlay] = {}
+        mmio.on_ram = self._show_device_memory
 
     def _set_model(self, topology: Topology) -> None:
         for word, bits in zip(features.WORDS, feature_words(self.model), strict=True):
@@ -207,6 +237,29 @@ class VcpuSet:
             self._engine.map_ram(block.gpa, memory.mapping, block.offset, block.size, True)
             position = block.end
         self._engine.map_io(position, PHYSICAL_END - position)
+
+    def overlay(self, gpa: int, size: int, memory: DeviceRam | GuestMemory | None, *, writable: bool = True) -> Overlay:
+        """Lay `size` bytes over what is mapped at `gpa`: device memory from its start, the guest's own RAM of that
+        address, or registers where there is no `memory`.  Writes are dropped unless it is `writable`.
+
+        What an overlay needs of the engine is never given back: make it once, then show and hide it.
+        """
+        return Overlay(self._engine, gpa, size, memory, writable)
+
+    def _show_device_memory(self, region: IoRegion, shown: bool) -> None:
+        assert region.ram is not None
+        overlay = self._device_memory.get(region.ram)
+        if not shown:
+            if overlay is not None:
+                overlay.hide()
+        elif overlay is not None:
+            overlay.show(region.base)
+        else:
+            self._device_memory[region.ram] = self.overlay(region.base, region.size, region.ram)
+
+    def set_firmware(self, start: int, size: int) -> None:
+        """Say where the entry points of firmware services are, in linear addresses; stopped only."""
+        self._engine.set_firmware(start, size)
 
     def port(self, index: int) -> LapicPort:
         """Return what the local APIC of vCPU `index` drives."""
@@ -312,7 +365,10 @@ class VcpuSet:
             self._engine.interrupt(index, False)
 
     def set_registers(self, index: int, values: dict[str, Any]) -> None:
-        """Set some registers of a stopped vCPU, named as in :class:`RegisterState`, segments as 4-tuples."""
+        """Set some registers of a vCPU that is stopped or in a firmware call.
+
+        They are named as in :class:`RegisterState`, segments are 4-tuples.
+        """
         self._engine.set_state(index, values)
 
     def set_shared_msr(self, index: int, value: int) -> None:
@@ -320,7 +376,7 @@ class VcpuSet:
         self._engine.set_shared_msr(index, value)
 
     def registers(self, index: int) -> dict[str, Any]:
-        """Return the registers of a stopped vCPU."""
+        """Return the registers of a vCPU that is stopped or in a firmware call."""
         return self._engine.get_state(index)
 
     def set_a20(self, enabled: bool) -> None:

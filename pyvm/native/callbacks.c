@@ -106,3 +106,7 @@ uint64_t callback_cr8_read(Engine *engine) {
 void callback_cr8_write(Engine *engine, uint64_t value) {
     call_integer(engine, engine->callbacks.cr8_write, (uint64_t[]){(uint64_t)engine->current, value}, 2, 0, NULL);
 }
+
+void callback_firmware(Engine *engine) {
+    call_integer(engine, engine->callbacks.firmware_call, (uint64_t[]){(uint64_t)engine->current}, 1, 0, NULL);
+}

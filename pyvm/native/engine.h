@@ -13,7 +13,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_VCPUS = 64, MAX_REGIONS = 32, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
+enum { MAX_VCPUS = 64, MAX_REGIONS = 32, MAX_OVERLAYS = 96, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
 
 /* Why run() returned. */
 enum { EXIT_STOPPED, EXIT_TRIPLE_FAULT, EXIT_FAILED };
@@ -41,6 +41,12 @@ typedef struct {
     bool is_ram;
 } Region;
 
+/* Memory that comes and goes over the regions: the frame buffer of a display, ROM in place of shadow RAM. */
+typedef struct {
+    Region region;
+    bool shown;
+} Overlay;
+
 typedef struct {
     uint32_t leaf, subleaf;
     uint32_t eax, ebx, ecx, edx;
@@ -53,7 +59,7 @@ typedef struct {
 
 typedef struct {
     PyObject *port_read, *port_write, *mmio_read, *mmio_write;
-    PyObject *acknowledge, *msr_read, *msr_write, *cr8_read, *cr8_write;
+    PyObject *acknowledge, *msr_read, *msr_write, *cr8_read, *cr8_write, *firmware_call;
 } Callbacks;
 
 typedef struct Engine {
@@ -69,7 +75,11 @@ typedef struct Engine {
 
     Region regions[MAX_REGIONS];
     int region_count;
-    const Region *last_region;
+    Overlay overlays[MAX_OVERLAYS];
+    int overlay_count;
+    void *system_memory; /* what Unicorn's regions are parts of */
+    const Region *last_region; /* what was last found, */
+    Range last_range;          /* and for which addresses */
 
     CpuidEntry cpuid[CPUID_CACHE];
     int cpuid_count;
@@ -111,6 +121,11 @@ typedef struct Engine {
     void *env_temp; /* the code generator's handle of env */
     void *label;    /* where the block under translation leaves on a kick */
 
+    /* Calls of firmware services: where their OUT instructions are, in linear addresses; see firmware.c. */
+    uint64_t firmware_start, firmware_end;
+    bool firmware_called;   /* the current vCPU has executed one */
+    bool in_firmware;       /* its service is running; the vCPU's registers are in its image */
+
     uint64_t soft_interrupt_eip; /* of the last INT instruction */
 
     uint32_t watch_hits;       /* data breakpoints that the present instruction matches */
@@ -143,6 +158,12 @@ typedef struct {
     int (*uc_mmio_map)(void *, uint64_t, size_t, void *, void *, void *, void *);
     int (*uc_mem_protect)(void *, uint64_t, uint64_t, uint32_t);
     int (*uc_mem_unmap)(void *, uint64_t, size_t);
+    void *(*memory_map_ptr)(void *, uint64_t, size_t, uint32_t, void *);
+    void *(*memory_map_io)(void *, uint64_t, size_t, void *, void *, void *, void *);
+    void (*memory_add)(void *, uint64_t, void *);
+    void (*memory_remove)(void *, void *);
+    void (*memory_set_readonly)(void *, bool);
+    uint64_t (*memory_ram_address)(void *);
     int (*uc_hook_add)(void *, void *, int, void *, void *, uint64_t, uint64_t, ...);
     int (*uc_reg_write)(void *, int, const void *);
     const char *(*uc_strerror)(int);
@@ -154,6 +175,7 @@ typedef struct {
     void (*hardware_interrupt)(Env *, int, int);
     void (*cpu_loop_exit)(void *);
     void (*cpu_loop_exit_restore)(void *, uintptr_t);
+    bool (*cpu_restore_state)(void *, uintptr_t, bool);
     void (*raise_exception_err_ra)(Env *, int, int, uintptr_t);
     void (*raise_interrupt)(Env *, int, int, int, int);
     void *(*find_memory_mapping)(void *, uint64_t);
@@ -225,7 +247,19 @@ bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size);
 void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length);
 void memory_run_invalidations(Engine *engine);
 
+bool memory_note_ram(Engine *engine, Region *region, uint64_t size);
+
+/* overlay.c */
+int overlay_make(Engine *engine, uint64_t gpa, uint64_t size, void *host, bool writable);
+bool overlay_show(Engine *engine, int index, uint64_t gpa);
+bool overlay_hide(Engine *engine, int index);
+
+/* firmware.c */
+void firmware_check(Engine *engine, uint32_t port, uintptr_t caller);
+void firmware_serve(Engine *engine);
+
 /* callbacks.c */
+void callback_firmware(Engine *engine);
 uint64_t callback_port_read(Engine *engine, uint32_t port, int size);
 void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value);
 uint64_t callback_mmio_read(void *uc, uint64_t offset, unsigned size, void *base);

@@ -75,6 +75,12 @@ static Engine *check_port(uint32_t port, int size, uintptr_t caller) {
     return engine;
 }
 
+static void write_port(uint32_t port, int size, uint32_t value, uintptr_t caller) {
+    Engine *engine = check_port(port, size, caller);
+    if (engine) firmware_check(engine, port, caller);
+    callback_port_write(engine, port, size, value);
+}
+
 EXPORT uint8_t cpu_inb_x86_64(void *uc, uint32_t port, uintptr_t caller) {
     (void)uc;
     return (uint8_t)callback_port_read(check_port(port, 1, caller), port, 1);
@@ -92,17 +98,17 @@ EXPORT uint32_t cpu_inl_x86_64(void *uc, uint32_t port, uintptr_t caller) {
 
 EXPORT void cpu_outb_x86_64(void *uc, uint32_t port, uint8_t value, uintptr_t caller) {
     (void)uc;
-    callback_port_write(check_port(port, 1, caller), port, 1, value);
+    write_port(port, 1, value, caller);
 }
 
 EXPORT void cpu_outw_x86_64(void *uc, uint32_t port, uint16_t value, uintptr_t caller) {
     (void)uc;
-    callback_port_write(check_port(port, 2, caller), port, 2, value);
+    write_port(port, 2, value, caller);
 }
 
 EXPORT void cpu_outl_x86_64(void *uc, uint32_t port, uint32_t value, uintptr_t caller) {
     (void)uc;
-    callback_port_write(check_port(port, 4, caller), port, 4, value);
+    write_port(port, 4, value, caller);
 }
 
 /* ---- Interrupts */

@@ -113,6 +113,9 @@ enum {
     CPU_UC = 0x81a8,
 };
 
+/* MemoryRegion, what a part of the physical address space is. */
+enum { MEMORY_CONTAINER = 0x20, MEMORY_PERMISSIONS = 0x88 };
+
 /* struct uc_struct, the engine. */
 enum { UC_CPU = 0x1b8, UC_INVALID_ERROR = 0x590 };
 

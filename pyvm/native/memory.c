@@ -29,6 +29,22 @@ static void take_region(Engine *engine, Region *region) {
     engine->last_region = NULL;
 }
 
+/* Keep account of translated code in a run of RAM whose Unicorn number is known. */
+bool memory_note_ram(Engine *engine, Region *region, uint64_t size) {
+    uint64_t pages = (region->ram_address + size) >> PAGE_SHIFT;
+    if (pages <= engine->code_page_count) return true;
+    uint64_t words = (pages + 63) / 64, old = (engine->code_page_count + 63) / 64;
+    uint64_t *grown = realloc(engine->code_pages, words * 8);
+    if (!grown) {
+        PyErr_NoMemory();
+        return false;
+    }
+    memset(grown + old, 0, (words - old) * 8);
+    engine->code_pages = grown;
+    engine->code_page_count = pages;
+    return true;
+}
+
 bool memory_map_ram(Engine *engine, uint64_t gpa, uint64_t size, void *host, bool writable) {
     Region *region = new_region(engine, gpa, size);
     if (!region) return false;
@@ -36,18 +52,7 @@ bool memory_map_ram(Engine *engine, uint64_t gpa, uint64_t size, void *host, boo
     if (!check_error(unicorn.uc_mem_map_ptr(engine->uc, gpa, size, protection, host), gpa)) return false;
     region->is_ram = true;
     region->ram_address = unicorn.ram_address_of(engine->uc, host);
-    uint64_t pages = (region->ram_address + size) >> PAGE_SHIFT;
-    if (pages > engine->code_page_count) {
-        uint64_t words = (pages + 63) / 64, old = (engine->code_page_count + 63) / 64;
-        uint64_t *grown = realloc(engine->code_pages, words * 8);
-        if (!grown) {
-            PyErr_NoMemory();
-            return false;
-        }
-        memset(grown + old, 0, (words - old) * 8);
-        engine->code_pages = grown;
-        engine->code_page_count = pages;
-    }
+    if (!memory_note_ram(engine, region, size)) return false;
     take_region(engine, region);
     return true;
 }
@@ -81,13 +86,30 @@ bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size) {
     return false;
 }
 
-static const Region *find_region(Engine *engine, uint64_t gpa) {
-    const Region *region = engine->last_region;
-    if (region && gpa >= region->start && gpa < region->end) return region;
-    for (int i = 0; i < engine->region_count; i++) {
-        region = &engine->regions[i];
-        if (gpa >= region->start && gpa < region->end) return engine->last_region = region;
+static bool holds(const Region *region, uint64_t gpa) {
+    return gpa >= region->start && gpa < region->end;
+}
+
+/* Remember a region for the addresses around `gpa` that no overlay covers. */
+static const Region *remember(Engine *engine, const Region *region, uint64_t gpa) {
+    uint64_t start = region->start, end = region->end;
+    for (int i = 0; i < engine->overlay_count; i++) {
+        const Overlay *overlay = &engine->overlays[i];
+        if (!overlay->shown || &overlay->region == region) continue;
+        if (overlay->region.end <= gpa && overlay->region.end > start) start = overlay->region.end;
+        if (overlay->region.start > gpa && overlay->region.start < end) end = overlay->region.start;
     }
+    engine->last_range = (Range){start, end - start};
+    return engine->last_region = region;
+}
+
+static const Region *find_region(Engine *engine, uint64_t gpa) {
+    if (engine->last_region && gpa - engine->last_range.start < engine->last_range.length) return engine->last_region;
+    for (int i = 0; i < engine->overlay_count; i++)
+        if (engine->overlays[i].shown && holds(&engine->overlays[i].region, gpa))
+            return remember(engine, &engine->overlays[i].region, gpa);
+    for (int i = 0; i < engine->region_count; i++)
+        if (holds(&engine->regions[i], gpa)) return remember(engine, &engine->regions[i], gpa);
     return NULL;
 }
 
@@ -142,31 +164,34 @@ static bool may_hold_code(const Engine *engine, uint64_t first, uint64_t last) {
     return false;
 }
 
-static const Region *ram_region(const Engine *engine, uint64_t gpa) {
-    for (int i = 0; i < engine->region_count; i++) {
-        const Region *region = &engine->regions[i];
-        if (region->is_ram && gpa >= region->start && gpa < region->end) return region;
-    }
-    return NULL;
-}
-
-/* Drop translations of guest RAM that a device has written; from any thread, before the guest can see the completion.
- *
- * The vCPU thread leaves its block at once, and enters no other before it has done the work: the kick word is tested at
- * the start of each block, and it becomes visible before whatever the device stores next.
- */
-void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
-    const Region *region = ram_region(engine, gpa);
-    if (!region || !length || !engine->uc) return;
+/* Note that a run of RAM was written; says whether there may be translations of it. */
+static bool note_invalidation(Engine *engine, const Region *region, uint64_t gpa, uint64_t length) {
+    if (!region->is_ram || !holds(region, gpa)) return false;
     if (length > region->end - gpa) length = region->end - gpa;
     uint64_t start = gpa - region->start + region->ram_address;
-    if (!may_hold_code(engine, start >> PAGE_SHIFT, (start + length - 1) >> PAGE_SHIFT)) return;
+    if (!may_hold_code(engine, start >> PAGE_SHIFT, (start + length - 1) >> PAGE_SHIFT)) return false;
     pthread_mutex_lock(&engine->lock);
     if (engine->invalidation_count < MAX_INVALIDATIONS)
         engine->invalidations[engine->invalidation_count++] = (Range){start, length};
     else
         engine->invalidate_all = true;
     pthread_mutex_unlock(&engine->lock);
+    return true;
+}
+
+/* Drop translations of guest RAM that a device has written; from any thread, before the guest can see the completion.
+ *
+ * The vCPU thread leaves its block at once, and enters no other before it has done the work: the kick word is tested at
+ * the start of each block, and it becomes visible before whatever the device stores next.  An overlay may show the same
+ * RAM, and has translations of its own.
+ */
+void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
+    if (!length || !engine->uc) return;
+    bool any = false;
+    for (int i = 0; i < engine->region_count; i++) any |= note_invalidation(engine, &engine->regions[i], gpa, length);
+    for (int i = 0; i < engine->overlay_count; i++)
+        any |= note_invalidation(engine, &engine->overlays[i].region, gpa, length);
+    if (!any) return;
     atomic_store(&engine->invalidations_pending, true);
     engine_kick(engine);
 }

@@ -79,7 +79,7 @@ static bool take_callbacks(Engine *engine, PyObject *callbacks) {
     } slots[] = {
 #define C(member) {#member, offsetof(Callbacks, member)}
         C(port_read), C(port_write), C(mmio_read), C(mmio_write), C(acknowledge),
-        C(msr_read),  C(msr_write),  C(cr8_read),  C(cr8_write),
+        C(msr_read),  C(msr_write),  C(cr8_read),  C(cr8_write),  C(firmware_call),
 #undef C
     };
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
@@ -280,6 +280,15 @@ static bool require_stopped(Engine *engine) {
     return false;
 }
 
+/* Whether this thread is the vCPU thread, in a call from guest code. */
+static bool called_by_guest(Engine *engine) {
+    return engine->uc && current_engine == engine;
+}
+
+static bool require_registers(Engine *engine) {
+    return (called_by_guest(engine) && engine->in_firmware) || require_stopped(engine);
+}
+
 static PyObject *engine_reset_vcpu(EngineObject *self, PyObject *args) {
     int index;
     if (!PyArg_ParseTuple(args, "i", &index) || !require_stopped(&self->engine)) return NULL;
@@ -298,7 +307,7 @@ static const char *const activities[] = {"running", "halted", "wait-for-sipi"};
 
 static PyObject *engine_get_state(EngineObject *self, PyObject *args) {
     int index;
-    if (!PyArg_ParseTuple(args, "i", &index) || !require_stopped(&self->engine)) return NULL;
+    if (!PyArg_ParseTuple(args, "i", &index) || !require_registers(&self->engine)) return NULL;
     Vcpu *vcpu = vcpu_argument(&self->engine, index);
     if (!vcpu) return NULL;
     PyObject *values = image_get(vcpu->image);
@@ -327,7 +336,7 @@ static bool set_activity(Vcpu *vcpu, PyObject *name) {
 static PyObject *engine_set_state(EngineObject *self, PyObject *args) {
     int index;
     PyObject *values;
-    if (!PyArg_ParseTuple(args, "iO!", &index, &PyDict_Type, &values) || !require_stopped(&self->engine)) return NULL;
+    if (!PyArg_ParseTuple(args, "iO!", &index, &PyDict_Type, &values) || !require_registers(&self->engine)) return NULL;
     Vcpu *vcpu = vcpu_argument(&self->engine, index);
     if (!vcpu || !image_set(vcpu->image, values) || !set_activity(vcpu, PyDict_GetItemString(values, "activity"))) return NULL;
     PyObject *nmi = PyDict_GetItemString(values, "nmi_pending"), *init = PyDict_GetItemString(values, "init_pending");
@@ -452,6 +461,46 @@ static PyObject *engine_unmap(EngineObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *engine_overlay(EngineObject *self, PyObject *args) {
+    unsigned long long gpa, offset, size;
+    Py_buffer buffer = {0};
+    int writable;
+    if (!PyArg_ParseTuple(args, "Kz*KKp", &gpa, &buffer, &offset, &size, &writable)) return NULL;
+    bool inside = !buffer.buf || (offset <= (size_t)buffer.len && size <= (size_t)buffer.len - offset);
+    if (!inside) PyErr_SetString(PyExc_ValueError, "the range is not in the buffer");
+    void *host = buffer.buf ? (char *)buffer.buf + offset : NULL;
+    int index = -1;
+    if (inside && (called_by_guest(&self->engine) || require_stopped(&self->engine)))
+        index = overlay_make(&self->engine, gpa, size, host, writable);
+    PyBuffer_Release(&buffer); /* the machine keeps the mapping alive as long as the engine */
+    return index < 0 ? NULL : PyLong_FromLong(index);
+}
+
+static PyObject *engine_show_overlay(EngineObject *self, PyObject *args) {
+    int index;
+    unsigned long long gpa;
+    if (!PyArg_ParseTuple(args, "iK", &index, &gpa)) return NULL;
+    if (!called_by_guest(&self->engine) && !require_stopped(&self->engine)) return NULL;
+    if (!overlay_show(&self->engine, index, gpa)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_hide_overlay(EngineObject *self, PyObject *args) {
+    int index;
+    if (!PyArg_ParseTuple(args, "i", &index)) return NULL;
+    if (!called_by_guest(&self->engine) && !require_stopped(&self->engine)) return NULL;
+    if (!overlay_hide(&self->engine, index)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_set_firmware(EngineObject *self, PyObject *args) {
+    unsigned long long start, size;
+    if (!PyArg_ParseTuple(args, "KK", &start, &size) || !require_stopped(&self->engine)) return NULL;
+    self->engine.firmware_start = start;
+    self->engine.firmware_end = start + size;
+    Py_RETURN_NONE;
+}
+
 static PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "invalidate(gpa, length)");
@@ -502,6 +551,13 @@ static PyMethodDef engine_methods[] = {
     {"map_ram", (PyCFunction)engine_map_ram, METH_VARARGS, "map_ram(gpa, buffer, offset, size, writable)"},
     {"map_io", (PyCFunction)engine_map_io, METH_VARARGS, "map_io(gpa, size)\n\nAccesses call mmio_read and mmio_write."},
     {"unmap", (PyCFunction)engine_unmap, METH_VARARGS, "unmap(gpa, size)\n\nTake away what was mapped with these values."},
+    {"overlay", (PyCFunction)engine_overlay, METH_VARARGS,
+     "overlay(gpa, buffer, offset, size, writable) -> number\n\nShow memory, or registers without a buffer, over what is"
+     " mapped; stopped or in a call from guest code."},
+    {"show_overlay", (PyCFunction)engine_show_overlay, METH_VARARGS, "show_overlay(number, gpa)\n\nShow it, or move it."},
+    {"hide_overlay", (PyCFunction)engine_hide_overlay, METH_VARARGS, "hide_overlay(number)\n\nTake it away."},
+    {"set_firmware", (PyCFunction)engine_set_firmware, METH_VARARGS,
+     "set_firmware(start, size)\n\nWhere OUT instructions are firmware calls, in linear addresses."},
     {"invalidate", (PyCFunction)(void (*)(void))engine_invalidate, METH_FASTCALL,
      "invalidate(gpa, length)\n\nDrop translations of RAM that a device wrote; from any thread."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},

@@ -161,6 +161,7 @@ EXPORT int cpu_exec_x86_64(void *uc, void *cpu) {
             FIELD(cpu, uint32_t, CPU_HALTED) = 0;
             vcpu->activity = HALTED;
         }
+        if (engine->firmware_called) firmware_serve(engine);
     }
 }
 

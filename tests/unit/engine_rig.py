@@ -59,6 +59,7 @@ class Devices:
         self.port_value = 0xA1B2C3D4
         self.mmio_value: Callable[[int, int], int] = lambda gpa, size: 0x1122334455667788
         self.on_port: Callable[[int, int, int], None] = lambda port, size, value: None
+        self.on_firmware: Callable[[int], None] = lambda vcpu: None
         self.vector: Callable[[int], int | None] = lambda vcpu: None
         self.cr8 = 0
         self.msrs: dict[int, int] = {0x1B: 0xFEE00900}
@@ -103,6 +104,9 @@ class Devices:
 
     def cr8_write(self, vcpu: int, value: int) -> None:
         self.cr8 = value
+
+    def firmware_call(self, vcpu: int) -> None:
+        self.on_firmware(vcpu)
 
 
 class Rig:

@@ -143,6 +143,7 @@ class PciBus:
                 window.name,
                 min_access=window.min_access,
                 max_access=window.max_access,
+                ram=window.ram,
             )
         except OverlapError:
             window.region = None

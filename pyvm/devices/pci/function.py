@@ -14,7 +14,7 @@ from typing import Protocol
 from pyvm.devices.pci import constants as c
 from pyvm.devices.pci.msix import Msix, MsixState, default_pba_offset
 from pyvm.irq import IrqLine
-from pyvm.memory import IoRegion, ReadHandler, WriteHandler
+from pyvm.memory import DeviceRam, IoRegion, ReadHandler, WriteHandler
 from pyvm.state import State, StateError, blob, flag, optional, record
 
 
@@ -38,6 +38,7 @@ class Window:
     write: WriteHandler
     min_access: int = 1
     max_access: int = 8
+    ram: DeviceRam | None = None
     region: IoRegion | None = field(default=None, init=False)
     """Where the bus has mapped it; the bus's own."""
 
@@ -147,14 +148,22 @@ class PciFunction:
         size: int,
         kind: BarKind,
         *,
-        read: ReadHandler,
-        write: WriteHandler,
         name: str,
+        read: ReadHandler | None = None,
+        write: WriteHandler | None = None,
+        ram: DeviceRam | None = None,
         prefetchable: bool = False,
         min_access: int = 1,
         max_access: int = 8,
     ) -> Bar:
-        """Declare BAR `index` of `size` bytes, a power of two; the handlers get offsets into it."""
+        """Declare BAR `index` of `size` bytes, a power of two.
+
+        The handlers get offsets into it; a BAR that is all memory has `ram` instead.
+        """
+        if ram is not None:
+            read, write = ram.read, ram.write
+        if read is None or write is None:
+            raise ValueError(f"{self.name}: BAR {index} has neither handlers nor memory")
         smallest = 4 if kind is BarKind.IO else 16
         last = c.BAR_COUNT - (2 if kind is BarKind.MEMORY64 else 1)
         taken = set(self.bars) | {bar.index + 1 for bar in self.bars.values() if bar.kind is BarKind.MEMORY64}
@@ -162,7 +171,7 @@ class PciFunction:
         if size < smallest or size & (size - 1) or not 0 <= index <= last or taken & wanted:
             raise ValueError(f"{self.name}: BAR {index} of {size} bytes is not possible")
         window = Window(
-            name, size, kind is BarKind.IO, lambda: self.bar_address(index), read, write, min_access, max_access
+            name, size, kind is BarKind.IO, lambda: self.bar_address(index), read, write, min_access, max_access, ram
         )
         bar = Bar(index, size, kind, window)
         flags = c.BAR_SPACE_IO
