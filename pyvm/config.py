@@ -102,8 +102,16 @@ class BootConfig:
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
+    bios: str | None = None
+    """A firmware file that runs instead of the built-in services."""
     order: str = "cad"
     once: str | None = None
+    """What `order` is until the first reset."""
+    menu: bool = False
+    splash_time: int | None = None
+    """How long the boot menu waits for a key, in milliseconds."""
+    reboot_timeout: int = -1
+    """After how many milliseconds a machine that has found nothing to boot tries again; -1: never."""
     strict: bool = False
 
 

@@ -279,8 +279,8 @@ class IoSpace:
     ) -> IoRegion:
         """Map `size` bytes of registers at `base`; return the region, by which it can be removed.
 
-        With `ram` they are the memory of a device, which the CPU then uses directly.  Raises :class:`OverlapError` where
-        any of these addresses is taken.
+        With `ram` they are the memory of a device, which the CPU then uses directly.  Raises :class:`OverlapError`
+        where any of these addresses is taken.
         """
         region = IoRegion(base, size, read, write, name, min_access, max_access, ram)
         index = bisect.bisect_right(self._bases, base)

@@ -248,9 +248,31 @@ def _configure_boot(line: CommandLine, config: MachineConfig) -> None:
     boot.order = _drive_letters(options, "order") or boot.order
     boot.once = _drive_letters(options, "once")
     boot.strict = options.boolean("strict")
-    for name, harmless in (("menu", "off"), ("reboot-timeout", "-1"), ("splash", None), ("splash-time", None)):
-        if name in options and options.string(name) != harmless:
-            raise options.error(f"'{name}' is not supported by pyvm yet")
+    boot.menu = options.boolean("menu")
+    if "splash-time" in options:
+        boot.splash_time = options.number("splash-time", high=0xFFFF)
+    if "reboot-timeout" in options:
+        boot.reboot_timeout = _reboot_timeout(options)
+    if "splash" in options:
+        raise options.error("'splash' is not supported by pyvm yet")
+    boot.bios = line.value("bios")
+    if boot.bios is not None:
+        check_readable(boot.bios, f"could not load PC BIOS '{boot.bios}'")
+        if boot.kernel is not None:
+            raise ConfigError(f"-bios {boot.bios}: firmware is not used where -kernel boots a kernel directly")
+        if config.daemonize:
+            boot.bios = os.path.abspath(boot.bios)
+
+
+def _reboot_timeout(options: Options) -> int:
+    text = options.required("reboot-timeout")
+    try:
+        value = int(text)
+    except ValueError:
+        value = -2
+    if not -1 <= value <= 0xFFFF:
+        raise options.error("reboot timeout is invalid, it should be a value between -1 and 65535")
+    return value
 
 
 def check_readable(path: str, complaint: str) -> None:

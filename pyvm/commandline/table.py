@@ -61,8 +61,9 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("boot", "kernel", "FILE", "value", "kernel", "boot this Linux (bzImage, vmlinux), PVH or multiboot kernel"),
     ("boot", "initrd", "FILE", "value", "initrd", "the kernel's initial RAM disk"),
     ("boot", "append", "TEXT", "value", "append", "the kernel's command line"),
-    ("boot", "boot", "[order=DRIVES][,once=DRIVES][,strict=on|off]", "merge", "boot-opts",
-     "which drives to boot from: a, b floppies, c disk, d CD-ROM, n network"),
+    ("boot", "bios", "FILE", "value", "bios", "firmware to run instead of the built-in BIOS services"),
+    ("boot", "boot", "[order=DRIVES][,once=DRIVES][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on|off]",
+     "merge", "boot-opts", "which drives to boot from: a, b floppies, c disk, d CD-ROM, n network"),
     ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
     ("devices", "device", "MODEL[,PROPERTY=VALUE...]", "add", "device",
      "plug in a device ('-device help' lists the models, '-device MODEL,help' its properties)"),
@@ -122,7 +123,7 @@ _MISSING_FLAGS = (
     "portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "acpitable add-fd audio bios blockdev cdrom chroot d D dfilter dtb fda fdb fsdev gdb hda hdb hdc hdd icount "
+    "acpitable add-fd audio blockdev cdrom chroot d D dfilter dtb fda fdb fsdev gdb hda hdb hdc hdd icount "
     "incoming iscsi loadvm mem-path mtdblock netdev numa option-rom pflash plugin rotate runas sd seed smbios spice "
     "tpmdev trace usbdevice virtfs vnc xen-domid"
 )

@@ -20,6 +20,8 @@ from pyvm.cpu.registers import RegisterState
 from pyvm.memory import GuestMemory
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from pyvm.devices.lapic import Lapic
     from pyvm.memory import DeviceRam, IoRegion, IoSpace
 
@@ -162,14 +164,10 @@ class _Callbacks:
 
 
 class Overlay:
-    """Memory, or registers, that can be laid over what is mapped; while the machine is stopped or from guest code."""
+    """Memory, or registers, over what is mapped; shown and hidden by guest code or while the machine is stopped."""
 
-    def __init__(
-        self, engine: Any, gpa: int, size: int, memory: DeviceRam | GuestMemory | None, writable: bool
-    ) -> None:
+    def __init__(self, engine: Any, gpa: int, size: int, buffer: mmap | None, offset: int, writable: bool) -> None:
         self._engine = engine
-        buffer = None if memory is None else memory.mapping
-        offset = memory.offset(gpa, size) if isinstance(memory, GuestMemory) else 0
         self._number = engine.overlay(gpa, buffer, offset, size, writable)
 
     def show(self, gpa: int) -> None:
@@ -238,13 +236,19 @@ class VcpuSet:
             position = block.end
         self._engine.map_io(position, PHYSICAL_END - position)
 
-    def overlay(self, gpa: int, size: int, memory: DeviceRam | GuestMemory | None, *, writable: bool = True) -> Overlay:
-        """Lay `size` bytes over what is mapped at `gpa`: device memory from its start, the guest's own RAM of that
-        address, or registers where there is no `memory`.  Writes are dropped unless it is `writable`.
+    def overlay(
+        self, gpa: int, size: int, memory: DeviceRam | GuestMemory | None, *, offset: int = 0, writable: bool = True
+    ) -> Overlay:
+        """Lay `size` bytes over what is mapped at `gpa`, and show them.
 
-        What an overlay needs of the engine is never given back: make it once, then show and hide it.
+        They are device memory from `offset` on, or the guest's own RAM of that address, or registers where there is no
+        `memory`.  Writes are dropped unless it is `writable`.  What an overlay needs of the engine is never given back:
+        make it once, then show and hide it.
         """
-        return Overlay(self._engine, gpa, size, memory, writable)
+        if isinstance(memory, GuestMemory):
+            offset = memory.offset(gpa, size)
+        buffer = None if memory is None else memory.mapping
+        return Overlay(self._engine, gpa, size, buffer, offset, writable)
 
     def _show_device_memory(self, region: IoRegion, shown: bool) -> None:
         assert region.ram is not None

@@ -88,6 +88,18 @@ def pc_memory_map(
     return [E820Entry(start, end - start, kind) for start, end, kind in sorted(ranges) if end > start]
 
 
+def hardware_map(blocks: list[RamBlock]) -> list[E820Entry]:
+    """Return the map before any firmware has reserved something: all RAM, and what never is RAM."""
+    high = high_ram_end(blocks)
+    entries = [E820Entry(0, low_ram_end(blocks), E820Type.RAM)]
+    if high > FOUR_GIB:
+        entries.append(E820Entry(FOUR_GIB, high - FOUR_GIB, E820Type.RAM))
+    if high <= HYPERTRANSPORT_START:
+        window = HYPERTRANSPORT_END - HYPERTRANSPORT_START
+        entries.insert(0, E820Entry(HYPERTRANSPORT_START, window, E820Type.RESERVED))
+    return entries
+
+
 def is_usable(entries: list[E820Entry], start: int, length: int) -> bool:
     """Say whether one RAM range of the map holds all `length` bytes at `start`."""
     return any(entry.type == E820Type.RAM and entry.start <= start and start + length <= entry.end for entry in entries)

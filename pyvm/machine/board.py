@@ -33,6 +33,7 @@ from pyvm.devices.rtc import Rtc
 from pyvm.devices.serial import Uart16550
 from pyvm.firmware.machine_info import GPE0_BASE, GPE0_SIZE, HPET_BASE, IOAPIC_BASE, SCI_IRQ, SMI_PORT
 from pyvm.irq import IrqLine, SharedIrq
+from pyvm.machine.shadow import Shadow
 
 if TYPE_CHECKING:
     from pyvm.chardev.base import Chardev
@@ -94,6 +95,7 @@ class Board:
         *,
         rtc_base: Callable[[], int],
         hpet: bool,
+        firmware: bytes | None = None,
     ) -> None:
         self.clock = clock
         self.memory = memory
@@ -106,6 +108,7 @@ class Board:
         self._wire_timers(rtc_base, hpet)
         self._wire_pci()
         self._wire_isa()
+        self.shadow = Shadow(vcpus, memory, mmio, self.host_bridge, firmware)
         self.fw_cfg = FwCfg(memory)
         self._keep("fw_cfg", self.fw_cfg)
         ports.add(FW_CFG_PORT, 2, self.fw_cfg.read, self.fw_cfg.write, "fw_cfg", max_access=2)

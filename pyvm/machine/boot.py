@@ -6,6 +6,7 @@ loads the kernel, and gives the boot processor its first registers.
 
 from __future__ import annotations
 
+import struct
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
 from pyvm.errors import ConfigError
 from pyvm.firmware import cpu_setup, pci_setup
 from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
-from pyvm.firmware.e820 import high_ram_end, low_ram_end
+from pyvm.firmware.e820 import hardware_map, high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, SystemStrings
 from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
+from pyvm.machine import cmos
 from pyvm.machine.board import FAST_A20_PORT, PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
+from pyvm.memory import FOUR_GIB
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -54,9 +57,10 @@ class Boot:
             ram_size=self.board.memory.size,
             cpus=config.smp.cpus,
             max_cpus=config.smp.max_cpus,
-            boot_menu=False,
+            boot_menu=config.boot.menu,
         )
-        memory_map = b"".join(entry.pack() for entry in self.tables.memory_map(self.board.memory))
+        self._describe_booting()
+        memory_map = b"".join(entry.pack() for entry in hardware_map(self.board.memory.blocks))
         files = {**self.tables.fw_cfg_files(), "etc/e820": memory_map}
         try:
             for name, content in [*files.items(), *((file.name, file.content) for file in config.fw_cfg)]:
@@ -64,12 +68,25 @@ class Boot:
         except ValueError as error:
             raise ConfigError(f"-fw_cfg: {error}") from None
 
+    def _describe_booting(self) -> None:
+        """Store how to boot where firmware in the guest looks for it."""
+        board, boot = self.board, self.config.boot
+        low, high = low_ram_end(board.memory.blocks), high_ram_end(board.memory.blocks)
+        cmos.describe_memory(board.rtc, low, high - FOUR_GIB, self.config.smp.cpus)
+        cmos.describe_floppies(board.rtc, (0, 0))
+        cmos.describe_boot_order(board.rtc, boot.once or boot.order)
+        board.fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", boot.reboot_timeout))
+        if boot.splash_time is not None:
+            board.fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", boot.splash_time))
+
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.
 
-        Without a kernel there is nothing to boot from, and the boot processor halts.
+        A firmware file does this itself.  Without a kernel there is nothing to boot from, and the boot processor halts.
         """
         board, boot = self.board, self.config.boot
+        if boot.bios is not None:
+            return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
         try:
@@ -96,6 +113,9 @@ class Boot:
     def resume(self) -> None:
         """Enter a guest that suspended itself to RAM where its FACS says."""
         board = self.board
+        if self.config.boot.bios is not None:
+            board.rtc.set_cmos(cmos.SHUTDOWN_STATUS, cmos.RESUME_FROM_RAM)
+            return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
         vector = waking_vector(board.memory, self.installed.facs) if self.installed else 0

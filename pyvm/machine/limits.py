@@ -14,7 +14,6 @@ def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
     yield bool(config.memory.slots or config.memory.max_size > config.memory.size), "-m: slots and maxmem"
     yield config.board.memory_backend is not None, "-machine: memory-backend"
     yield not config.board.acpi, "-machine: acpi=off"
-    yield config.boot.once is not None, "-boot: once"
     yield config.rtc.driftfix != "none", "-rtc: driftfix"
 
 

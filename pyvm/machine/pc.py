@@ -24,6 +24,7 @@ from pyvm.machine.boot import Boot, describe, warn_nothing_to_boot
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.plugging import PlugEvents, Plugger
+from pyvm.machine.shadow import read_firmware
 from pyvm.mainloop import MainLoop
 from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
 from pyvm.monitor.dispatcher import Dispatcher
@@ -157,6 +158,7 @@ class Pc:
             events,
             rtc_base=self._rtc_at_start,
             hpet=config.board.hpet,
+            firmware=None if config.boot.bios is None else read_firmware(config.boot.bios),
         )
         for number, name in enumerate(config.serials):
             if name is not None:
@@ -215,15 +217,17 @@ class Pc:
 
     def reset_hardware(self) -> None:
         """Reset everything and run the firmware."""
-        self.board.reset()
-        self.cpus.reset()
-        self._boot.run()
+        with self.board.shadow.deferred():
+            self.board.reset()
+            self.cpus.reset()
+            self._boot.run()
 
     def resume_from_ram(self) -> None:
         """Wake from suspend-to-RAM: everything but RAM and the power management is reset."""
-        self.board.reset()
-        self.cpus.reset()
-        self._boot.resume()
+        with self.board.shadow.deferred():
+            self.board.reset()
+            self.cpus.reset()
+            self._boot.resume()
         self.board.acpi.wake(WakeReason.OTHER)
 
     def press_power_button(self) -> None:
@@ -375,7 +379,7 @@ class Pc:
 
     def _begin(self) -> None:
         if not self.config.start_paused and self.autostart:
-            if self.config.boot.kernel is None and self.config.board.type != "none":
+            if self.config.boot.kernel is None and self.config.boot.bios is None and self.config.board.type != "none":
                 warn_nothing_to_boot()
             self.vm_start()
 

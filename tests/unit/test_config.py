@@ -141,7 +141,7 @@ def test_memory_slots() -> None:
         ("-append x", "-append only allowed with -kernel option"),
         ("-boot z", "-boot z: Invalid boot device 'z'"),
         ("-boot aa", "-boot aa: Boot device 'a' was given twice"),
-        ("-boot menu=on", "-boot menu=on: 'menu' is not supported by pyvm yet"),
+        ("-boot splash=x.bmp", "-boot splash=x.bmp: 'splash' is not supported by pyvm yet"),
         ("-boot foo=1", "-boot foo=1: Invalid parameter 'foo'"),
         ("-uuid x", "-uuid x: failed to parse UUID string: wrong format"),
         ("-name a,foo=1", "-name a,foo=1: Invalid parameter 'foo'"),

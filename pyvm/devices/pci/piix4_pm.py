@@ -36,7 +36,7 @@ _KEPT: Final = (  # offset, size, reset value: activity and resource registers, 
     (0x4C, 4, 0),  # general purpose input control
     (0x50, 3, 0),  # device resource D
     (0x54, 4, 0),  # device activity A
-    (0x58, 4, 0),  # device activity B
+    (0x58, 4, 1 << 25),  # device activity B; bit 25 set: firmware leaves SMM alone
     (0x5C, 4, 0x10000000),  # device resource A
     (0x60, 4, 0x60000000),  # device resource B
     (0x64, 4, 0),  # device resource C
