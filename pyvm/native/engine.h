@@ -87,6 +87,7 @@ typedef struct Engine {
     /* Translated code: a bit for each page of RAM that ever held some since it was last dropped. */
     uint64_t *code_pages;
     uint64_t code_page_count;
+    uint64_t *code_parts; /* for each of these pages, which of its parts; the vCPU thread's own */
     pthread_mutex_t lock;
     Range invalidations[MAX_INVALIDATIONS];
     int invalidation_count;
@@ -170,6 +171,10 @@ typedef struct {
     unsigned (*uc_version)(unsigned *, unsigned *);
 
     int (*cpu_exec)(void *, void *);
+    void (*store_8)(Env *, uint64_t, uint8_t, uint32_t, uintptr_t);
+    void (*store_16)(Env *, uint64_t, uint16_t, uint32_t, uintptr_t);
+    void (*store_32)(Env *, uint64_t, uint32_t, uint32_t, uintptr_t);
+    void (*store_64)(Env *, uint64_t, uint64_t, uint32_t, uintptr_t);
     void *(*tb_gen_code)(void *, uint64_t, uint64_t, uint32_t, int);
     void (*do_interrupt)(void *);
     void (*hardware_interrupt)(Env *, int, int);
@@ -257,6 +262,9 @@ bool overlay_hide(Engine *engine, int index);
 /* firmware.c */
 void firmware_check(Engine *engine, uint32_t port, uintptr_t caller);
 void firmware_serve(Engine *engine);
+
+/* store.c */
+void store_note_block(Engine *engine, const void *block);
 
 /* callbacks.c */
 void callback_firmware(Engine *engine);

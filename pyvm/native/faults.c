@@ -35,6 +35,7 @@ EXPORT void *tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t code_base, uint
     engine->block_flags = block_flags;
     void *block = unicorn.tb_gen_code(cpu, pc, code_base, flags, block_flags);
     engine->translating = false;
+    store_note_block(engine, block);
     return block;
 }
 

@@ -94,9 +94,12 @@ enum {
     TLB_DESC = 0x20, /* per mode */
     TLB_DESC_SIZE = 696,
     TLB_DESC_VICTIMS = 0x30,
+    TLB_DESC_NUMBERS = 0x2b0, /* pointer to Unicorn's RAM numbers of the pages, less their addresses */
+    TLB_NUMBER_BITS = 4,
     TLB_FAST = 0x850, /* per mode: mask and pointer to the table */
     TLB_FAST_SIZE = 16,
     TLB_ENTRY_BITS = 6,
+    TLB_ENTRY_HOST = 32, /* what to add to an address for the host's */
     TLB_ENTRY_WRITE = 8, /* offset of the address that a store compares with, and its flags */
     TLB_NOT_PLAIN = 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6,
     TLB_NOTDIRTY = 1 << 10,
@@ -112,6 +115,9 @@ enum {
     CPU_EXCEPTION_INDEX = 0x81a0,
     CPU_UC = 0x81a8,
 };
+
+/* TranslationBlock: address and length of the guest code, and the RAM numbers of its one or two pages. */
+enum { BLOCK_PC = 0, BLOCK_SIZE = 0x14, BLOCK_PAGES = 0x48 };
 
 /* MemoryRegion, what a part of the physical address space is. */
 enum { MEMORY_CONTAINER = 0x20, MEMORY_PERMISSIONS = 0x88 };

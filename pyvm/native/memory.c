@@ -35,12 +35,16 @@ bool memory_note_ram(Engine *engine, Region *region, uint64_t size) {
     if (pages <= engine->code_page_count) return true;
     uint64_t words = (pages + 63) / 64, old = (engine->code_page_count + 63) / 64;
     uint64_t *grown = realloc(engine->code_pages, words * 8);
-    if (!grown) {
+    if (grown) engine->code_pages = grown;
+    uint64_t *parts = grown ? calloc(pages, sizeof *parts) : NULL;
+    if (!parts) {
         PyErr_NoMemory();
         return false;
     }
     memset(grown + old, 0, (words - old) * 8);
-    engine->code_pages = grown;
+    if (engine->code_parts) memcpy(parts, engine->code_parts, engine->code_page_count * sizeof *parts);
+    free(engine->code_parts);
+    engine->code_parts = parts;
     engine->code_page_count = pages;
     return true;
 }
@@ -198,8 +202,10 @@ void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
 
 static void forget_whole_pages(Engine *engine, Range range) {
     uint64_t first = (range.start + 4095) >> PAGE_SHIFT, end = (range.start + range.length) >> PAGE_SHIFT;
-    for (uint64_t page = first; page < end && page < engine->code_page_count; page++)
+    for (uint64_t page = first; page < end && page < engine->code_page_count; page++) {
         __atomic_fetch_and(&engine->code_pages[page / 64], ~(UINT64_C(1) << (page % 64)), __ATOMIC_SEQ_CST);
+        engine->code_parts[page] = 0;
+    }
 }
 
 /* Do what memory_invalidate() asked for; on the vCPU thread, outside of any block. */
@@ -217,6 +223,7 @@ void memory_run_invalidations(Engine *engine) {
     if (all) {
         unicorn.tb_flush(engine->cpu);
         memset(engine->code_pages, 0, (engine->code_page_count + 63) / 64 * 8);
+        memset(engine->code_parts, 0, engine->code_page_count * sizeof *engine->code_parts);
         return;
     }
     for (int i = 0; i < count; i++) {

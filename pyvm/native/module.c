@@ -159,6 +159,7 @@ static void engine_dealloc(EngineObject *self) {
     engine_clear(self);
     free(engine->vcpus);
     free(engine->code_pages);
+    free(engine->code_parts);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
