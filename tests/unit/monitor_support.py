@@ -8,6 +8,7 @@ from typing import Any
 
 from pyvm.chardev.base import Buffer, Chardev, ChardevEvent
 from pyvm.chardev.registry import ChardevInfo
+from pyvm.devices.display.vga import Vga
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.errors import unsupported
 from pyvm.monitor.events import EventBus
@@ -88,6 +89,8 @@ class FakeMachine:
         self.ended: ShutdownCause | None = None
         self.cpus: list[VcpuInfo] = []
         self.devices: list[ChardevInfo] = []
+        self.screens: list[Vga] = []
+        self.identifiers: dict[str, object] = {}
 
     @property
     def run_state(self) -> RunState:
@@ -133,6 +136,12 @@ class FakeMachine:
 
     def chardevs(self) -> list[ChardevInfo]:
         return self.devices
+
+    def displays(self) -> list[Vga]:
+        return self.screens
+
+    def find_device(self, name: str) -> object | None:
+        return self.identifiers.get(name)
 
 
 class Wire(Chardev):

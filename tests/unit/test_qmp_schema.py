@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import types
 import typing
 from typing import Any
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvm.chardev.registry import ChardevInfo
+from pyvm.clock import ManualClock
+from pyvm.devices.display.vga import Vga
 from pyvm.monitor.dispatcher import load_handler
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.events import THROTTLED
@@ -157,8 +160,10 @@ def test_what_a_handler_returns_is_what_the_schema_says(command: Command) -> Non
     if command.name == "system_wakeup":
         machine.states.set(RunState.RUNNING)
         machine.states.set(RunState.SUSPENDED)
+    machine.screens = [Vga(ManualClock())]
     client = bench.client(negotiate=command.name != "qmp_capabilities")
     needed = {"balloon": {"value": 1 << 20}, "human-monitor-command": {"command-line": "info status"}}
+    needed["screendump"] = {"filename": os.devnull}
     arguments = needed.get(command.name, {})
     reply = next(m for m in client.ask({"execute": command.name, "arguments": arguments}) if "event" not in m)
     Validator(load()).checker(command.returns)(reply["return"], None)

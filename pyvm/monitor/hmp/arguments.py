@@ -3,6 +3,7 @@
 A command declares its arguments in one text, in their order:
 
     -x              an option of one letter; the handler gets a bool under this letter
+    -x:string       an option of one letter with a string; the handler gets the string, or None
     name:KIND       an argument
     name:KIND?      one that may be left out; the handler gets None for it
 
@@ -18,8 +19,11 @@ from typing import Any
 
 from pyvm.monitor.hmp.expressions import Registers, evaluate, skip_space
 
-_DECLARATION = re.compile(r"-(?P<flag>[a-zA-Z])|(?P<name>[a-z_]+):(?P<kind>[a-z0-9]+)(?P<optional>\??)")
+_DECLARATION = re.compile(
+    r"-(?P<flag>[a-zA-Z])(?P<valued>:string)?|(?P<name>[a-z_]+):(?P<kind>[a-z0-9]+)(?P<optional>\??)"
+)
 _MIB_SHIFT = 20
+_ESCAPES = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 FORMATS = "xduoci"
 """How a value is shown: hexadecimal, signed or unsigned decimal, octal, character, and disassembled."""
@@ -36,6 +40,10 @@ class Kind(Enum):
 
     TEXT = "text"
     """The rest of the line."""
+    STRING = "string"
+    """A word, or what is in double quotes."""
+    FILENAME = "filename"
+    """Likewise."""
     UINT32 = "uint32"
     INT64 = "int64"
     MEGABYTES = "megabytes"
@@ -60,6 +68,8 @@ class Argument:
     kind: Kind | None
     """None for an option of one letter."""
     optional: bool = False
+    valued: bool = False
+    """Whether an option has a string."""
 
 
 def declare(text: str) -> tuple[Argument, ...]:
@@ -70,7 +80,7 @@ def declare(text: str) -> tuple[Argument, ...]:
         if found is None:
             raise ValueError(f"no declaration of an argument: {word}")
         if found["flag"]:
-            arguments.append(Argument(found["flag"], None, True))
+            arguments.append(Argument(found["flag"], None, True, bool(found["valued"])))
         else:
             arguments.append(Argument(found["name"], Kind(found["kind"]), bool(found["optional"])))
     return tuple(arguments)
@@ -94,7 +104,8 @@ class ArgumentReader:
         for argument in arguments:
             self._position = skip_space(self._line, self._position)
             if argument.kind is None:
-                values[argument.name] = self._option(argument.name, options)
+                given = self._option(argument.name, options)
+                values[argument.name] = self._option_value(given, argument.name) if argument.valued else given
             elif argument.kind is Kind.FORMAT:
                 values[argument.name] = self._format()
             elif argument.optional and self._position == len(self._line):
@@ -115,10 +126,44 @@ class ArgumentReader:
             self._position += 2
         return given == letter
 
+    def _option_value(self, given: bool, letter: str) -> str | None:
+        if not given:
+            return None
+        text = self._string()
+        if text is None:
+            raise ArgumentError(f"{self._command}: value expected for -{letter}")
+        return text
+
+    def _string(self) -> str | None:
+        """Return the word or the quoted text that comes next; None where there is none, or not a whole one."""
+        position = skip_space(self._line, self._position)
+        if not self._line.startswith('"', position):
+            end = position
+            while end < len(self._line) and not self._line[end].isspace():
+                end += 1
+            self._position = end
+            return self._line[position:end] or None
+        text = []
+        while (character := self._line[position + 1 : position + 2]) != '"':
+            position += 1
+            if character == "\\":
+                position += 1
+                character = _ESCAPES.get(self._line[position : position + 1], "")
+            if not character:
+                return None
+            text.append(character)
+        self._position = position + 2
+        return "".join(text)
+
     def _value(self, kind: Kind) -> str | int:
         if kind is Kind.TEXT:
             text, self._position = self._line[self._position :], len(self._line)
             return text
+        if kind in (Kind.STRING, Kind.FILENAME):
+            string = self._string()
+            if string is None:
+                raise ArgumentError(f"{self._command}: {kind.value} expected")
+            return string
         value, self._position = evaluate(self._line, self._position, self._registers)
         if kind is Kind.UINT32 and value >> 32:
             raise ArgumentError(f"'{self._command}' has failed: integer is for 32-bit values")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.devices.display.screendump import FORMATS
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.arguments import Format
 from pyvm.monitor.hmp.information import INFORMATION
@@ -14,6 +15,7 @@ _PORT_SUFFIX = {1: "b", 2: "w", 4: "l"}
 _PRINTABLE = range(32, 127)
 _ESCAPES = {ord("'"): "\\'", ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r"}
 _INT64_END = 1 << 63
+_INT32_SIGN = 1 << 31
 
 
 # ---- The monitor itself
@@ -122,6 +124,24 @@ def balloon(shell: Shell, target: int) -> None:
         shell.qmp("query-balloon")  # without a balloon, no size is right
         raise QmpError("Parameter 'target' expects a size")
     shell.qmp("balloon", value=target)
+
+
+# ---- The screen
+
+
+@COMMANDS.command(
+    "screendump",
+    "filename:filename -f:string device:string? head:uint32?",
+    parameters="filename [-f format] [device [head]]",
+    description="save a picture of the screen, or of head 'head' of display device 'device', as a 'ppm' or 'png' file",
+)
+def screendump(shell: Shell, filename: str, f: str | None, device: str | None, head: int | None) -> None:
+    """Write what a display shows to a file."""
+    if f is not None and f not in FORMATS:
+        raise QmpError(f"invalid parameter value: {f}")
+    if head is not None:
+        head = (head ^ _INT32_SIGN) - _INT32_SIGN
+    shell.qmp("screendump", filename=filename, device=device, head=head, format=f)
 
 
 # ---- Values

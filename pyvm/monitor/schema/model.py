@@ -31,7 +31,7 @@ BUILTINS = {
 }
 """Built-in types and the JSON type that introspection shows for each."""
 
-CHAPTERS = ("run-state", "char", "control", "introspect", "machine", "misc")
+CHAPTERS = ("run-state", "char", "display", "control", "introspect", "machine", "misc")
 """Chapters in the order in which introspection lists what they define."""
 
 

@@ -1,0 +1,1 @@
+"""The display adapter, and pictures of what it shows."""
