@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyvm.errors import ConfigError
 from pyvm.options import Value
@@ -153,13 +153,22 @@ class MonitorConfig:
 
 @dataclass
 class DriveConfig:
-    """One ``-drive``: a disk image, and the device for it unless `interface` is ``none``."""
+    """One ``-drive``, or what stands for one: a disk image, and the device for it unless `interface` is ``none``."""
 
     id: str
-    file: str
+    file: str = ""
+    """The image's file name; empty where `options` say it all, or there is no medium."""
     format: str | None = None
     """The image format, or None to find out."""
-    interface: Literal["virtio", "none"] = "virtio"
+    interface: Literal["virtio", "ide", "floppy", "none"] = "virtio"
+    bus: int = 0
+    unit: int = 0
+    """Where it is on that interface: the bus (IDE channel), and the place on it."""
+    media: Literal["disk", "cdrom"] = "disk"
+    empty: bool = False
+    """Whether there is no medium."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What is for the block nodes alone, with dots in the names: ``node-name``, ``file.locking``."""
     readonly: bool = False
     writeback: bool = True
     """Whether the guest sees a volatile write cache; without it each write is flushed."""
@@ -169,9 +178,29 @@ class DriveConfig:
     discard: bool = False
     """Whether discarded blocks are given back to the host."""
     detect_zeroes: Literal["off", "on", "unmap"] = "off"
-    werror: str = "enospc"
-    rerror: str = "report"
-    index: int | None = None
+    werror: Literal["ignore", "report", "stop", "enospc"] = "enospc"
+    rerror: Literal["ignore", "report", "stop"] = "report"
+    aio: str | None = None
+    snapshot: bool = False
+    """Whether what the guest writes goes to a temporary file."""
+    copy_on_read: bool = False
+    limits: dict[str, int] = field(default_factory=dict)
+    """I/O limits by QEMU's names: ``bps-total``, ``iops-read-max`` and the like."""
+    throttle_group: str | None = None
+    account_invalid: bool = True
+    account_failed: bool = True
+    stats_intervals: list[int] = field(default_factory=list)
+    """Seconds."""
+    origin: str = ""
+
+
+@dataclass
+class BlockdevConfig:
+    """One ``-blockdev``: the options of a block node, those of its children inside."""
+
+    options: dict[str, Any]
+    typed: bool = False
+    """Whether the values came from JSON and so have types of their own."""
     origin: str = ""
 
 
@@ -235,12 +264,18 @@ class MachineConfig:
     actions: ActionConfig = field(default_factory=ActionConfig)
     chardevs: list[ChardevConfig] = field(default_factory=list)
     objects: list[ObjectConfig] = field(default_factory=list)
+    blockdevs: list[BlockdevConfig] = field(default_factory=list)
     drives: list[DriveConfig] = field(default_factory=list)
+    default_drives: list[DriveConfig] = field(default_factory=list)
+    """Drives without a medium that are there because nothing else was said: a CD-ROM drive and a floppy drive."""
     devices: list[DeviceConfig] = field(default_factory=list)
     globals: list[GlobalConfig] = field(default_factory=list)
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
     serials: list[str | None] = field(default_factory=list)
     """The chardev of each serial port of the board; None: there is no such port."""
+    text_console: bool = False
+    """Whether the person's console is the first serial port, so that firmware shows its text there, too."""
+    vga: Literal["std", "none"] = "std"
     debugcon: str | None = None
     """The chardev of the debug console, where there is one."""
     monitors: list[MonitorConfig] = field(default_factory=list)

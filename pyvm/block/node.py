@@ -2,6 +2,7 @@
 
 An edge has a role, and the role says what the parent does with the child and what it lets others do meanwhile.  The
 leaves of the graph are host files; they hold these permissions as locks, so that two programs agree about an image.
+Who uses which node how, all together, is the business of :mod:`pyvm.block.graph`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers
+
+DetectZeroes = Literal["off", "on", "unmap"]
+Preallocation = Literal["off", "metadata", "falloc", "full"]
 
 
 class Permission(IntFlag):
@@ -26,6 +32,13 @@ class Permission(IntFlag):
 
 
 ALL_PERMISSIONS = Permission(15)
+NO_PERMISSIONS = Permission(0)
+PERMISSION_NAMES = {
+    Permission.CONSISTENT_READ: "consistent read",
+    Permission.WRITE: "write",
+    Permission.WRITE_UNCHANGED: "write unchanged",
+    Permission.RESIZE: "resize",
+}
 
 
 class Role(Enum):
@@ -63,6 +76,15 @@ def storage_access(read_only: bool) -> Access:
     return Access(used, ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE))
 
 
+UNUSED = Access(NO_PERMISSIONS, ALL_PERMISSIONS)
+"""Nothing is done, and anything is allowed."""
+
+
+def filter_access(used: Permission, shared: Permission) -> Access:
+    """Return how what shows the data of another node, as a filter or raw image does, uses it: as it is used itself."""
+    return Access(used, shared)
+
+
 def backing_access() -> Access:
     """Return how an overlay uses what is below it: it must not change."""
     return Access(Permission.CONSISTENT_READ, ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE))
@@ -74,25 +96,121 @@ class Child:
 
     role: Role
     node: Node
+    name: str = ""
+    """What the parent calls this child, where that is not what the role says."""
+
+    @property
+    def label(self) -> str:
+        """What the parent calls this child: ``file``, ``backing``, ``data-file``."""
+        return self.name or _CHILD_NAMES[self.role]
+
+
+_CHILD_NAMES = {Role.FILTERED: "file", Role.STORAGE: "file", Role.DATA_FILE: "data-file", Role.BACKING: "backing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes that a node has in one way.
+
+    `data`: there is data, as opposed to zeros or nothing; `zero`: it reads as zeros; `allocated`: this layer says what
+    is here, not the one below.  Where `data` is to be found as it is, it starts at `offset` of `node`: the node that
+    was asked, or one below it (None in both where it is nowhere as it is: compressed, encrypted).
+    """
+
+    length: int
+    data: bool
+    zero: bool
+    allocated: bool
+    offset: int | None = None
+    node: Node | None = None
+    compressed: bool = False
 
 
 class Node(ABC):
     """An open image.  All offsets and lengths are bytes; failures are raised as OSError."""
 
     driver: ClassVar[str]
+    is_filter: ClassVar[bool] = False
+    """Whether it shows the data of its child, and adds no layer of its own."""
 
     def __init__(self, name: str, *, read_only: bool, unmap: bool = False, serial: str = "") -> None:
         self.name = name
+        """The node name."""
         self.read_only = read_only
         self.unmap = unmap
         """Whether what the guest discards is given back (`discard=unmap`)."""
         self.serial = serial
         self.children: list[Child] = []
+        self.identity: Hashable = id(self)
+        """What tells whether two nodes are the same thing outside of this process."""
+        self.references = 1
+        """How many hold it: parents, users and the monitor."""
+        self.on_released: Callable[[Node], None] = lambda node: None
+        """Called when the last of them let it go and it is closed."""
+        self.path = ""
+        """The name that it was opened by; empty where its options say all."""
+        self.options: dict[str, Any] = {}
+        """The options that it was opened with, without those of its children."""
+        self.implicit = False
+        """Whether nobody asked for this filter by name: queries show the node below it in its place."""
+        self.direct = False
+        self.no_flush = False
+        self.detect_zeroes: DetectZeroes = "off"
+        self.auto_read_only = False
+        self.force_share = False
+
+    # ---- The graph
+
+    @property
+    def file(self) -> Node | None:
+        """What the image is stored in."""
+        return self._child(Role.STORAGE) or self._child(Role.FILTERED)
+
+    @property
+    def backing(self) -> Node | None:
+        """What shows where this image has nothing; a filter has none, its child may."""
+        return self._child(Role.BACKING)
+
+    def _child(self, role: Role) -> Node | None:
+        for child in self.children:
+            if child.role is role:
+                return child.node
+        return None
+
+    def replace_child(self, old: Node, new: Node) -> None:
+        """Put `new` in the place of the child `old`.  A driver that keeps the node elsewhere too extends this."""
+        self.children = [Child(it.role, new, it.name) if it.node is old else it for it in self.children]
+
+    def child_access(self, child: Child, used: Permission, shared: Permission) -> Access:
+        """Return how this node uses a child while others use this node for `used` and share `shared`."""
+        if child.role is Role.FILTERED:
+            return filter_access(used, shared)
+        if child.role is Role.BACKING:
+            return Access(Permission.CONSISTENT_READ & used, backing_access().shared)
+        return storage_access(self.read_only)
+
+    def set_access(self, access: Access) -> None:  # noqa: B027 - nobody outside sees most nodes
+        """Let others outside of this process know how the node is used from now on.  Raises BlockError."""
+
+    @property
+    def filename(self) -> str:
+        """The name by which a person would open it; ``json:{...}`` where no plain name says it all."""
+        if self.path or self.file is None:
+            return self.path
+        return self.file.filename
 
     @property
     @abstractmethod
     def size(self) -> int:
         """Length in bytes, whole sectors."""
+
+    def length(self) -> int:
+        """Return the length now, to the byte: a file that an image format keeps in it may grow."""
+        return self.size
+
+    def head(self, count: int) -> bytes:
+        """Return the first `count` bytes, or fewer where there are not so many.  Raises OSError."""
+        return bytes(self.read(0, min(count, self.length())))
 
     @abstractmethod
     def readv(self, offset: int, buffers: Buffers) -> None:
@@ -114,11 +232,82 @@ class Node(ABC):
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it need take no room."""
 
-    def close(self) -> None:
-        """Give up the image and all that is below it.  What was not flushed may be lost."""
+    # ---- What only some drivers have
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
+        return Extent(min(length, self.size - offset), True, False, True, offset, self)
+
+    def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
+        """Make the image `size` bytes long; new room reads as zeros.
+
+        Without `exact` more than that is fine where the size cannot be chosen.  Raises OSError, or BlockError where
+        the driver cannot do it.
+        """
+        raise BlockError("Image format driver does not support resize")
+
+    def allocated_bytes(self) -> int | None:
+        """Return how much room it takes on the host, None where nobody knows."""
+        sizes = [child.node.allocated_bytes() for child in self.children if child.role is not Role.BACKING]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if known and len(known) == len(sizes) else None
+
+    def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write one cluster, compressed.  Raises OSError; ENOTSUP where the format does not know that."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def format_info(self) -> dict[str, Any] | None:
+        """Return what this driver alone has to tell: the `format-specific` of query-block, with its `type`."""
+        return None
+
+    @property
+    def cluster_size(self) -> int | None:
+        """The unit of allocation in bytes; None where there is none."""
+        return None
+
+    @property
+    def has_zero_init(self) -> bool:
+        """Whether what was never written reads as zeros."""
+        return False
+
+    def inactivate(self) -> None:
+        """Write back whatever is held in memory."""
+        self.flush()
+
+    def begin_drain(self) -> None:
+        """Hold nothing up until :meth:`end_drain`: somebody waits for what is in flight.  From any thread."""
         for child in self.children:
-            child.node.close()
-        self.children = []
+            child.node.begin_drain()
+
+    def end_drain(self) -> None:
+        """End :meth:`begin_drain`."""
+        for child in self.children:
+            child.node.end_drain()
+
+    def drop_cache(self) -> None:
+        """Forget what is cached of the image outside of this process: it was changed elsewhere."""
+        for child in self.children:
+            child.node.drop_cache()
+
+    def hold(self) -> Node:
+        """Hold the node once more; return it."""
+        self.references += 1
+        return self
+
+    def release(self) -> None:
+        """Hold it once less; the last one closes it."""
+        self.references -= 1
+        if not self.references:
+            try:
+                self.close()
+            finally:
+                self.on_released(self)
+
+    def close(self) -> None:
+        """Give up the image, and release all that is below it.  What was not flushed may be lost."""
+        children, self.children = self.children, []
+        for child in children:
+            child.node.release()
 
     def check_range(self, offset: int, length: int) -> None:
         """Raise OSError unless the range is on the disk."""

@@ -1,15 +1,37 @@
-"""Opening an image with all that is below it."""
+"""Opening nodes, with all that is below them.
+
+A file name, options or both lead to a node: the protocol from the name, the format from what is in the file unless it
+is given, and from a format's header what else belongs to the image.  What an image file names is as trustworthy as the
+image.  See :mod:`pyvm.block.options` for the options, and :mod:`pyvm.block.graph` for where nodes are kept.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
-from pyvm.block.drivers.file import FileNode
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Access, Node, backing_access, disk_access, storage_access
+from pyvm.block.graph import BlockGraph
+from pyvm.block.node import UNUSED, Access, DetectZeroes, Node, backing_access, disk_access, storage_access
+from pyvm.block.options import (
+    GENERIC,
+    Dialect,
+    Driver,
+    Option,
+    Settings,
+    Tree,
+    check_tree,
+    convert,
+    find_driver,
+    parse_by,
+    parse_filename,
+    parse_pseudo,
+    protocol_of,
+)
 from pyvm.block.probe import PROBE_SIZE, probe_format
 
 FORMATS = ("raw", "qcow2")
@@ -18,18 +40,15 @@ _MAX_CHAIN = 200
 
 Warn = Callable[[str], None]
 
+_PROBED_RAW = """\
+WARNING: Image format was not specified for '{}' and probing guessed raw.
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.
+         Specify the 'raw' format explicitly to remove the restrictions."""
 
-def _print_warning(text: str) -> None:
+
+def print_warning(text: str) -> None:
+    """Tell the person at the prompt."""
     sys.stderr.write(f"{text}\n")
-
-
-@dataclass(frozen=True)
-class _Context:
-    """What is the same for a whole chain of images."""
-
-    warn: Warn
-    identities: tuple[tuple[int, int], ...] = ()
-    """The files above, by device and inode."""
 
 
 def open_image(
@@ -39,52 +58,420 @@ def open_image(
     format: str | None = None,  # noqa: A002 - the option's name
     read_only: bool = False,
     unmap: bool = False,
-    warn: Warn = _print_warning,
+    warn: Warn = print_warning,
 ) -> Node:
-    """Open an image as a guest's disk; raises BlockError.
+    """Open an image by its file name, outside of any machine's graph; raises BlockError.
 
     Without `format` it is found out; a guest that then writes what looks like another format to a raw image gets an
     error.  `unmap` gives back to the host what the guest discards.  `name` is the root node's; others have it as a
     prefix.  `warn` is given lines for the person at the prompt.
     """
-    return _open(path, name, format, read_only, unmap, disk_access(read_only), _Context(warn))
+    tree: Tree = {"read-only": read_only, "discard": "unmap" if unmap else "ignore"}
+    if format is not None:
+        tree["driver"] = format
+    opener = Opener(BlockGraph(), Dialect.DRIVE, warn=warn, prefix=name)
+    return opener.open(path, tree, access=disk_access(read_only))
 
 
-def _open(
-    path: str, name: str, given: str | None, read_only: bool, unmap: bool, access: Access, context: _Context
-) -> Node:
-    path = _local_path(path)
-    found = given or _find_format(path)
-    if _identity(path) in context.identities:
-        raise BlockError(f"'{path}' is in its own backing chain")
-    if found not in FORMATS:
-        raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {' and '.join(FORMATS)})")
-    if found == "qcow2":
-        access = storage_access(read_only)
-    file = FileNode(path, name=f"{name}.file", read_only=read_only, unmap=unmap, access=access)
-    try:
-        if given is None and probe_format(file.head(PROBE_SIZE), path) != found:
-            raise BlockError(f"'{path}' has changed while it was opened")
-        context = _Context(context.warn, (*context.identities, file.identity))
-        if found == "qcow2":
-            return _open_qcow2(file, name, context)
-        from pyvm.block.drivers.raw import RawNode
-
-        if given is None and not read_only:
-            context.warn(_PROBED_RAW.format(path))
-        return RawNode(file, name=name, probed=given is None)
-    except OSError as error:
-        file.close()
-        raise BlockError(f"Could not read '{path}': {error.strerror}") from None
-    except BaseException:
-        file.close()
-        raise
+def open_node(tree: Tree, graph: BlockGraph, *, dialect: Dialect = Dialect.JSON, warn: Warn = print_warning) -> Node:
+    """Open the node that `-blockdev` or blockdev-add describes; the caller holds it.  Raises BlockError."""
+    checked = check_tree(tree, dialect)
+    if "node-name" not in checked:
+        raise BlockError("'node-name' must be specified for the root node")
+    return Opener(graph, dialect, warn=warn).open(None, checked)
 
 
-_PROBED_RAW = """\
-WARNING: Image format was not specified for '{}' and probing guessed raw.
-         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.
-         Specify the 'raw' format explicitly to remove the restrictions."""
+@dataclass(frozen=True)
+class _Inherited:
+    """What children take over where nothing else is said."""
+
+    read_only: bool = False
+    auto_read_only: bool = False
+    force_share: bool = False
+    unmap: bool = False
+    direct: bool = False
+    no_flush: bool = False
+    aio: str | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in a chain something is opened."""
+
+    name: str | None
+    """What it is called unless its options say; None: the graph makes a name up."""
+    access: Access
+    above: tuple[Hashable, ...] = ()
+    """What tells the files of the images above apart, the top one first."""
+
+
+class Opener:
+    """Opens nodes into `graph`.  With `prefix`, it is the root node's name, and the beginning of all others."""
+
+    def __init__(
+        self, graph: BlockGraph, dialect: Dialect, *, warn: Warn = print_warning, prefix: str | None = None
+    ) -> None:
+        self.graph = graph
+        self.dialect = dialect
+        self.warn = warn
+        self._prefix = prefix
+
+    def open(self, filename: str | None, tree: Tree, *, access: Access | None = None, aio: str | None = None) -> Node:
+        """Open a root node; it belongs to the caller.  Raises BlockError.
+
+        `access` is how it is going to be used, where no user of the graph says so later.
+        """
+        place = _Place(self._prefix, access or UNUSED)
+        node = self._open(filename, dict(tree), _Inherited(aio=aio), place)
+        if access is None:
+            try:
+                self.graph.refresh()
+            except BlockError:
+                node.release()
+                raise
+        return node
+
+    # ---- One node
+
+    def _open(self, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place) -> Node:
+        if filename is not None and filename.startswith("json:"):
+            tree = {**parse_pseudo(filename), **tree}
+            filename = None
+        name = tree.pop("driver", None)
+        if name is not None:
+            driver = find_driver(str(name))
+            if driver.kind == "protocol":
+                return self._open_protocol(driver, filename, tree, inherited, place)
+            return self._open_format(driver, filename, tree, inherited, place)
+        return self._open_format(None, filename, tree, inherited, place)
+
+    def _settings(self, tree: Tree, inherited: _Inherited, place: _Place) -> Settings:
+        """Take what every node takes out of `tree`."""
+        cache = _structure(tree.pop("cache", None), "cache", "object")
+        given = {key: tree.pop(key) for key in list(GENERIC) if key in tree}
+        for key in cache:
+            if key not in ("direct", "no-flush"):
+                tree[f"cache.{key}"] = cache[key]
+
+        def value(key: str, default: Any) -> Any:
+            return convert(given[key], GENERIC[key], self.dialect, key, key) if key in given else default
+
+        def cache_flag(key: str, default: bool) -> bool:
+            return bool(convert(cache[key], _BOOLEAN, self.dialect, f"cache.{key}", key)) if key in cache else default
+
+        name = value("node-name", None)
+        if name is not None:
+            self.graph.check_name(name)
+        discard = value("discard", "unmap" if inherited.unmap else "ignore")
+        detect: DetectZeroes = value("detect-zeroes", "off")
+        if detect == "unmap" and discard != "unmap":
+            raise BlockError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+        settings = Settings(
+            name or place.name or self.graph.make_name(),
+            read_only=value("read-only", inherited.read_only),
+            auto_read_only=value("auto-read-only", inherited.auto_read_only),
+            force_share=value("force-share", inherited.force_share),
+            unmap=discard == "unmap",
+            direct=cache_flag("direct", inherited.direct),
+            no_flush=cache_flag("no-flush", inherited.no_flush),
+            detect_zeroes=detect,
+            access=place.access,
+        )
+        if settings.force_share and not settings.read_only:
+            raise BlockError("force-share=on can only be used with read-only images")
+        return settings
+
+    def _own_options(self, driver: Driver, tree: Tree) -> dict[str, Any]:
+        """Return the driver's own options in `tree`, of their types; refuse what is left."""
+        own = {}
+        for key, option in driver.options.items():
+            if option.kind not in ("node", "node-or-null") and key in tree:
+                own[key] = convert(tree.pop(key), option, self.dialect, key, key)
+        for key, value in tree.items():
+            key = _first_name(key, value)  # noqa: PLW2901 - as it was typed
+            if driver.kind == "protocol":
+                raise BlockError(f"Block protocol '{driver.name}' doesn't support the option '{key}'")
+            raise BlockError(f"Block format '{driver.name}' does not support the option '{key}'")
+        for key, option in driver.options.items():
+            if option.required and option.kind == "string" and key not in own:
+                raise BlockError(f"Parameter '{key}' is missing")
+        return own
+
+    def _finish(self, driver: Driver, settings: Settings, own: dict[str, Any], children: dict[str, Node]) -> Node:
+        """Make the node; the children are its own from now on, or closed."""
+        try:
+            make = getattr(import_module(driver.module), driver.make)
+            node: Node = make(settings, own, children, self.graph)
+        except BaseException as error:
+            for child in children.values():
+                child.release()
+            if isinstance(error, OSError):
+                raise BlockError(f"Could not open '{settings.path}': {error.strerror}") from None
+            raise
+        return self._take_in(node, settings, {"driver": driver.name, **own})
+
+    def _take_in(self, node: Node, settings: Settings, options: dict[str, Any]) -> Node:
+        node.name = settings.name
+        node.path = node.path or settings.path
+        node.direct, node.no_flush = settings.direct, settings.no_flush
+        node.auto_read_only, node.force_share = settings.auto_read_only, settings.force_share
+        node.detect_zeroes = settings.detect_zeroes
+        node.options = options
+        self.graph.add(node)
+        return node
+
+    # ---- Protocols
+
+    def _open_protocol(
+        self, driver: Driver, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place
+    ) -> Node:
+        settings = self._settings(tree, inherited, place)
+        if filename is not None:
+            if "filename" in tree:
+                raise BlockError("Can't specify 'file' and 'filename' options at the same time")
+            if protocol_of(filename) is driver:
+                tree = {**parse_filename(filename)[1], **tree}
+            elif "filename" in driver.options:
+                tree["filename"] = filename
+            else:
+                tree = {**parse_by(driver, filename), **tree}
+            settings.path = filename
+        elif isinstance(tree.get("filename"), str):
+            settings.path = tree["filename"]
+        if inherited.aio is not None and "aio" in driver.options:
+            tree.setdefault("aio", inherited.aio)
+        if "filename" in driver.options:
+            if "filename" not in tree:
+                raise BlockError(f"The '{driver.name}' block driver requires a file name")
+            settings.path = str(tree.get("filename", ""))
+            if _identity(settings.path) in place.above:
+                raise BlockError(f"'{settings.path}' is in its own backing chain")
+        own = self._own_options(driver, tree)
+        return self._finish(driver, settings, own, {})
+
+    # ---- Formats and filters
+
+    def _open_format(
+        self, driver: Driver | None, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place
+    ) -> Node:
+        """Open the node of a format or filter, or of the format that is found where `driver` is None."""
+        if driver is not None and "file" not in driver.options and filename is None:
+            settings = self._settings(tree, inherited, place)
+            return self._finish(driver, settings, self._own_options(driver, tree), {})
+        settings = self._settings(tree, inherited, place)
+        below = _Inherited(
+            settings.read_only,
+            settings.auto_read_only,
+            settings.force_share,
+            settings.unmap,
+            settings.direct,
+            settings.no_flush,
+            inherited.aio,
+        )
+        file_tree = tree.pop("file", None)
+        if isinstance(file_tree, str):
+            file = self.graph.find(file_tree).hold()
+        else:
+            file = self._open_file(driver, filename, file_tree, below, settings, place)
+        try:
+            if driver is None:
+                driver = self._probe(file, settings)
+            if file.read_only and not settings.read_only and settings.auto_read_only:
+                settings.read_only = True
+            if file.read_only and not settings.read_only and driver.name == "qcow2":
+                raise BlockError("Block node is read-only")
+            if driver.name == "qcow2":
+                if settings.read_only and not file.read_only:
+                    file = self._view(file)
+                return self._open_qcow2(driver, file, settings, tree, below, place)
+            settings.path = file.path
+            own = self._own_options(driver, tree)
+            file.hold()
+            node = self._finish(driver, settings, own, {"file": file})
+        except OSError as error:
+            file.release()
+            raise BlockError(f"Could not read '{file.path}': {error.strerror}") from None
+        except BaseException:
+            file.release()
+            raise
+        file.release()
+        return node
+
+    def _open_file(
+        self,
+        driver: Driver | None,
+        filename: str | None,
+        file_tree: Tree | None,
+        below: _Inherited,
+        settings: Settings,
+        place: _Place,
+    ) -> Node:
+        """Open what the image is stored in."""
+        if filename is None and file_tree is None:
+            raise BlockError('A block device must be specified for "file"')
+        tree = _structure(file_tree, "file", "BlockdevRef")
+        if filename is not None and "filename" in tree:
+            raise BlockError("Can't specify 'file' and 'filename' options at the same time")
+        access = settings.access
+        if driver is None or driver.name == "qcow2":
+            access = storage_access(settings.read_only)
+        inner = _Place(self._child_name(place, "file"), access, place.above)
+        if filename is not None and "driver" not in tree:
+            protocol, own = parse_filename(filename)
+            tree = {**own, **tree, "driver": protocol.name}
+            filename = None
+        elif "driver" not in tree and isinstance(tree.get("filename"), str):
+            protocol, own = parse_filename(tree["filename"])
+            tree = {**tree, **own, "driver": protocol.name}
+        elif "driver" not in tree:
+            raise BlockError("Must specify either driver or file")
+        local = tree.get("filename") if tree["driver"] in ("file", "host_device", "host_cdrom") else None
+        if driver is None and isinstance(local, str) and not self._is_qcow2(local, place):
+            inner = replace(inner, access=settings.access)
+        return self._open(filename, tree, below, inner)
+
+    def _is_qcow2(self, path: str, place: _Place) -> bool:
+        """Find out the format before the file is opened: how it is locked depends on it."""
+        if _identity(path) in place.above:
+            raise BlockError(f"'{path}' is in its own backing chain")
+        found = _find_format(path)
+        if found not in FORMATS:
+            raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {' and '.join(FORMATS)})")
+        return found == "qcow2"
+
+    def _probe(self, file: Node, settings: Settings) -> Driver:
+        found = probe_format(file.head(PROBE_SIZE), file.path)
+        if found not in FORMATS:
+            raise BlockError(
+                f"'{file.path}': format '{found}' is not supported by pyvm yet (only {' and '.join(FORMATS)})"
+            )
+        settings.probed = True
+        if found == "raw" and not settings.read_only:
+            self.warn(_PROBED_RAW.format(file.filename))
+        return find_driver(found)
+
+    def _child_name(self, place: _Place, label: str) -> str | None:
+        return None if place.name is None else f"{place.name}.{label}"
+
+    # ---- qcow2, and what its header names
+
+    def _open_qcow2(
+        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: _Inherited, place: _Place
+    ) -> Node:
+        """Open an image in `file`, which it takes over."""
+        from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
+
+        backing_tree = tree.pop("backing", _NOTHING)
+        data_tree = tree.pop("data-file", None)
+        own = self._own_options(driver, tree)
+        header = read_header(file)
+        place = replace(place, above=(*place.above, file.identity))
+        opened: list[Node] = []
+        try:
+            data_file = None
+            if header.external_data:
+                data_file = self._open_data_file(header.data_file, data_tree, below, settings, place)
+                opened.append(data_file)
+            elif data_tree is not None:
+                raise BlockError("'data-file' can only be set for images with an external data file")
+            backing = self._open_backing(file, header, backing_tree, below, place)
+            if backing is not None:
+                opened.append(backing)
+            node = Qcow2Node(
+                file,
+                header,
+                name=settings.name,
+                data_file=data_file,
+                backing=backing,
+                warn=self.warn,
+                options=own,
+                unmap=settings.unmap,
+            )
+        except BaseException:
+            for child in opened:
+                child.release()
+            raise
+        return self._take_in(node, settings, {"driver": "qcow2", **own})
+
+    def _view(self, file: Node) -> Node:
+        """Return a read-only view of a node that is there for others, too; it takes over the reference."""
+        from pyvm.block.drivers.filter import ReadOnlyView
+
+        view = ReadOnlyView(file, name=self.graph.make_name())
+        self.graph.add(view)
+        return view
+
+    def _open_data_file(
+        self, path: str | None, tree: Tree | str | None, below: _Inherited, settings: Settings, place: _Place
+    ) -> Node:
+        if isinstance(tree, str):
+            return self.graph.find(tree).hold()
+        inner = _Place(self._child_name(place, "data-file"), storage_access(settings.read_only), place.above)
+        if tree is not None:
+            return self._open(None, _structure(tree, "data-file", "BlockdevRef"), below, inner)
+        if path is None:
+            raise BlockError("'data-file' is required for this image")
+        # Unlike the name of a backing file, a relative one starts at the working directory, as with QEMU.
+        protocol, own = parse_filename(path)
+        if "filename" in own and _identity(own["filename"]) in place.above:
+            raise BlockError(f"'{own['filename']}' is its own data file")
+        return self._open(None, {**own, "driver": protocol.name}, below, inner)
+
+    def _open_backing(self, file: Node, header: Any, tree: Any, below: _Inherited, place: _Place) -> Node | None:
+        """Open what is below an image: as the options say, or else its header."""
+        if tree is None or (tree is _NOTHING and header.backing_file is None):
+            return None
+        if isinstance(tree, str):
+            if not tree:
+                return None
+            try:
+                return self.graph.find(tree).hold()
+            except BlockError as error:
+                raise BlockError(f"Could not open backing file: {error}") from None
+        tree = {} if tree is _NOTHING else _structure(tree, "backing", "BlockdevRefOrNull")
+        path = None
+        if "file" not in tree and not _names_protocol(tree):
+            if header.backing_file is None:
+                if not tree:
+                    return None
+            else:
+                path = _beside(file.path, header.backing_file)
+                if header.backing_format is not None:
+                    tree.setdefault("driver", header.backing_format)
+        below = replace(below, read_only=True, auto_read_only=False)
+        inner = _Place(self._child_name(place, "backing"), backing_access(), place.above)
+        try:
+            if len(place.above) >= _MAX_CHAIN:
+                raise BlockError(f"there are more than {_MAX_CHAIN} images on top of each other")
+            return self._open(path, {"read-only": True, **tree}, below, inner)
+        except BlockError as error:
+            raise BlockError(f"Could not open backing file: {error}") from None
+
+
+_BOOLEAN = Option("boolean")
+_NOTHING = object()
+
+
+def _structure(value: Any, name: str, expected: str) -> Tree:
+    """Return a copy of what should be a structure, empty where there is nothing.  Raises BlockError."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BlockError(f"Invalid parameter type for '{name}', expected: {expected}")
+    return dict(value)
+
+
+def _names_protocol(tree: Tree) -> bool:
+    name = tree.get("driver")
+    return isinstance(name, str) and find_driver(name).kind == "protocol"
+
+
+def _first_name(key: str, value: Any) -> str:
+    """Return the dotted name of the first thing in a structure."""
+    while isinstance(value, dict) and value:
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    return key
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -97,7 +484,6 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _find_format(path: str) -> str:
-    """Look at the file before it is locked: how depends on the format."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
@@ -112,57 +498,11 @@ def _find_format(path: str) -> str:
         os.close(descriptor)
 
 
-def _open_qcow2(file: FileNode, name: str, context: _Context) -> Node:
-    from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
-
-    header = read_header(file)
-    below: list[Node] = []
-    try:
-        data_file = None
-        if header.external_data:
-            if header.data_file is None:
-                raise BlockError("'data-file' is required for this image")
-            data_file = _open_data_file(file, header.data_file, f"{name}.data-file", context)
-            below.append(data_file)
-        backing = None
-        if header.backing_file is not None:
-            backing = _open_backing(file, header.backing_file, header.backing_format, f"{name}.backing", context)
-            below.append(backing)
-        return Qcow2Node(file, header, name=name, data_file=data_file, backing=backing, warn=context.warn)
-    except BaseException:
-        for node in below:
-            node.close()
-        raise
-
-
-def _open_data_file(image: FileNode, path: str, name: str, context: _Context) -> FileNode:
-    # Unlike the name of a backing file, a relative one starts at the working directory, as with QEMU.
-    path = _local_path(path)
-    access = storage_access(image.read_only)
-    if _identity(path) in context.identities:
-        raise BlockError(f"'{path}' is its own data file")
-    return FileNode(path, name=name, read_only=image.read_only, unmap=image.unmap, access=access)
-
-
-def _open_backing(image: FileNode, path: str, given: str | None, name: str, context: _Context) -> Node:
-    try:
-        if len(context.identities) >= _MAX_CHAIN:
-            raise BlockError(f"there are more than {_MAX_CHAIN} images on top of each other")
-        return _open(_beside(image.path, path), name, given, True, False, backing_access(), context)
-    except BlockError as error:
-        raise BlockError(f"Could not open backing file: {error}") from None
-
-
 def _beside(image: str, path: str) -> str:
-    """Return the path of a file that an image names: a relative one starts where the image is."""
-    return os.path.join(os.path.dirname(image), _local_path(path))
-
-
-def _local_path(path: str) -> str:
-    """Return the path in a file name as QEMU takes it; raises BlockError for what is not a local file."""
-    if path.startswith("file:"):
-        return path.removeprefix("file:")
-    protocol, colon, _ = path.partition(":")
-    if colon and "/" not in protocol:
-        raise BlockError(f"Unknown protocol '{protocol}'")
+    """Return the name of a file that an image names: a relative path starts where the image is."""
+    if path.startswith("json:"):
+        return path
+    protocol = protocol_of(path)
+    if protocol is None or protocol.name == "file":
+        return os.path.join(os.path.dirname(image), path.removeprefix("file:"))
     return path

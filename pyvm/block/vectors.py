@@ -59,3 +59,19 @@ class Cursor:
             self._index += 1
             self._start = 0
         return taken
+
+
+_ZEROS = bytes(64 << 10)
+
+
+def is_zero(buffers: Buffers) -> bool:
+    """Whether all bytes are zero."""
+    for buffer in buffers:
+        # Most data is not, and shows that at its start.
+        if buffer[:16] != _ZEROS[: min(16, len(buffer))]:
+            return False
+        for start in range(0, len(buffer), len(_ZEROS)):
+            part = bytes(buffer[start : start + len(_ZEROS)])
+            if part != _ZEROS[: len(part)]:
+                return False
+    return True

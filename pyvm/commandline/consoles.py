@@ -12,7 +12,7 @@ from pyvm.errors import ConfigError
 from pyvm.options import Options
 
 _DISPLAYS = ("gtk", "sdl", "curses", "vnc", "egl-headless", "spice-app", "dbus", "cocoa")
-_VGAS = ("std", "cirrus", "vmware", "qxl", "virtio", "xenfb", "tcx", "cg3")
+_VGAS = ("cirrus", "vmware", "qxl", "virtio", "xenfb", "tcx", "cg3")
 # A serial port given as a device takes the place of the one that is there by default.
 _SERIAL_DEVICES = ("isa-serial",)
 
@@ -30,6 +30,7 @@ def configure(line: CommandLine, config: MachineConfig, *, terminal: bool) -> No
             _monitor(config, *given)
     _debugcon(line, config)
     _check_display(line)
+    _vga(line, config)
     if not config.nodefaults:
         _add_defaults(line, config, terminal=terminal)
     _check_sharing(config)
@@ -114,11 +115,17 @@ def _check_display(line: CommandLine) -> None:
         raise ConfigError(f"{origin}: not supported by pyvm yet (only none)")
     if text != "none":
         raise ConfigError(f"{origin}: Parameter 'type' does not accept value '{kind}'")
-    text, origin = line.values.get("vga", ("none", ""))
+
+
+def _vga(line: CommandLine, config: MachineConfig) -> None:
+    """Choose the graphics card: there is one unless nothing but what was asked for is wanted."""
+    text, origin = line.values.get("vga", ("none" if config.nodefaults else "std", ""))
     if text in _VGAS:
-        raise ConfigError(f"{origin}: not supported by pyvm yet (only none)")
-    if text != "none":
+        raise ConfigError(f"{origin}: not supported by pyvm yet (only std and none)")
+    if text not in ("std", "none"):
         raise ConfigError(f"{origin}: unknown vga type: {text}")
+    own = config.board.type == "none" or any(device.driver == "VGA" for device in config.devices)
+    config.vga = "std" if text == "std" and not own else "none"
 
 
 def _add_defaults(line: CommandLine, config: MachineConfig, *, terminal: bool) -> None:
@@ -131,7 +138,8 @@ def _add_defaults(line: CommandLine, config: MachineConfig, *, terminal: bool) -
     want_serial = not line.serials and config.board.type != "none"
     want_serial = want_serial and not any(device.driver in _SERIAL_DEVICES for device in config.devices)
     want_monitor = not line.monitors
-    if "nographic" in line.flags:
+    config.text_console = "nographic" in line.flags
+    if config.text_console:
         if config.daemonize and (want_serial or want_monitor):
             raise ConfigError("-nographic cannot be used with -daemonize")
         if want_serial and terminal and not want_monitor and not _stdio_taken(config):
@@ -144,6 +152,7 @@ def _add_defaults(line: CommandLine, config: MachineConfig, *, terminal: bool) -
         want_serial and terminal and not _stdio_taken(config) and not config.daemonize and "display" not in line.values
     ):
         config.serials.append(_backend(config, "mon:stdio", "serial0", ""))
+        config.text_console = True
         if want_monitor:
             config.monitors.append(MonitorConfig("serial0", "readline"))
     elif want_serial:

@@ -23,6 +23,7 @@ def _groups() -> dict[str, Group]:
             _kinds(string="order once splash reboot-timeout", boolean="menu strict", number="splash-time"),
             strict=True,
         ),
+        Group("blockdev", "driver", strict=True),
         Group("chardev", "backend"),
         Group(
             "compat",
@@ -31,17 +32,8 @@ def _groups() -> dict[str, Group]:
             strict=True,
         ),
         Group("device", "driver"),
-        Group(
-            "drive",
-            None,
-            _kinds(
-                string="id file format if media cache discard detect-zeroes werror rerror aio driver node-name serial",
-                boolean="read-only snapshot copy-on-read cache.writeback cache.direct cache.no-flush auto-read-only "
-                "force-share",
-                number="index bus unit",
-            ),
-            aliases={"readonly": "read-only"},
-        ),
+        # What is not for the drive is for the block nodes below it.
+        Group("drive"),
         Group("fw_cfg", "name", _kinds(string="name file string gen_id")),
         Group("global", None, _kinds(string="driver property value")),
         Group("machine", "type", strict=True, aliases={"kernel_irqchip": "kernel-irqchip"}),

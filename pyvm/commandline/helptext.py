@@ -32,7 +32,7 @@ def answer(request: HelpRequest) -> str:
         "object": _objects,
         "accel": lambda: "Accelerators supported by pyvm:\ntcg",
         "display": lambda: "Available display backend types:\nnone",
-        "vga": lambda: f"{'none':<20} no graphic card",
+        "vga": lambda: f"{'none':<20} no graphic card\n{'std':<20} standard VGA (default)",
     }
     topic = topics.get(request.topic)
     return topic() if topic else _one_option(OPTIONS[request.topic])

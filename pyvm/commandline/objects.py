@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.block.limit_names import LIMIT_NAMES
 from pyvm.config import ObjectConfig
 from pyvm.options import Kind, Options, Value, parse_boolean, parse_identifier, parse_number, parse_size
 
@@ -11,6 +12,10 @@ OBJECT_TYPES: dict[str, dict[str, Kind]] = {
     "memory-backend-ram": _MEMORY,
     "rng-builtin": {},
     "rng-random": {"filename": "string"},
+    "iothread": dict.fromkeys(
+        ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch", "thread-pool-min", "thread-pool-max"), "number"
+    ),
+    "throttle-group": {**dict.fromkeys((f"x-{name}" for name in LIMIT_NAMES), "number")},
 }
 _REQUIRED = {"memory-backend-ram": "size", "memory-backend-memfd": "size"}
 # Properties that are there in one setting only, which is also what they mean when they are not given.
@@ -25,8 +30,8 @@ _MISSING["memory-backend-memfd"]["seal"] = ("on", "off")
 _TYPES_MISSING = """
     authz-list authz-list-file authz-pam authz-simple can-bus can-host-socketcan colo-compare cryptodev-backend
     cryptodev-backend-builtin cryptodev-vhost-user dbus-vmstate filter-buffer filter-dump filter-mirror
-    filter-redirector filter-replay filter-rewriter input-barrier input-linux iothread main-loop memory-backend-file
-    pr-manager-helper qtest rng-egd secret secret_keyring sev-guest thread-context throttle-group tls-cipher-suites
+    filter-redirector filter-replay filter-rewriter input-barrier input-linux main-loop memory-backend-file
+    pr-manager-helper qtest rng-egd secret secret_keyring sev-guest thread-context tls-cipher-suites
     tls-creds-anon tls-creds-psk tls-creds-x509 x-remote-object
 """
 _JSON_TYPES: dict[Kind, tuple[type, str]] = {
@@ -48,7 +53,10 @@ def make_object(options: Options) -> ObjectConfig:
     identifier = options.required("id")
     options.checked(lambda: parse_identifier("id", identifier))
     record = ObjectConfig(kind, identifier, origin=options.origin)
-    for name, value in options.nested().items():
+    properties = options.nested()
+    if kind == "throttle-group":
+        properties.update(_limits(properties.pop("limits", None), options))
+    for name, value in properties.items():
         if name not in ("qom-type", "id"):
             _add(record, types, name, value, options)
     required = _REQUIRED.get(kind)
@@ -57,6 +65,18 @@ def make_object(options: Options) -> ObjectConfig:
     if record.properties.get("size") == 0:
         raise options.error(f"property 'size' of {kind} doesn't take value '0'")
     return record
+
+
+def _limits(limits: Value, options: Options) -> dict[str, Value]:
+    """Return the limits that are given as one structure, under the names of single properties."""
+    if limits is None:
+        return {}
+    if not isinstance(limits, dict):
+        raise options.error("Invalid parameter type for 'limits', expected: object")
+    for name in limits:
+        if name not in LIMIT_NAMES:
+            raise options.error(f"Parameter 'limits.{name}' is unexpected")
+    return {f"x-{name}": value for name, value in limits.items()}
 
 
 def _add(record: ObjectConfig, types: dict[str, Kind], name: str, value: Value, options: Options) -> None:

@@ -54,10 +54,8 @@ class CommandLine:
             word = arguments[position]
             position += 1
             if not word.startswith("-"):
-                raise ConfigError(
-                    f"{word}: a disk image without an option is an IDE disk, which pyvm does not have yet "
-                    f"(use -drive file={word},format=raw,if=virtio)"
-                )
+                self.use(OPTIONS["hda"], word, word)
+                continue
             spec = OPTIONS.get(word[2:] if word.startswith("--") else word[1:])
             if spec is None:
                 raise ConfigError(f"{word}: invalid option")
@@ -87,6 +85,10 @@ class CommandLine:
             self.serials.append((text, origin))
         elif handling == "monitor":
             self._monitor(spec, text, origin)
+        elif handling == "disk":
+            group = GROUPS["drive"]
+            pairs = [*parse(group, spec.target).pairs, ("file", text)]
+            self.add("drive", Options(group, origin, pairs), merge=False)
         elif handling == "call":
             self._call(spec, text, origin)
 

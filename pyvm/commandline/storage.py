@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from pyvm.commandline.board import check_readable
 from pyvm.commandline.objects import make_object
 from pyvm.commandline.reader import CommandLine
 from pyvm.config import DeviceConfig, DriveConfig, GlobalConfig, MachineConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Options
 
-_INTERFACES = ("ide", "scsi", "floppy", "pflash", "mtd", "sd", "virtio", "xen", "none")
-_FORMATS = """
-    blkdebug blklogwrites blkverify bochs cloop compress copy-before-write copy-on-read dmg file ftp ftps gluster
-    host_cdrom host_device http https iscsi luks nbd nfs null-aio null-co nvme parallels preallocate qcow qcow2 qed
-    quorum replication ssh rbd throttle vdi vhdx vmdk vpc vvfat
-"""
-# Mode to (writeback, direct, no_flush).
-_CACHE_MODES = {
-    "none": (True, True, False),
-    "writeback": (True, False, False),
-    "unsafe": (True, False, True),
-    "writethrough": (False, False, False),
-    "directsync": (False, True, False),
-    "off": (True, True, False),
-}
-_ERROR_ACTIONS = {"werror": ("ignore", "report", "stop", "enospc"), "rerror": ("ignore", "report", "stop")}
+# A device of one of these models stands for the default drive.
+_CDROM_MODELS = ("ide-cd", "ide-hd", "scsi-cd", "scsi-hd")
+_FLOPPY_MODELS = ("isa-fdc", "floppy")
 
 
 def configure(line: CommandLine, config: MachineConfig) -> None:
@@ -34,15 +20,16 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
         record = make_object(options)
         _once(seen, "object", record.id, options)
         config.objects.append(record)
-    for options in line.groups["drive"]:
-        drive = _drive(options, len(config.drives))
-        _once(seen, "drive", drive.id, options)
-        config.drives.append(drive)
+    if line.groups["drive"] or line.groups["blockdev"]:
+        from pyvm.commandline.drives import configure_drives
+
+        configure_drives(line, config)
     for options in line.groups["device"]:
         device = _device(options)
         if device.id is not None:
             _once(seen, "device", device.id, options)
         config.devices.append(device)
+    _add_default_drives(config)
     config.globals = [_global(options) for options in line.groups["global"]]
     for options in line.groups["audiodev"]:
         if options.required("driver") != "none":
@@ -57,6 +44,19 @@ def _once(seen: set[tuple[str, str]], kind: str, identifier: str, options: Optio
     seen.add((kind, identifier))
 
 
+def _add_default_drives(config: MachineConfig) -> None:
+    """Add a CD-ROM and a floppy drive where nothing stands against it, as QEMU's `pc` has them."""
+    if config.nodefaults or config.board.type == "none":
+        return
+    models = {device.driver for device in config.devices}
+    places = {(drive.interface, drive.bus, drive.unit) for drive in config.drives}
+    if not models.intersection(_CDROM_MODELS) and ("ide", 1, 0) not in places:
+        cdrom = DriveConfig("ide1-cd0", interface="ide", bus=1, media="cdrom", empty=True, readonly=True)
+        config.default_drives.append(cdrom)
+    if not models.intersection(_FLOPPY_MODELS) and ("floppy", 0, 0) not in places:
+        config.default_drives.append(DriveConfig("floppy0", interface="floppy", empty=True))
+
+
 def _device(options: Options) -> DeviceConfig:
     driver = options.get("driver")
     if not isinstance(driver, str) or not driver:
@@ -67,73 +67,6 @@ def _device(options: Options) -> DeviceConfig:
 
 def _global(options: Options) -> GlobalConfig:
     return GlobalConfig(options.required("driver"), options.required("property"), options.required("value"))
-
-
-def _drive(options: Options, number: int) -> DriveConfig:
-    interface = options.string("if") or "ide"
-    if interface not in _INTERFACES:
-        raise options.error(f"unsupported bus type '{interface}'")
-    if interface not in ("virtio", "none"):
-        raise options.error(f"if={interface} is not supported by pyvm yet (use if=virtio or if=none)")
-    file = options.string("file")
-    if file is None:
-        raise options.error("Device needs media, but drive is empty" if interface == "virtio" else "no file given")
-    identifier = options.identifier()
-    if identifier is None:
-        identifier = f"{interface}{number}"
-    drive = DriveConfig(identifier, file, _format(options), "virtio" if interface == "virtio" else "none")
-    drive.origin = options.origin
-    drive.readonly = options.boolean("read-only")
-    drive.index = options.number("index", high=255) if "index" in options else None
-    _check_drive_limits(options)
-    _cache(drive, options)
-    drive.discard = options.choice("discard", ("ignore", "off", "unmap", "on"), "ignore") in ("unmap", "on")
-    drive.detect_zeroes = options.choice("detect-zeroes", ("off", "on", "unmap"), "off")  # type: ignore[assignment]
-    if drive.detect_zeroes == "unmap" and not drive.discard:
-        raise options.error("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-    for name, choices in _ERROR_ACTIONS.items():
-        value = options.string(name)
-        if value is not None and value not in choices:
-            raise options.error(f"'{value}' invalid {'read' if name == 'rerror' else 'write'} error action")
-        if value is not None:
-            setattr(drive, name, value)
-    check_readable(file, f"{options.origin}: Could not open '{file}'")
-    return drive
-
-
-def _format(options: Options) -> str | None:
-    given = options.string("format") or options.string("driver")
-    if given in (None, "raw", "qcow2"):
-        return given
-    if given in _FORMATS.split():
-        raise options.error(f"format '{given}' is not supported by pyvm yet (only raw and qcow2)")
-    raise options.error(f"Unknown driver '{given}'")
-
-
-def _check_drive_limits(options: Options) -> None:
-    """Refuse parameters that a drive of pyvm has in one setting only."""
-    media = options.string("media")
-    if media == "cdrom":
-        raise options.error("media=cdrom is not supported by pyvm yet")
-    if media not in (None, "disk"):
-        raise options.error(f"'{media}' invalid media")
-    for name in ("snapshot", "copy-on-read"):
-        if options.boolean(name):
-            raise options.error(f"{name}=on is not supported by pyvm yet")
-    for name in ("bus", "unit", "node-name", "serial"):
-        if name in options:
-            raise options.error(f"'{name}' is not supported by pyvm yet")
-    options.choice("aio", ("threads", "native", "io_uring"), "threads")
-
-
-def _cache(drive: DriveConfig, options: Options) -> None:
-    mode = options.string("cache")
-    if mode is not None and mode not in _CACHE_MODES:
-        raise options.error("invalid cache option")
-    writeback, direct, no_flush = _CACHE_MODES[mode or "writeback"]
-    drive.writeback = options.boolean("cache.writeback", writeback)
-    drive.direct = options.boolean("cache.direct", direct)
-    drive.no_flush = options.boolean("cache.no-flush", no_flush)
 
 
 def _check_memory_backend(line: CommandLine, config: MachineConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Handling = Literal["merge", "add", "flag", "value", "monitor", "serial", "alias", "call", "harmless", "missing"]
+Handling = Literal["merge", "add", "flag", "value", "monitor", "serial", "alias", "disk", "call", "harmless", "missing"]
 
 
 class OptionSpec:
@@ -16,7 +16,8 @@ class OptionSpec:
 
     `handling` says what becomes of it: ``merge`` joins all its uses in one record of group `target`, ``add`` makes a
     record of that group for each, ``flag`` sets and ``value`` keeps something under the name `target`, ``monitor``
-    and ``serial`` keep each use in order, ``alias`` stands for the option text in `target`, ``call`` is carried out
+    and ``serial`` keep each use in order, ``alias`` stands for the option text in `target`, ``disk`` is
+    a drive with the parameters in `target` and the argument as its file, ``call`` is carried out
     when it is met, ``harmless`` may be given and changes nothing in pyvm, ``missing`` is not there yet.
     """
 
@@ -67,8 +68,18 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
     ("devices", "device", "MODEL[,PROPERTY=VALUE...]", "add", "device",
      "plug in a device ('-device help' lists the models, '-device MODEL,help' its properties)"),
-    ("devices", "drive", "file=FILE[,format=raw][,if=virtio|none][,id=ID][,readonly=on]", "add", "drive",
-     "a disk image, with a device for it unless if=none"),
+    ("devices", "drive", "file=FILE[,format=FORMAT][,if=virtio|ide|floppy|none][,id=ID][,PARAMETER=VALUE...]", "add",
+     "drive", "a disk image, with a device for it unless if=none; without if= a virtio disk (QEMU: IDE)"),
+    ("devices", "blockdev", "[driver=]DRIVER,node-name=NAME[,PARAMETER=VALUE...]", "add", "blockdev",
+     "a block node for -device drive=NAME, or for others to be made from"),
+    ("devices", "hda", "FILE", "disk", "if=ide,index=0,media=disk", "a disk image as IDE disk 0"),
+    ("devices", "hdb", "FILE", "disk", "if=ide,index=1,media=disk", "a disk image as IDE disk 1"),
+    ("devices", "hdc", "FILE", "disk", "if=ide,index=2,media=disk", "a disk image as IDE disk 2"),
+    ("devices", "hdd", "FILE", "disk", "if=ide,index=3,media=disk", "a disk image as IDE disk 3"),
+    ("devices", "cdrom", "FILE", "disk", "if=ide,index=2,media=cdrom", "a CD-ROM image, in place of IDE disk 2"),
+    ("devices", "fda", "FILE", "disk", "if=floppy,index=0", "a floppy image in drive A"),
+    ("devices", "fdb", "FILE", "disk", "if=floppy,index=1", "a floppy image in drive B"),
+    ("devices", "snapshot", "", "flag", "snapshot", "keep what guests write to disks in temporary files"),
     ("devices", "object", "TYPE,id=ID[,PROPERTY=VALUE...]", "add", "object",
      "a helper object such as rng-random or memory-backend-ram ('-object help' lists the types)"),
     ("devices", "global", "MODEL.PROPERTY=VALUE", "add", "global", "another default for a property of a device model"),
@@ -91,7 +102,7 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("chardev", "echr", "NUMBER", "value", "echr", "the escape character of the terminal (default 1, Ctrl-A)"),
     ("chardev", "nographic", "", "flag", "nographic", "serial port and monitor on the terminal"),
     ("chardev", "display", "none", "value", "display", "the display; only none"),
-    ("chardev", "vga", "none", "value", "vga", "the graphics card; only none"),
+    ("chardev", "vga", "std|none", "value", "vga", "the graphics card (default std)"),
     ("run", "S", "", "flag", "start_paused", "do not start the guest until 'cont'"),
     ("run", "no-reboot", "", "alias", "action reboot=shutdown", "end instead of rebooting"),
     ("run", "no-shutdown", "", "alias", "action shutdown=pause", "stop instead of ending when the guest shuts down"),
@@ -120,10 +131,10 @@ _HARMLESS = {
 
 _MISSING_FLAGS = (
     "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen mem-prealloc no-fd-bootchk only-migratable "
-    "portrait preconfig s singlestep snapshot usb win2k-hack xen-attach xen-domid-restrict"
+    "portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "acpitable add-fd audio blockdev cdrom chroot d D dfilter dtb fda fdb fsdev gdb hda hdb hdc hdd icount "
+    "acpitable add-fd audio chroot d D dfilter dtb fsdev gdb icount "
     "incoming iscsi loadvm mem-path mtdblock netdev numa option-rom pflash plugin rotate runas sd seed smbios spice "
     "tpmdev trace usbdevice virtfs vnc xen-domid"
 )

@@ -28,6 +28,12 @@ _INTEGER_BITS = {
 PCI_SLOTS = 32
 PCI_FUNCTIONS = 8
 # Kinds that hold the ID of something else; help and introspection show them as strings.
+_CHOICES = {
+    "OnOffAuto": ("on", "off", "auto"),
+    "BlockdevOnError": ("report", "ignore", "enospc", "stop", "auto"),
+    "BiosAtaTranslation": ("auto", "none", "lba", "large", "rechs"),
+    "FdcDriveType": ("144", "288", "120", "none", "auto"),
+}
 _REFERENCES = frozenset({"chardev", "drive", "netdev", "macaddr"})
 
 
@@ -36,8 +42,9 @@ class Property:
     """One property of a device model, under QEMU's name."""
 
     kind: str
-    """``bool``, ``uint8`` to ``uint64``, ``int8`` to ``int64``, ``int``, ``size``, ``str``, ``OnOffAuto``, ``pci-addr``
-    (slot and function), ``chardev``, ``drive`` (IDs of those), or ``link<TYPE>`` (ID of an object)."""
+    """``bool``, ``uint8`` to ``uint64``, ``int8`` to ``int64``, ``int``, ``size``, ``str``, a choice such as
+    ``OnOffAuto``, ``pci-addr`` (slot and function), ``chardev``, ``drive`` (IDs of those), or ``link<TYPE>`` (ID of an
+    object)."""
     default: bool | int | str | None = None
     """None: not set."""
     description: str = ""
@@ -114,7 +121,7 @@ def parse_property(model: DeviceModel, name: str, value: Value, *, typed: bool =
         return _size(name, value, typed=typed)
     if not isinstance(value, str):
         raise ConfigError(f"Invalid parameter type for '{name}', expected: string")
-    if kind == "OnOffAuto" and value not in ("on", "off", "auto"):
+    if value not in _CHOICES.get(kind, (value,)):
         raise ConfigError(f"Parameter '{name}' does not accept value '{value}'")
     return value
 

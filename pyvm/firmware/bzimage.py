@@ -49,6 +49,7 @@ PREF_ADDRESS = 0x258  # 2.10
 INIT_SIZE = 0x260  # 2.10
 
 # The other fields of the zero page that are filled in.
+SCREEN_INFO = 0x000
 ACPI_RSDP_ADDR = 0x070
 E820_ENTRIES = 0x1E8
 E820_TABLE = 0x2D0
@@ -70,6 +71,10 @@ DEFAULT_SETUP_SECTS = 4
 DEFAULT_CMDLINE_SIZE = 255
 DEFAULT_INITRD_MAX = 0x37FFFFFF
 SIZE_TRAILER = 4  # the unpacked size, behind every payload but gzip's, which has it inside
+
+# struct screen_info: mode and columns at 6, EGA memory at 10, lines, whether it is a VGA, and font height at 14
+_TEXT_SCREEN = struct.Struct("<6xBBxxH2xBBH")
+_TEXT_MODE, _TEXT_COLUMNS, _TEXT_LINES, _FONT_HEIGHT, _MEMORY_256K = 3, 80, 25, 16, 3
 
 _MEM_OPTION = re.compile(r"(?:^|\s)mem=(0[xX][0-9a-fA-F]+|\d+)([kKmMgG]?)(?=\s|$)")
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
@@ -150,8 +155,13 @@ def load(
     cmdline: bytes,
     e820: list[E820Entry],
     rsdp: int,
+    *,
+    text_screen: bool = False,
 ) -> BootState:
-    """Load a bzImage and what it is started with; return the state to enter it in."""
+    """Load a bzImage and what it is started with; return the state to enter it in.
+
+    `text_screen` says that there is a VGA in text mode 3, which the kernel then takes over.
+    """
     image = kernel.read_all()
     header = parse_header(bytes(image[:HEADER_LIMIT]))
     code = memoryview(image)[header.setup_size :]
@@ -165,7 +175,7 @@ def load(
         entry, end, bits = _load_unpacked(memory, payload, kind, e820)
     ramdisk = _load_initrd(memory, header, initrd, cmdline, e820, end)
     _write_cmdline(memory, header, cmdline)
-    _write_zero_page(memory, header, ramdisk, e820, rsdp)
+    _write_zero_page(memory, header, ramdisk, e820, rsdp, text_screen)
     how = f"Linux, {'packed' if kind is None else kind.value}, {bits}-bit entry at {entry:#x}"
     registers = {"rip": entry, "rsi": BOOT_PARAMS}
     make = bootstate.flat_long if bits == 64 else bootstate.flat_protected
@@ -255,13 +265,21 @@ def _write_cmdline(memory: GuestMemory, header: SetupHeader, cmdline: bytes) -> 
 
 
 def _write_zero_page(
-    memory: GuestMemory, header: SetupHeader, ramdisk: tuple[int, int], e820: list[E820Entry], rsdp: int
+    memory: GuestMemory,
+    header: SetupHeader,
+    ramdisk: tuple[int, int],
+    e820: list[E820Entry],
+    rsdp: int,
+    text_screen: bool,
 ) -> None:
-    """Write `struct boot_params`.  `screen_info` stays zero: there is no text screen the kernel may take over."""
+    """Write `struct boot_params`."""
     if len(e820) > E820_MAX_ENTRIES:
         raise BootError(f"memory map has {len(e820)} entries, Linux takes {E820_MAX_ENTRIES}")
     page = bytearray(ZERO_PAGE_SIZE)
     page[HEADER_START : HEADER_START + len(header.raw)] = header.raw
+    if text_screen:
+        screen = (_TEXT_MODE, _TEXT_COLUMNS, _MEMORY_256K, _TEXT_LINES, 1, _FONT_HEIGHT)
+        _TEXT_SCREEN.pack_into(page, SCREEN_INFO, *screen)
     struct.pack_into("<H", page, VID_MODE, VIDEO_NORMAL)
     page[TYPE_OF_LOADER] = LOADER_UNDEFINED
     struct.pack_into("<II", page, RAMDISK_IMAGE, *ramdisk)

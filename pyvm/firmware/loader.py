@@ -26,11 +26,14 @@ def load_kernel(
     cmdline: str,
     e820: list[E820Entry],
     rsdp: int,
+    *,
+    text_screen: bool = False,
 ) -> BootState:
     """Load the kernel at path `kernel` into guest RAM; return the state in which the boot processor enters it.
 
     `initrd` is a path, or for a Multiboot kernel a list of modules.  `rsdp` is the address of ACPI's root pointer, 0
-    for none.  Everything is read anew at each call, so a reset loads the kernel again.  Raises :class:`BootError`.
+    for none, and `text_screen` says that there is a VGA in text mode.  Everything is read anew at each call, so a reset
+    loads the kernel again.  Raises :class:`BootError`.
     """
     if low_ram_end(memory.blocks) <= HIGH_MEMORY:
         raise BootError("a kernel needs more than 1 MiB of memory (see -m)")
@@ -48,8 +51,9 @@ def load_kernel(
                     f"kernel file '{kernel}' is not a Linux bzImage, a Multiboot kernel or an ELF file with a PVH note"
                 )
         ramdisk = files.enter_context(HostFile(initrd, "initrd")) if initrd else None
-        load = bzimage.load if bzimage.is_bzimage(head) else pvh.load
-        return load(memory, file, ramdisk, arguments, e820, rsdp)
+        if bzimage.is_bzimage(head):
+            return bzimage.load(memory, file, ramdisk, arguments, e820, rsdp, text_screen=text_screen)
+        return pvh.load(memory, file, ramdisk, arguments, e820, rsdp)
 
 
 def _has_pvh_entry(file: HostFile, head: bytes) -> bool:

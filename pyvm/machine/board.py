@@ -17,6 +17,8 @@ from pyvm.devices.dma8237 import DmaPair
 from pyvm.devices.fwcfg import FwCfg
 from pyvm.devices.hpet import Hpet
 from pyvm.devices.i8042 import I8042
+from pyvm.devices.ide.piix3 import COMMAND_PORTS, CONTROL_PORTS, Piix3Ide
+from pyvm.devices.ide.piix3 import IRQS as IDE_IRQS
 from pyvm.devices.ioapic import IoApic
 from pyvm.devices.lapic import Lapic
 from pyvm.devices.pci.bus import PciBus
@@ -196,8 +198,10 @@ class Board:
         self.rtc.on_alarm = self.acpi.rtc_alarm
         smbus = SmbusHost()
         power = Piix4Pm(self.acpi, smbus)
+        self.ide = Piix3Ide(self.memory, (self.isa_irq(IDE_IRQS[0]), self.isa_irq(IDE_IRQS[1])))
         self.pci.attach(self.host_bridge, 0)
         self.pci.attach(self.piix3, 1, 0)
+        self.pci.attach(self.ide, 1, 1)
         self.pci.attach(power, 1, 3)
         self.reset_control = ResetControl(self._events.reset)
         self.pci.reset_control = self.reset_control
@@ -207,10 +211,17 @@ class Board:
         self._keep("pci", self.pci)
         self._keep("i440fx", self.host_bridge)
         self._keep("piix3", self.piix3)
+        self._keep("piix3_ide", self.ide)
         self._keep("piix4_pm", power)
         self.ports.add(PCI_ADDRESS_PORT, 4, self.pci.address_read, self.pci.address_write, "pci address", max_access=4)
         self.ports.add(PCI_DATA_PORT, 4, self.pci.data_read, self.pci.data_write, "pci data", max_access=4)
         self.ports.add(GPE0_BASE, GPE0_SIZE, self.acpi.gpe_read, self.acpi.gpe_write, "acpi gpe0", max_access=4)
+        for number, channel in enumerate(self.ide.channels):
+            for port, size, read, write in (
+                (COMMAND_PORTS[number], 8, channel.command_read, channel.command_write),
+                (CONTROL_PORTS[number], 1, channel.control_read, channel.control_write),
+            ):
+                self.ports.add(port, size, read, write, f"ide{number}", max_access=4)
         self.ports.add(SMI_PORT, 2, self.acpi.apm_read, self.acpi.apm_write, "apm", max_access=1)
 
     # ---- ISA
@@ -228,7 +239,7 @@ class Board:
         )
         # Both gates drive the one A20 line; whichever was written last has it, as on QEMU's board.
         port92 = Port92(on_a20=self.vcpus.set_a20, on_reset=self._events.reset)
-        dma = DmaPair(self.memory)
+        self.dma = dma = DmaPair(self.memory)
         self._keep("keyboard", self.keyboard)
         self._keep("mouse", self.mouse)
         self._keep("i8042", controller)

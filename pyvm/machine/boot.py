@@ -7,8 +7,9 @@ loads the kernel, and gives the boot processor its first registers.
 from __future__ import annotations
 
 import struct
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
@@ -25,6 +26,9 @@ from pyvm.memory import FOUR_GIB
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
+    from pyvm.firmware.bios.machine import BiosDisk
+    from pyvm.firmware.e820 import E820Entry
+    from pyvm.machine.bios import BuiltInBios
     from pyvm.machine.board import Board
 
 _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
@@ -32,6 +36,7 @@ _REAL_MODE_IDT_LIMIT = 0x3FF
 _REAL_MODE_LIMIT = 0xFFFF
 _CODE16 = 0x9B00
 _A20_OPEN = 0x02
+_VIDEO_BIOS = "vgabios-stdvga.bin"
 
 # Vectors 0x08 and 0x70, cascade on IRQ 2, 8086 mode; everything masked but the cascade (Intel 8259A, figure 7).
 _PIC_SETUP = (
@@ -47,7 +52,10 @@ class Boot:
     board: Board
     config: MachineConfig
     tables: Tables
+    disks: Callable[[], Sequence[BiosDisk]]
+    """Returns all drives that the BIOS may boot from."""
     installed: InstalledTables | None = None
+    _bios: BuiltInBios | None = field(default=None, init=False)
 
     def describe_to_guest(self) -> None:
         """Offer what the machine is, its tables and the user's files in fw_cfg; once.  Raises ConfigError."""
@@ -73,16 +81,20 @@ class Boot:
         board, boot = self.board, self.config.boot
         low, high = low_ram_end(board.memory.blocks), high_ram_end(board.memory.blocks)
         cmos.describe_memory(board.rtc, low, high - FOUR_GIB, self.config.smp.cpus)
-        cmos.describe_floppies(board.rtc, (0, 0))
         cmos.describe_boot_order(board.rtc, boot.once or boot.order)
         board.fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", boot.reboot_timeout))
         if boot.splash_time is not None:
             board.fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", boot.splash_time))
+        if boot.bios is not None and self.tables.info.vga:
+            # The video BIOS of a firmware lies beside it; without one there is just no picture.
+            video = Path(boot.bios).with_name(_VIDEO_BIOS)
+            if video.is_file():
+                board.fw_cfg.add_file(f"vgaroms/{_VIDEO_BIOS}", video.read_bytes())
 
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.
 
-        A firmware file does this itself.  Without a kernel there is nothing to boot from, and the boot processor halts.
+        A firmware file does this itself.  Without a kernel the BIOS looks for something to boot.
         """
         board, boot = self.board, self.config.boot
         if boot.bios is not None:
@@ -92,15 +104,29 @@ class Boot:
         try:
             self.installed = installed = self.tables.install(board.memory)
             if boot.kernel is None:
-                board.vcpus.set_registers(0, {"activity": "halted"})
+                self._start_bios(installed.e820)
                 return
             # Loaders and decompressors are not needed by a machine without a kernel.
             from pyvm.firmware.loader import load_kernel
 
-            state = load_kernel(board.memory, boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
+            arguments = (boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
+            state = load_kernel(board.memory, *arguments, text_screen=self.tables.info.vga)
         except BootError as error:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
+
+    def _start_bios(self, e820: list[E820Entry]) -> None:
+        """Let the built-in BIOS start the machine."""
+        if self._bios is None:
+            from pyvm.machine.bios import BuiltInBios
+
+            self._bios = BuiltInBios(self.board, self.config, self.disks(), e820)
+        self._bios.start()
+
+    def firmware_call(self, vcpu: int) -> None:
+        """Run the firmware service at whose entry point a vCPU is."""
+        if self._bios is not None:
+            self._bios.call(vcpu)
 
     def _set_up_processors(self) -> None:
         board = self.board
@@ -156,7 +182,7 @@ def registers_of(state: BootState) -> dict[str, Any]:
     }
 
 
-def describe(board: Board, config: MachineConfig) -> MachineInfo:
+def describe(board: Board, config: MachineConfig, *, vga: bool) -> MachineInfo:
     """Return the machine as firmware describes it to an operating system."""
     uuid = bytes.fromhex(config.uuid.replace("-", "")) if config.uuid else bytes(16)
     model = board.vcpus.model
@@ -169,14 +195,10 @@ def describe(board: Board, config: MachineConfig) -> MachineInfo:
         high_ram_end=high_ram_end(board.memory.blocks),
         serial_ports=serials,
         hpet=config.board.hpet,
+        vga=vga,
         cores_per_socket=config.smp.cores,
         threads_per_core=config.smp.threads,
         cpu_signature=signature(model),
         cpu_features=feature_words(model)[0],
         system=SystemStrings(version=config.board.type, uuid=uuid),
     )
-
-
-def warn_nothing_to_boot() -> None:
-    """Tell the person at the prompt why nothing happens."""
-    print("pyvm: warning: there is nothing to boot: give a kernel with -kernel", file=sys.stderr)

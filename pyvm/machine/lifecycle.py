@@ -192,3 +192,7 @@ class Lifecycle:
     def request_internal_error(self) -> None:
         """The emulator cannot go on with this guest; from any thread."""
         self._soon(lambda: self.vm_stop(RunState.INTERNAL_ERROR))
+
+    def request_io_error(self) -> None:
+        """A disk request cannot go on until somebody has helped; from any thread."""
+        self._soon(lambda: self.vm_stop(RunState.IO_ERROR))

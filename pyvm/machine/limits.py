@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvm.config import DriveConfig, MachineConfig
+from pyvm.config import MachineConfig
 from pyvm.errors import ConfigError
 
 
@@ -17,18 +17,8 @@ def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
     yield config.rtc.driftfix != "none", "-rtc: driftfix"
 
 
-def _drive_limits(drive: DriveConfig) -> Iterator[tuple[bool, str]]:
-    yield drive.format not in (None, "raw", "qcow2"), f"-drive: format={drive.format}"
-    yield drive.direct, "-drive: cache.direct=on"
-    yield drive.no_flush, "-drive: cache.no-flush=on"
-    yield drive.detect_zeroes != "off", f"-drive: detect-zeroes={drive.detect_zeroes}"
-    yield drive.werror not in ("enospc", "report"), f"-drive: werror={drive.werror}"
-    yield drive.rerror != "report", f"-drive: rerror={drive.rerror}"
-
-
 def refuse_unsupported(config: MachineConfig) -> None:
     """Raise ConfigError for the first thing that is asked for and not there."""
-    limits = [*_machine_limits(config), *(limit for drive in config.drives for limit in _drive_limits(drive))]
-    for asked, what in limits:
+    for asked, what in _machine_limits(config):
         if asked:
             raise ConfigError(f"{what} is not supported by pyvm yet")

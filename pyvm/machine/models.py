@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from pyvm.devices.floppy import FloppyController
+from pyvm.devices.ide.atapi import AtapiCd
+from pyvm.devices.ide.disk import IdeDisk
 from pyvm.devices.properties import PCI_PROPERTIES, DeviceModel, Properties, Property
+from pyvm.devices.scsi.properties import CD_PROPERTIES, DISK_PROPERTIES
 from pyvm.devices.virtio.balloon import VirtioBalloon
 from pyvm.devices.virtio.blk import VirtioBlk
 from pyvm.devices.virtio.console import VirtioConsole
 from pyvm.devices.virtio.console_port import ConsolePort
 from pyvm.devices.virtio.pci import AnyVirtioDevice, properties
 from pyvm.devices.virtio.rng import VirtioRng
+from pyvm.devices.virtio.scsi import VirtioScsi
 
 VIRTIO_PCI: dict[str, type[AnyVirtioDevice]] = {
     "virtio-serial-pci": VirtioConsole,
     "virtio-balloon-pci": VirtioBalloon,
     "virtio-rng-pci": VirtioRng,
     "virtio-blk-pci": VirtioBlk,
+    "virtio-scsi-pci": VirtioScsi,
 }
 _VARIANTS = ("", "-transitional", "-non-transitional")
 """QEMU's names for models with both interfaces, or with the modern one only."""
 
-_CATEGORIES = {"virtio-serial-pci": "Input", "virtio-blk-pci": "Storage"}
+_CATEGORIES = {"virtio-serial-pci": "Input", "virtio-blk-pci": "Storage", "virtio-scsi-pci": "Storage"}
 _ALIASES = {"virtio-serial-pci": "virtio-serial", "virtio-balloon-pci": "virtio-balloon"}
 _ALIASES |= {"virtio-rng-pci": "virtio-rng", "virtio-blk-pci": "virtio-blk"}
+_ALIASES |= {"virtio-scsi-pci": "virtio-scsi"}
 
 _EXIT_PROPERTIES = {
     "iobase": Property("uint32", 0x501, "first port"),
@@ -58,6 +65,12 @@ def _virtio_models() -> list[DeviceModel]:
 
 def _other_models() -> list[DeviceModel]:
     return [
+        DeviceModel("ide-hd", "IDE", "Storage", IdeDisk.PROPERTIES, "virtual IDE disk"),
+        DeviceModel("ide-cd", "IDE", "Storage", AtapiCd.PROPERTIES, "virtual IDE CD-ROM"),
+        DeviceModel("scsi-hd", "SCSI", "Storage", DISK_PROPERTIES, "virtual SCSI disk"),
+        DeviceModel("scsi-cd", "SCSI", "Storage", CD_PROPERTIES, "virtual SCSI CD-ROM"),
+        DeviceModel("floppy", "floppy-bus", "Storage", FloppyController.DRIVE_PROPERTIES, "virtual floppy drive"),
+        DeviceModel("VGA", "PCI", "Display", PCI_PROPERTIES, "", ()),
         DeviceModel("virtserialport", "virtio-serial-bus", "Input", ConsolePort.SERIAL_PROPERTIES),
         DeviceModel("virtconsole", "virtio-serial-bus", "Input", ConsolePort.CONSOLE_PROPERTIES),
         DeviceModel("isa-debug-exit", "ISA", "Misc", _EXIT_PROPERTIES),

@@ -20,11 +20,12 @@ from pyvm.cpu.vcpu import CpuEvents, VcpuSet
 from pyvm.devices.acpi_pm import SleepKind, WakeReason
 from pyvm.errors import ConfigError
 from pyvm.machine.board import Board, BoardEvents
-from pyvm.machine.boot import Boot, describe, warn_nothing_to_boot
+from pyvm.machine.boot import Boot, describe
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.plugging import PlugEvents, Plugger
 from pyvm.machine.shadow import read_firmware
+from pyvm.machine.storage import Storage, StorageEvents
 from pyvm.mainloop import MainLoop
 from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
 from pyvm.monitor.dispatcher import Dispatcher
@@ -35,6 +36,7 @@ from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
     from pyvm.config import ChardevConfig, MachineConfig
+    from pyvm.devices.display.vga import Vga
     from pyvm.monitor.hmp.monitor import HumanMonitor
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -103,10 +105,13 @@ class Pc:
         self.board = self._make_board()
         self._give_back(self.board.reset)  # drops the views that devices have of guest memory
         self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
+        self.storage = self._open_storage()
         self._plugger = self._plug()
         from pyvm.firmware.tables import Tables
 
-        self._boot = Boot(self.board, config, Tables(describe(self.board, config)))
+        plugged = self._plugger.plugged
+        tables = Tables(describe(self.board, config, vga=plugged.display is not None))
+        self._boot = Boot(self.board, config, tables, lambda: self._plugger.disks.bootable)
         self._boot.describe_to_guest()
         self.reset_hardware()
 
@@ -128,7 +133,11 @@ class Pc:
                 memory=self.memory,
                 mmio=self.mmio,
                 ports=self.ports,
-                events=CpuEvents(triple_fault=self._guest_resets, failed=self._cpu_failed),
+                events=CpuEvents(
+                    triple_fault=self._guest_resets,
+                    failed=self._cpu_failed,
+                    firmware_call=lambda vcpu: self._boot.firmware_call(vcpu),
+                ),
             )
         except EngineError as error:
             raise ConfigError(str(error)) from None
@@ -184,13 +193,21 @@ class Pc:
             raise ConfigError(f'chardev "{name}" not found')
         return chardev.port()
 
+    def _open_storage(self) -> Storage:
+        events = StorageEvents(
+            emit=self.events.emit, stop=self.lifecycle.request_io_error, call_soon=self.mainloop.call_soon
+        )
+        storage = Storage(self.config, self.lock, self.clock, events)
+        self._give_back(storage.close)
+        return storage
+
     def _plug(self) -> Plugger:
         events = PlugEvents(
             guest_opened_port=self._port_opened,
             balloon_changed=lambda actual: self.events.emit("BALLOON_CHANGE", {"actual": actual}),
             debug_exit=self.request_exit,
         )
-        plugger = Plugger(self.board, self.config, self.chardev_set, events)
+        plugger = Plugger(self.board, self.config, self.chardev_set, self.storage, events)
         self._give_back(plugger.close)
         plugger.plug_all()
         if self.config.debugcon is not None:
@@ -237,12 +254,14 @@ class Pc:
     def pause(self) -> None:
         """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
         self.board.flush()
+        self.storage.pause()
         self._plugger.pause()
 
     def resume(self) -> None:
         """The guest is about to run: devices go on with what waits."""
         self._set_rtc()
         self._plugger.resume()
+        self.storage.resume()
 
     # ---- What the guest does
 
@@ -358,6 +377,15 @@ class Pc:
         """The memory balloon, or None."""
         return self._plugger.plugged.balloon
 
+    def displays(self) -> Sequence[Vga]:
+        """Return the display adapters, the primary one first."""
+        display = self._plugger.plugged.display
+        return [] if display is None else [display.vga]
+
+    def find_device(self, name: str) -> object | None:
+        """Return the device that the user gave the ID `name`, None where there is none."""
+        return self._plugger.plugged.identifiers.get(name)
+
     # ---- Running
 
     def start(self) -> None:
@@ -379,8 +407,6 @@ class Pc:
 
     def _begin(self) -> None:
         if not self.config.start_paused and self.autostart:
-            if self.config.boot.kernel is None and self.config.boot.bios is None and self.config.board.type != "none":
-                warn_nothing_to_boot()
             self.vm_start()
 
     def stop(self) -> None:

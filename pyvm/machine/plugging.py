@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyvm.config import DeviceConfig, DriveConfig
+from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
 from pyvm.devices.virtio.balloon import VirtioBalloon
 from pyvm.devices.virtio.blk import VirtioBlk
@@ -18,25 +18,26 @@ from pyvm.devices.virtio.console import VirtioConsole
 from pyvm.devices.virtio.console_port import ConsolePort
 from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
 from pyvm.devices.virtio.rng import VirtioRng
+from pyvm.devices.virtio.scsi import VirtioScsi
 from pyvm.errors import ConfigError
 from pyvm.machine.board import SERIAL_PORTS
+from pyvm.machine.disks import Disks
 from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 
 if TYPE_CHECKING:
-    from pyvm.block.node import Node
     from pyvm.chardev.base import Chardev
     from pyvm.chardev.registry import ChardevSet
     from pyvm.config import MachineConfig
+    from pyvm.devices.display.vga import Vga
+    from pyvm.devices.pci.function import PciFunction
     from pyvm.machine.board import Board
+    from pyvm.machine.storage import Storage
+    from pyvm.machine.video import Display
 
 _TRANSPORT = ("vectors", "packed", "event_idx", "indirect_desc", "any_layout", "notify_on_empty", "queue_reset")
-_DISK = (
-    *("queue-size", "config-wce", "discard", "write-zeroes", "logical_block_size", "physical_block_size"),
-    *("min_io_size", "opt_io_size", "max-discard-sectors", "max-write-zeroes-sectors"),
-)
-_ONE_QUEUE_PER_CPU = 0xFFFF
 _NEXT_FREE = 0xFFFFFFFF
+_VGA_SLOT = "02.0"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Plugged:
     serial_buses: dict[str, VirtioConsole] = field(default_factory=dict)
     """By the name of the bus, as in ``virtio-serial0.0``."""
     balloon: VirtioBalloon | None = None
+    display: Display | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
-    disks: list[Node] = field(default_factory=list)
     random_sources: list[int] = field(default_factory=list)
     """Descriptors that entropy devices read from."""
 
@@ -68,22 +69,27 @@ class Plugged:
 class Plugger:
     """Makes devices from their records.  Errors are ConfigErrors with the option as it was typed."""
 
-    def __init__(self, board: Board, config: MachineConfig, chardevs: ChardevSet, events: PlugEvents) -> None:
+    def __init__(
+        self, board: Board, config: MachineConfig, chardevs: ChardevSet, storage: Storage, events: PlugEvents
+    ) -> None:
         self.plugged = Plugged()
+        self.disks = Disks(board, config, storage)
         self._board = board
         self._config = config
         self._chardevs = chardevs
         self._events = events
-        self._drives = {drive.id: drive for drive in config.drives}
-        self._used_drives: set[str] = set()
 
     def plug_all(self) -> None:
         """Plug in everything that the configuration names, devices before the drives that need none."""
+        if self._config.vga == "std":
+            self.plug(DeviceConfig("VGA", properties={"addr": _VGA_SLOT}))
         for device in self._config.devices:
             self._with_origin(device.origin, self.plug, device)
-        for drive in self._config.drives:
-            if drive.interface == "virtio":
-                self._with_origin(drive.origin, self._plug_drive, drive)
+        for drive in (*self._config.drives, *self._config.default_drives):
+            wanted = self.disks.device_for(drive)
+            if wanted is not None:
+                self._with_origin(wanted.origin, self.plug, wanted)
+        self.disks.add_floppy_controller()
 
     @staticmethod
     def _with_origin(origin: str, action: Callable[[Any], None], argument: Any) -> None:
@@ -103,9 +109,7 @@ class Plugger:
             device.resume()
 
     def close(self) -> None:
-        """Close the images and what entropy comes from."""
-        for disk in self.plugged.disks:
-            disk.close()
+        """Close what entropy comes from."""
         for descriptor in self.plugged.random_sources:
             os.close(descriptor)
 
@@ -125,8 +129,17 @@ class Plugger:
         if plain in VIRTIO_PCI:
             self._check_bus(device, "pci.0")
             return self._plug_virtio(model, plain, suffix, device, values)
-        if model.bus == "virtio-serial-bus":
-            return self._plug_port(model, device, values)
+        if model.name == "VGA":
+            self._check_bus(device, "pci.0")
+            return self._plug_vga(values)
+        plug = {
+            "virtio-serial-bus": self._plug_port,
+            "IDE": self.disks.plug_ide,
+            "SCSI": self.disks.plug_scsi,
+            "floppy-bus": self.disks.plug_floppy,
+        }.get(model.bus or "")
+        if plug is not None:
+            return plug(model, device, values)
         self._check_bus(device, "isa.0")
         if model.name == "isa-debug-exit":
             return self._plug_debug_exit(values)
@@ -164,7 +177,8 @@ class Plugger:
             "virtio-serial-pci": self._make_console,
             "virtio-balloon-pci": self._make_balloon,
             "virtio-rng-pci": self._make_rng,
-            "virtio-blk-pci": self._make_disk,
+            "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, values),
+            "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
         }
         made = makers[plain](model, device, values)
         function = VirtioPci(
@@ -175,14 +189,29 @@ class Plugger:
             disable_modern=values["disable-modern"],
             **{name: values[name] for name in _TRANSPORT if name in values},
         )
-        address = values["addr"]
-        slot, number = (None, 0) if address is None else divmod(address, 8)
-        self._board.pci.attach(function, slot, number)
+        self._attach(function, values)
         name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
         self._board.components[name] = function
         self._board.components[f"{name}/virtio"] = made
         self.plugged.virtio.append(made)
+        if isinstance(made, VirtioBlk):
+            self.disks.virtio_disk_plugged(made, function, values)
+        elif isinstance(made, VirtioScsi):
+            self.disks.scsi_host_plugged(made, function, values)
         return function
+
+    def _attach(self, function: PciFunction, values: dict[str, Any]) -> None:
+        address = values["addr"]
+        slot, number = (None, 0) if address is None else divmod(address, 8)
+        self._board.pci.attach(function, slot, number)
+
+    def _plug_vga(self, values: dict[str, Any]) -> Vga:
+        from pyvm.machine.video import Display
+
+        display = self.plugged.display = Display(self._board)
+        self._attach(display.vga, values)
+        self._board.components["vga"] = display.vga
+        return display.vga
 
     def _make_console(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioConsole:
         del model
@@ -232,45 +261,6 @@ class Plugger:
                 self.plugged.random_sources.append(descriptor)
                 return lambda count: _read_random(descriptor, count)
         return os.urandom
-
-    # ---- Disks
-
-    def _make_disk(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioBlk:
-        del device
-        name = values["drive"]
-        if name is None:
-            raise ConfigError("drive property not set")
-        if name not in self._drives:
-            raise not_found(model, "drive", name)
-        if name in self._used_drives:
-            raise in_use(model, "drive", name)
-        return self._open_disk(self._drives[name], values)
-
-    def _plug_drive(self, drive: DriveConfig) -> None:
-        """Give a drive without a device of its own a virtio disk."""
-        if drive.id not in self._used_drives:
-            self.plug(DeviceConfig("virtio-blk-pci", properties={"drive": drive.id}))
-
-    def _open_disk(self, drive: DriveConfig, values: dict[str, Any]) -> VirtioBlk:
-        from pyvm.block.errors import BlockError
-        from pyvm.block.open import open_image
-
-        try:
-            disk = open_image(
-                drive.file, name=drive.id, format=drive.format, read_only=drive.readonly, unmap=drive.discard
-            )
-        except BlockError as error:
-            raise ConfigError(str(error)) from None
-        self.plugged.disks.append(disk)
-        self._used_drives.add(drive.id)
-        queues = values["num-queues"]
-        return VirtioBlk(
-            disk,
-            serial=values["serial"],
-            num_queues=self._config.smp.cpus if queues == _ONE_QUEUE_PER_CPU else queues,
-            write_cache=drive.writeback if values["write-cache"] == "auto" else values["write-cache"] == "on",
-            **{name.replace("-", "_"): values[name] for name in _DISK if name in values},
-        )
 
     # ---- Virtio-serial ports
 

@@ -335,7 +335,7 @@ def test_chains_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BlockError) as error:
         open_image(str(second))
     assert theirs == f"qemu-io: can't open device {second}: {error.value}"
-    for name in ("nbd://localhost/x", "json:{}"):
+    for name in ("bogus://localhost/x", "bogus:x"):
         image = bytearray(first.read_bytes())
         start, length = int.from_bytes(image[8:16], "big"), len(name)
         image[start : start + length] = name.encode()

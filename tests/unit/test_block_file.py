@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyvm.block.drivers.file import FileNode
 from pyvm.block.drivers.raw import RawNode
 from pyvm.block.errors import BlockError
-from pyvm.block.node import backing_access, disk_access, storage_access
+from pyvm.block.node import Node, backing_access, disk_access, storage_access
 from pyvm.block.open import open_image
 from pyvm.block.probe import probe_format
 from pyvm.block.vectors import Cursor, behind
@@ -98,7 +98,9 @@ def test_a_given_format_lets_the_guest_write_anything(image: Path) -> None:
         open_image(str(image), warn=said.append)
     node = open_image(str(image), format="raw")
     assert node.read(0, 4) == b"QFI\xfb"
-    assert node.size == SIZE
+    # The last sector is filled up.
+    assert node.size == SIZE + 512
+    assert node.read(SIZE, 512) == b"rest".ljust(512, b"\0")
     node.close()
 
 
@@ -122,7 +124,7 @@ def test_a_window_of_a_file(image: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "size", "message"),
     [
-        (SIZE + 512, None, "Offset cannot be greater than size of the containing file"),
+        (SIZE + 512, None, r"Offset \(33280\) cannot be greater than size of the containing file"),
         (0, 100, "Specified size is not multiple of 512"),
         (512, SIZE, r"The sum of offset \(512\) and size \(32768\) has to be smaller or equal"),
     ],
@@ -207,3 +209,179 @@ def test_no_write_makes_another_format(image: Path, data: bytes, offset: int) ->
         pass
     node.close()
     assert probe_format(image.read_bytes()[:512]) == "raw"
+
+
+# ---- Direct I/O
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, SIZE + 5000),
+            st.lists(st.integers(1, 3000), min_size=1, max_size=4),
+            st.booleans(),
+        ),
+        max_size=12,
+    )
+)
+def test_direct_io_may_start_and_end_anywhere(image: Path, steps: list[tuple[int, list[int], bool]]) -> None:
+    """Against a model: offsets, lengths and addresses that the host does not take as they are."""
+    before = image.read_bytes()
+    model = bytearray(before)
+    node = FileNode(str(image), direct=True)
+    for number, (offset, lengths, write) in enumerate(steps):
+        length = sum(lengths)
+        if write:
+            data = bytes([number + 1]) * length
+            node.writev(offset, list(_pieces(memoryview(data), lengths)))
+            model.extend(bytes(max(offset + length - len(model), 0)))
+            model[offset : offset + length] = data
+        else:
+            room = bytearray(length)
+            node.readv(offset, list(_pieces(memoryview(room), lengths)))
+            assert room == bytes(model[offset : offset + length]).ljust(length, b"\0")
+    node.flush()
+    node.close()
+    assert image.read_bytes() == model
+    image.write_bytes(before)
+
+
+def _pieces(view: memoryview, lengths: list[int]) -> list[memoryview]:
+    pieces = []
+    for length in lengths:
+        pieces.append(view[:length])
+        view = view[length:]
+    return pieces
+
+
+def test_direct_io_of_more_than_fits_the_bounce_buffer(image: Path) -> None:
+    node = FileNode(str(image), direct=True)
+    data = os.urandom((3 << 20) + 77)
+    node.write(333, data)
+    assert node.read(333, len(data)) == data
+    assert node.head(8) == bytes(range(8))
+    node.close()
+    assert image.stat().st_size == 333 + len(data)
+
+
+# ---- What is where
+
+
+def extents(node: Node, length: int) -> list[tuple[int, bool, bool]]:
+    found = []
+    offset = 0
+    while offset < length:
+        extent = node.block_status(offset, length - offset)
+        assert extent.length > 0
+        found.append((extent.length, extent.data, extent.zero))
+        if extent.data:
+            assert extent.offset is not None
+        offset += extent.length
+    assert offset == length
+    return found
+
+
+def test_holes_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.seek(65536)
+        file.write(b"d" * 65536)
+        file.truncate(262144 + 100)
+    node = open_image(str(path), format="raw")
+    assert node.size == 262144 + 512
+    assert extents(node, node.size) == [(65536, False, True), (65536, True, False), (131584, False, True)]
+    assert (node.allocated_bytes() or 0) < 262144
+    node.close()
+    window = RawNode(FileNode(str(path)), offset=65536, size=65536)
+    extent = window.block_status(512, 65536)
+    assert (extent.length, extent.offset, extent.node) == (65024, 66048, window.file)
+    window.close()
+
+
+def test_zeros_take_no_room_where_they_may(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * 262144)
+    node = FileNode(str(path), unmap=True)
+    node.discard(0, 65536)
+    node.write_zeroes(65536, 65536, True)
+    node.write_zeroes(131072, 65536, False)
+    node.write_zeroes(1 << 20, 4096, True)
+    assert extents(node, 131072) == [(131072, False, True)]
+    assert node.length() == (1 << 20) + 4096
+    node.close()
+    assert path.read_bytes()[:262144] == bytes(196608) + b"x" * 65536
+    node = FileNode(str(path))
+    node.discard(196608, 65536)
+    node.write_zeroes(196608, 4096, True)
+    node.close()
+    assert path.read_bytes()[196608:262144] == bytes(4096) + b"x" * 61440
+
+
+def test_zeros_that_the_host_has_no_call_for(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("pyvm.block.drivers.file.fallocate", refuse)
+    node = FileNode(str(image), unmap=True)
+    node.write_zeroes(100, 1000, True)
+    node.discard(2000, 1000)
+    node.close()
+    data = image.read_bytes()
+    assert data[100:1100] == bytes(1000)
+    assert data[2000:2004] == bytes(range(208, 212))
+
+
+def test_the_size_changes(image: Path) -> None:
+    node = open_image(str(image), format="raw")
+    node.truncate(1 << 20)
+    assert node.size == 1 << 20
+    assert node.read((1 << 20) - 512, 512) == bytes(512)
+    for mode in ("falloc", "full"):
+        node.truncate(node.size + 65536, preallocation=mode)  # type: ignore[arg-type]
+        assert (node.allocated_bytes() or 0) >= 65536
+    for size, mode, message in (
+        (2 << 20, "metadata", r"^Unsupported preallocation mode 'metadata'$"),
+        (512, "falloc", r"^Preallocation can't be used for shrinking files$"),
+    ):
+        with pytest.raises(BlockError, match=message):
+            node.truncate(size, preallocation=mode)  # type: ignore[arg-type]
+    node.truncate(4096)
+    assert node.size == 4096
+    node.close()
+    fixed = RawNode(FileNode(str(image)), size=512)
+    with pytest.raises(BlockError, match=r"^Cannot resize fixed-size raw disks$"):
+        fixed.truncate(1024)
+    fixed.close()
+
+
+def test_flushes_can_be_left_out(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    for no_flush, expected in ((True, 0), (False, 1)):
+        node = FileNode(str(image), no_flush=no_flush)
+        node.flush()
+        node.write(0, b"x")
+        node.flush()
+        node.flush()
+        node.close()
+        assert len(synced) == expected
+
+
+def test_zeros_are_detected_in_a_file(image: Path) -> None:
+    node = FileNode(str(image), detect_zeroes="unmap", unmap=True)
+    node.truncate(1 << 20)
+    node.write(0, bytes(1 << 20))
+    assert extents(node, 1 << 20) == [(1 << 20, False, True)]
+    node.close()
+
+
+def test_a_device_of_the_host() -> None:
+    with pytest.raises(BlockError, match=r"^'file' driver requires '/dev/zero' to be a regular file$"):
+        FileNode("/dev/zero")
+    node = open_image("/dev/zero", format="raw", read_only=True)
+    assert node.file is not None
+    assert node.file.driver == "host_device"
+    with pytest.raises(BlockError, match=r"^Cannot resize device files$"):
+        node.truncate(512)
+    node.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -574,9 +575,11 @@ def test_io_apic_and_pics() -> None:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A machine with nothing to boot: its processors are halted, whether it runs or not."""
-    with Machine("-S", "-nodefaults", m=16, smp=2, agent=False) as made:
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose firmware jumps to where it is for ever."""
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(b"\xf4" * 0xFFF0 + b"\xeb\xfe" * 8)
+    with Machine("-S", "-nodefaults", "-bios", str(firmware), m=16, smp=2, agent=False) as made:
         yield made
 
 

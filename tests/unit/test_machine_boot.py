@@ -40,6 +40,10 @@ def test_a_file_of_the_user_does_not_replace_a_table() -> None:
         pass
 
 
-def test_without_a_kernel_the_boot_processor_halts() -> None:
+def test_without_a_kernel_the_boot_processor_starts_in_the_bios() -> None:
     with machine() as pc:
-        assert pc.cpus.registers(0)["activity"] == "halted"
+        state = pc.cpus.registers(0)
+        assert state["activity"] == "running"
+        assert (state["cs"][0], state["rip"]) == (0xF000, 0xE05B)
+        assert pc.memory.read(0xFFFF0, 1) == b"\xea"
+        assert pc.memory.read_u32(4 * 0x13) == 0xF000E3FE

@@ -86,9 +86,50 @@ def test_debug_exit_ends_the_machine_with_its_status() -> None:
 
 def test_disks_by_device_and_by_drive(image: str) -> None:
     with pc("-drive", f"file={image},if=none,id=d,format=raw", *devices("virtio-blk-pci,drive=d,id=disk")) as machine:
-        assert len(machine._plugger.plugged.disks) == 1
-    with pc("-drive", f"file={image},if=virtio,format=raw") as machine:
-        assert len(machine._plugger.plugged.disks) == 1
+        assert machine.storage.drives["d"].backend.device is machine._plugger.plugged.virtio[0]
+    with pc("-drive", f"file={image},format=raw") as machine:
+        assert [disk.interface for disk in machine._plugger.disks.bootable] == ["virtio"]
+
+
+def test_disks_on_every_bus(image: str) -> None:
+    drives = [word for name in "abcde" for word in ("-drive", f"file={image},if=none,id={name},format=raw,readonly=on")]
+    models = (
+        "ide-cd,drive=a,bus=ide.1",
+        "virtio-scsi-pci,id=s",
+        "scsi-hd,drive=b,bootindex=3",
+        "scsi-cd,drive=c,scsi-id=1",
+    )
+    with pc(*drives, *devices(*models, "floppy,drive=d", "virtio-blk,drive=e")) as machine:
+        places = [(disk.kind, disk.interface, disk.channel, disk.unit) for disk in machine._plugger.disks.bootable]
+        assert places == [
+            ("cdrom", "ide", 1, 0),
+            ("disk", "scsi", 0, 0),
+            ("cdrom", "scsi", 0, 1),
+            ("floppy", "floppy", 0, 0),
+            ("disk", "virtio", 0, 0),
+        ]
+        assert machine.board.rtc.cmos(0x10) == 0x50
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ide-hd,drive=d,bus=ide.2", "Bus 'ide.2' not found"),
+        ("ide-hd,drive=d,unit=2", "Can't create IDE unit 2, bus supports only 2 units"),
+        ("ide-hd", "drive property not set"),
+        ("ide-hd,drive=x", "Property 'ide-hd.drive' can't find value 'x'"),
+        ("ide-hd,drive=d,cyls=5", "cyls, heads and secs must be given together"),
+        ("ide-hd,drive=d,bios-chs-trans=x", "Parameter 'bios-chs-trans' does not accept value 'x'"),
+        ("scsi-hd,drive=d", "No 'SCSI' bus found for device 'scsi-hd'"),
+        ("floppy,unit=2", "Can't create floppy unit 2, bus supports only 2 units"),
+        ("virtio-scsi,iothread=t", "Device 't' not found"),
+    ],
+)
+def test_disks_that_cannot_be_plugged_in(image: str, words: str, message: str) -> None:
+    drive = ("-drive", f"file={image},if=none,id=d,format=raw")
+    with pytest.raises(ConfigError) as caught, pc("-nodefaults", *drive, *devices(words)):
+        pass
+    assert str(caught.value) == f"-device {words}: {message}"
 
 
 def test_serial_ports_take_the_next_free_place() -> None:

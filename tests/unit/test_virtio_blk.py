@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyvm.block.backend import BlockBackend
 from pyvm.block.drivers.file import FileNode as RawFile
+from pyvm.devices.properties import DeviceModel, set_properties
 from pyvm.devices.virtio.blk import (
-    F_CONFIG_WCE,
-    F_DISCARD,
-    F_FLUSH,
-    F_MQ,
-    F_RO,
-    F_WRITE_ZEROES,
     S_IOERR,
     S_OK,
     S_UNSUPP,
@@ -31,56 +27,20 @@ from pyvm.devices.virtio.blk import (
     BlkState,
     VirtioBlk,
 )
-from tests.unit.virtio_driver import Buffer, Harness, start
+from pyvm.devices.virtio.blk_options import (
+    F_CONFIG_WCE,
+    F_DISCARD,
+    F_FLUSH,
+    F_MQ,
+    F_RO,
+    F_WRITE_ZEROES,
+    keywords,
+)
+from pyvm.state import StateError
+from tests.unit.disk_support import SECTORS, Disk, LateContext
+from tests.unit.virtio_driver import ALL_COMMON, Buffer, Harness, start
 
-SECTORS = 64
 FEATURES = F_FLUSH | F_CONFIG_WCE | F_DISCARD | F_WRITE_ZEROES
-
-
-class Disk:
-    """A back end in RAM that counts flushes and fails on demand."""
-
-    def __init__(self, sectors: int = SECTORS, *, read_only: bool = False, serial: str = "S3R1AL") -> None:
-        self.data = bytearray(os.urandom(sectors * 512))
-        self.read_only = read_only
-        self.serial = serial
-        self.flushes = 0
-        self.calls: list[tuple[str, int, int]] = []
-        self.error: OSError | None = None
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def _begin(self, what: str, offset: int, length: int) -> None:
-        assert offset >= 0
-        assert offset + length <= self.size
-        if self.error is not None:
-            raise self.error
-        self.calls.append((what, offset, length))
-
-    def readv(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        self._begin("read", offset, sum(map(len, buffers)))
-        for buffer in buffers:
-            buffer[:] = self.data[offset : offset + len(buffer)]
-            offset += len(buffer)
-
-    def writev(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        self._begin("write", offset, sum(map(len, buffers)))
-        for buffer in buffers:
-            self.data[offset : offset + len(buffer)] = buffer
-            offset += len(buffer)
-
-    def flush(self) -> None:
-        self._begin("flush", 0, 0)
-        self.flushes += 1
-
-    def discard(self, offset: int, length: int) -> None:
-        self._begin("discard", offset, length)
-
-    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        self._begin("unmap" if unmap else "zero", offset, length)
-        self.data[offset : offset + length] = bytes(length)
 
 
 class Guest:
@@ -163,7 +123,7 @@ def test_bounds(kind: int, sector: int, length: int, status: int) -> None:
 @pytest.mark.parametrize("kind", [T_IN, T_OUT, T_FLUSH, T_DISCARD, T_WRITE_ZEROES])
 def test_failure_of_the_back_end_is_an_io_error(kind: int) -> None:
     guest = Guest()
-    guest.disk.error = OSError(28, "No space left on device")
+    guest.disk.error = OSError(5, "Input/output error")
     data = [] if kind in (T_IN, T_FLUSH) else [sectors_range(0, 1) if kind != T_OUT else bytes(512)]
     assert guest.status(kind, 0, data, [512] if kind == T_IN else []) == S_IOERR
 
@@ -296,7 +256,7 @@ def test_malformed_requests_break_the_device() -> None:
 def test_capacity_change_is_announced() -> None:
     guest = Guest()
     guest.disk.data += bytes(512)
-    guest.device.capacity_changed()
+    guest.device.resized()
     assert guest.device.config_read(0, 8) == SECTORS + 1
     assert len(guest.h.config_interrupts) == 1
 
@@ -314,6 +274,249 @@ def test_hostile_requests(kind: int, sector: int, data: list[bytes], room: list[
     assert status in (S_OK, S_IOERR, S_UNSUPP)
 
 
+# Requests that do not end at once
+
+
+class LateGuest(Guest):
+    """A driver whose disk takes its time."""
+
+    def __init__(self, *, packed: bool = False, error: OSError | None = None, **options: int) -> None:
+        self.context = LateContext()
+        self.disk = Disk()
+        self.disk.error = error
+        self.backend = BlockBackend(self.disk, self.context, werror="stop", rerror="stop")  # type: ignore[arg-type]
+        self.device = VirtioBlk(self.backend, **options)
+        self.h = start(self.device, FEATURES | (F_MQ & self.device.offered_features), packed=packed)
+
+    def begin(self, kind: int, sector: int, data: Sequence[bytes] = (), room: Sequence[int] = ()) -> Buffer:
+        header = struct.pack("<IIQ", kind, 0, sector)
+        return self.h.rings[0].add([header, *data], [*room, 1], indirect=True)
+
+    def successor(self) -> LateGuest:
+        """Return a machine that took over this one's state and memory."""
+        other = LateGuest.__new__(LateGuest)
+        other.context = LateContext()
+        other.disk = self.disk
+        other.backend = BlockBackend(self.disk, other.context)  # type: ignore[arg-type]
+        other.device = VirtioBlk(other.backend)
+        other.h = Harness(other.device, self.h.memory, self.h.arena, self.h.rings)
+        other.device.attach(self.h.memory, ALL_COMMON, other.h.interrupts.append, lambda: None)
+        other.device.pause()
+        other.device.load(BlkState.from_dict(self.device.save().to_dict()))
+        return other
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_requests_end_in_any_order(packed: bool) -> None:
+    guest = LateGuest(packed=packed)
+    buffers = [guest.begin(T_IN, sector, room=[512]) for sector in (4, 0, 8)]
+    guest.h.kick(0)
+    assert guest.h.rings[0].collect() == []
+    assert [work.offset for work in guest.context.queue] == [0, 2048, 4096]  # type: ignore[attr-defined]
+    guest.context.finish(1)
+    guest.context.finish(1)
+    assert guest.h.interrupts == [0, 0]
+    guest.context.finish()
+    done = guest.h.rings[0].collect()
+    assert done == [buffers[0], buffers[2], buffers[1]]
+    for buffer, sector in zip(buffers, (4, 0, 8), strict=True):
+        assert buffer.data(guest.h.memory) == guest.disk.data[sector * 512 : sector * 512 + 512] + b"\0"
+
+
+def test_neighbours_are_merged() -> None:
+    guest = LateGuest()
+    data = [os.urandom(512 * count) for count in (1, 2, 3)]
+    writes = [guest.begin(T_OUT, sector, [block]) for sector, block in zip((3, 1, 4), data, strict=True)]
+    apart = guest.begin(T_OUT, 9, [data[0]])
+    reads = [guest.begin(T_IN, sector, room=[512]) for sector in (20, 21)]
+    guest.h.kick(0)
+    assert len(guest.context.queue) == 3
+    guest.context.settle(lambda: False)
+    assert guest.disk.calls == [("write", 512, 3072), ("write", 4608, 512), ("read", 10240, 1024)]
+    assert guest.disk.data[512:3584] == data[1] + data[0] + data[2]
+    assert guest.h.interrupts == [0, 0, 0], "one for each request to the back end"
+    assert len(guest.h.rings[0].collect()) == 6
+    assert [b.data(guest.h.memory)[-1] for b in [*writes, apart, *reads]] == [S_OK] * 6
+    assert guest.backend.stats.merged[:2] == [1, 2]
+
+
+def test_merging_can_be_switched_off_and_has_limits() -> None:
+    guest = LateGuest(request_merging=False)
+    for sector in (0, 1):
+        guest.begin(T_IN, sector, room=[512])
+    guest.h.kick(0)
+    assert len(guest.context.queue) == 2
+    large = LateGuest()
+    large.disk.data = bytearray(4 << 20)
+    for number in range(4):
+        large.begin(T_IN, number * 1024, room=[512 << 10])
+    large.h.kick(0)
+    assert [work.length for work in large.context.queue] == [1 << 20, 1 << 20]  # type: ignore[attr-defined]
+    overlapping = LateGuest()
+    for _ in range(2):
+        overlapping.begin(T_OUT, 0, [bytes(1024)])
+    overlapping.h.kick(0)
+    assert len(overlapping.context.queue) == 2
+
+
+def test_one_interrupt_for_a_batch() -> None:
+    guest = Guest()
+    for sector in (0, 9, 3):
+        guest.h.rings[0].add([struct.pack("<IIQ", T_IN, 0, sector)], [512, 1], indirect=True)
+    guest.h.kick(0)
+    assert guest.h.interrupts == [0]
+    assert len(guest.h.rings[0].collect()) == 3
+
+
+def test_flush_comes_behind_the_writes_before_it() -> None:
+    guest = LateGuest()
+    guest.begin(T_OUT, 0, [bytes(512)])
+    guest.begin(T_FLUSH, 0)
+    guest.begin(T_OUT, 1, [bytes(512)])
+    guest.h.kick(0)
+    guest.context.settle(lambda: False)
+    assert [call[0] for call in guest.disk.calls] == ["write", "flush", "write"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_requests_in_flight_survive_a_save(packed: bool) -> None:
+    guest = LateGuest(packed=packed)
+    data = os.urandom(1024)
+    first = guest.begin(T_IN, 0, room=[512])
+    write = guest.begin(T_OUT, 30, [data])
+    read = guest.begin(T_IN, 8, room=[100, 412])
+    guest.h.kick(0)
+    guest.context.finish()  # in a packed ring, this overwrites a descriptor
+    assert guest.h.rings[0].collect() == [first]
+    other = guest.successor()
+    assert other.device.save() == guest.device.save()
+    assert not other.context.queue
+    other.device.resume()
+    other.context.settle(lambda: False)
+    assert set(map(id, other.h.rings[0].collect())) == {id(write), id(read)}
+    assert other.disk.data[30 * 512 : 32 * 512] == data
+    assert read.data(other.h.memory) == guest.disk.data[4096:4608] + b"\0"
+    later = other.begin(T_IN, 3, room=[512])
+    other.h.kick(0)
+    other.context.finish()
+    assert other.h.rings[0].collect() == [later]
+
+
+def test_held_requests_go_on_or_move() -> None:
+    guest = LateGuest(error=OSError(28, "No space left on device"))
+    buffer = guest.begin(T_OUT, 0, [b"x" * 512])
+    guest.h.kick(0)
+    guest.context.settle(lambda: False)
+    assert guest.h.rings[0].collect() == []
+    guest.device.pause()
+    other = guest.successor()
+    guest.disk.error = None
+    guest.backend.resume()
+    guest.context.settle(lambda: False)
+    assert guest.h.rings[0].collect() == [buffer]
+    assert buffer.data(guest.h.memory) == b"\0"
+    assert len(other.device.save().requests) == 1
+
+
+def test_reset_forgets_requests() -> None:
+    guest = LateGuest(error=OSError(5, "Input/output error"))
+    guest.begin(T_OUT, 0, [b"x" * 512])
+    guest.h.kick(0)
+    guest.context.settle(lambda: False)
+    assert len(guest.backend.held) == 1
+    guest.begin(T_IN, 1, room=[512])
+    guest.h.kick(0)
+    guest.device.set_status(0)
+    assert not guest.backend.held
+    assert not guest.context.queue
+    assert guest.h.rings[0].collect() == []
+    assert guest.h.interrupts == []
+    assert guest.device.save().requests == []
+
+
+def test_reset_of_one_queue_lets_its_requests_end() -> None:
+    guest = LateGuest(num_queues=2)
+    buffer = guest.begin(T_IN, 0, room=[512])
+    guest.h.kick(0)
+    guest.device.disable_queue(0)
+    assert not guest.context.queue
+    assert guest.h.rings[0].collect() == [buffer]
+
+
+def test_states_that_cannot_be() -> None:
+    guest = LateGuest()
+    for sector in (0, 9):
+        guest.begin(T_IN, sector, room=[512])
+    guest.h.kick(0)
+    good = guest.device.save()
+
+    def refuse(change: Callable[[BlkState], None], message: str) -> None:
+        state = good.copy()
+        change(state)
+        with pytest.raises(StateError, match=message):
+            guest.device.load(state)
+
+    refuse(lambda state: state.requests.pop(), "2 entries in use, but the chains in flight are others")
+    refuse(lambda state: setattr(state.requests[1], "head", state.requests[0].head), "in flight twice")
+    refuse(lambda state: setattr(state.requests[1], "queue", 7), "entries in use|not there")
+    refuse(lambda state: setattr(state.requests[1], "head", 5000), "outside the queue")
+    refuse(lambda state: state.requests[1].writable.append([1 << 40, 1]), "no guest RAM")
+    refuse(lambda state: state.requests[1].writable.clear(), "a request in flight that is none")
+    refuse(lambda state: state.requests[1].readable.clear(), "a request in flight that is none")
+    refuse(lambda state: state.requests[1].readable.append([0, 0]), "zero sized")
+
+
+def test_options_that_show() -> None:
+    guest = Guest(seg_max_adjust=0, discard_granularity=8192, cyls=10, heads=4, secs=17, queue_size=64)
+    config = guest.device.config()
+    assert struct.unpack_from("<I", config, 12) == (126,)
+    assert struct.unpack_from("<HBB", config, 16) == (10, 4, 17)
+    assert struct.unpack_from("<I", config, 44) == (16,)
+    quiet = VirtioBlk(Disk(), discard_granularity=8192, report_discard_granularity=False)
+    assert struct.unpack_from("<I", quiet.config(), 44) == (1,)
+    assert VirtioBlk(Disk(), discard=False, write_zeroes=False).config_size == 36
+    assert VirtioBlk(Disk(), write_zeroes=False).config_size == 48
+    plain = VirtioBlk(Disk(), config_wce=False, write_cache=False)
+    assert not plain.offered_features & (F_FLUSH | F_CONFIG_WCE)
+    assert not plain.backend.write_cache
+
+
+def test_options_of_property_values() -> None:
+    model = DeviceModel("virtio-blk-pci", "PCI", "Storage", VirtioBlk.PROPERTIES)
+    chosen = keywords(set_properties(model, {"drive": "d0"}), cpus=3)
+    assert (chosen["num_queues"], chosen["discard_granularity"], chosen["write_cache"]) == (3, None, None)
+    given_values = {"num-queues": "2", "discard_granularity": "4k", "write-cache": "off", "seg-max-adjust": "off"}
+    device = VirtioBlk(Disk(), **keywords(set_properties(model, given_values), cpus=3))
+    assert len(device.queues) == 2
+    assert not device.backend.write_cache
+    assert struct.unpack_from("<I", device.config(), 12) == (126,)
+    assert struct.unpack_from("<I", device.config(), 44) == (8,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_asynchronous_disk_keeps_what_was_written(data: st.DataObject) -> None:
+    guest = LateGuest(packed=data.draw(st.booleans()))
+    model = bytearray(guest.disk.data)
+    for _ in range(data.draw(st.integers(1, 5))):
+        pending = []
+        for sector in data.draw(st.lists(st.integers(0, 15), max_size=6, unique=True)):
+            if data.draw(st.booleans()):
+                content = os.urandom(1024)
+                model[sector * 1024 : sector * 1024 + 1024] = content
+                pending.append((guest.begin(T_OUT, sector * 2, [content]), b"\0"))
+            else:
+                expected = bytes(model[sector * 1024 : sector * 1024 + 1024]) + b"\0"
+                pending.append((guest.begin(T_IN, sector * 2, room=[1000, 24]), expected))
+        guest.h.kick(0)
+        while guest.context.queue:
+            guest.context.finish(data.draw(st.integers(0, len(guest.context.queue) - 1)))
+        assert len(guest.h.rings[0].collect()) == len(pending)
+        for buffer, expected in pending:
+            assert buffer.data(guest.h.memory) == expected
+    assert guest.disk.data == model
+
+
 # The raw file itself
 
 
@@ -326,7 +529,7 @@ def image(tmp_path: Path) -> Path:
 
 def test_raw_file_reads_and_writes(image: Path) -> None:
     disk = RawFile(str(image))
-    assert disk.size == SECTORS * 512
+    assert disk.size == (SECTORS + 1) * 512, "a part of a sector is a sector"
     before = image.read_bytes()
     buffers = [memoryview(bytearray(length)) for length in (1, 511, 1000)]
     disk.readv(512, buffers)

@@ -462,7 +462,7 @@ def test_legacy_driver_with_msix() -> None:
     request = ring.add([struct.pack("<IIQ", 0, 0, 0)], [512, 1])
     board.ports.write(BAR0 + 16, 2, 0)
     assert ring.collect() == [request]
-    assert request.data(board.memory)[:512] == board.device.backend.data[:512]  # type: ignore[attr-defined]
+    assert request.data(board.memory)[:512] == board.device.backend.node.data[:512]  # type: ignore[attr-defined]
     assert board.messages == [0x41]
 
 

@@ -1,33 +1,47 @@
-"""Protocol driver *file*: the bytes of a host file or block device."""
+"""Protocol driver *file*: the bytes of a host file."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pyvm.block.drivers.host import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    Bounce,
+    fallocate,
+    find_alignment,
+)
 from pyvm.block.errors import BlockError
-from pyvm.block.locking import lock_image
-from pyvm.block.node import Access, Node, disk_access
-from pyvm.block.vectors import Buffers, behind, fill_zero
+from pyvm.block.locking import ImageLocks
+from pyvm.block.node import ALL_PERMISSIONS, Access, DetectZeroes, Extent, Node, Preallocation, disk_access
+from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, total
+
+if TYPE_CHECKING:
+    from pyvm.block.graph import BlockGraph
+    from pyvm.block.options import Settings
 
 SECTOR = 512
 _IOV_LIMIT = 1024
 """Most buffers of one preadv or pwritev (IOV_MAX of Linux)."""
-
-_FALLOC_FL_KEEP_SIZE = 0x01
-_FALLOC_FL_PUNCH_HOLE = 0x02
-_FALLOC_FL_ZERO_RANGE = 0x10
 _ZERO_CHUNK = 1 << 20
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+Aio = Literal["threads", "native", "io_uring"]
+Locking = Literal["auto", "on", "off"]
 
 
 class FileNode(Node):
     """A host file.
 
-    As a disk, its length is fixed while it is open, and rounded down to whole sectors; the image formats above may
-    write behind that, and let the file grow.  It is locked for `access`.  Raises :class:`BlockError` where the file
-    cannot be opened, is not a file, or is in use in a way that does not go together with `access`.
+    As a disk, its length is whole sectors, the last one filled up with zeros; the image formats above may write behind
+    that, and let the file grow.  It is locked for `access`, where that is given.  `direct` goes around the host's page
+    cache, `no_flush` never asks for stable storage.  Raises :class:`BlockError` where the file cannot be opened, is not
+    a file, or is in use in a way that does not go together with `access`.
     """
 
     driver: ClassVar[str] = "file"
@@ -41,31 +55,77 @@ class FileNode(Node):
         unmap: bool = False,
         serial: str = "",
         access: Access | None = None,
+        direct: bool = False,
+        no_flush: bool = False,
+        auto_read_only: bool = False,
+        force_share: bool = False,
+        detect_zeroes: DetectZeroes = "off",
+        aio: Aio = "threads",
+        locking: Locking = "auto",
     ) -> None:
         super().__init__(name, read_only=read_only, unmap=unmap, serial=serial)
         self.path = path
+        self.direct = direct
+        self.no_flush = no_flush
+        self.auto_read_only = auto_read_only
+        self.force_share = force_share
+        self.detect_zeroes = detect_zeroes
+        self.aio: Aio = aio
         self._written = False
+        self._can_discard = True
+        self._can_zero = {FALLOC_FL_PUNCH_HOLE: True, FALLOC_FL_ZERO_RANGE: True}
         self._lost = 0
         """The error of a flush that failed: the host may have dropped what it could not write."""
-        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+        if force_share and not read_only:
+            raise BlockError("force-share=on can only be used with read-only images")
+        if aio == "native" and not direct:
+            raise BlockError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
+        self._fd = self._open(path)
         try:
-            self._fd = os.open(path, flags)
-        except IsADirectoryError:
-            raise BlockError(f"'file' driver requires '{path}' to be a regular file") from None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise BlockError(f"Could not open '{path}': {reason}") from None
-        try:
-            status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
-                raise BlockError(f"'file' driver requires '{path}' to be a regular file")
-            self.identity = (status.st_dev, status.st_ino)
-            """What tells whether two nodes are the same file."""
-            lock_image(self._fd, path, access or disk_access(read_only))
-            self._size = self.length() & -SECTOR
+            self._check_kind(os.fstat(self._fd))
+            self._locks = ImageLocks(self._fd, path, required=locking == "on") if locking != "off" else None
+            if access is None:
+                access = disk_access(self.read_only)
+            self.set_access(access)
+            self._bounce = Bounce(find_alignment(self._fd)) if direct else None
+            self._size = -(-self.length() // SECTOR) * SECTOR
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _open(self, path: str) -> int:
+        flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if self.direct else 0)
+        try:
+            try:
+                return os.open(path, flags | (os.O_RDONLY if self.read_only else os.O_RDWR))
+            except OSError as error:
+                if self.read_only or not self.auto_read_only or error.errno not in _READ_ONLY:
+                    raise
+                self.read_only = True
+                return os.open(path, flags | os.O_RDONLY)
+        except IsADirectoryError:
+            raise BlockError(f"'{self.driver}' driver requires '{path}' to be {self._KIND}") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            if self.direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
+                reason = "filesystem does not support O_DIRECT"
+            raise BlockError(f"Could not open '{path}': {reason}") from None
+
+    _KIND: ClassVar[str] = "a regular file"
+
+    def _check_kind(self, status: os.stat_result) -> None:
+        if not self._is_mine(status.st_mode):
+            raise BlockError(f"'{self.driver}' driver requires '{self.path}' to be {self._KIND}")
+        self.identity = (status.st_dev, status.st_ino)
+
+    @staticmethod
+    def _is_mine(mode: int) -> bool:
+        return stat.S_ISREG(mode)
+
+    def set_access(self, access: Access) -> None:
+        """Hold other locks from now on.  Raises BlockError, with nothing changed, where somebody is against it."""
+        if self._locks is not None and self._fd >= 0:
+            self._locks.change(Access(access.used, ALL_PERMISSIONS) if self.force_share else access)
 
     @property
     def size(self) -> int:
@@ -78,7 +138,7 @@ class FileNode(Node):
 
     def head(self, count: int) -> bytes:
         """Return the first `count` bytes, or fewer where the file is shorter.  Raises OSError."""
-        return os.pread(self._fd, count, 0)
+        return super().head(count) if self._bounce is not None else os.pread(self._fd, count, 0)
 
     def close(self) -> None:
         """Give the file and its locks back; nothing is flushed."""
@@ -86,75 +146,218 @@ class FileNode(Node):
             os.close(self._fd)
         self._fd = -1
 
+    # ---- Reading and writing
+
     def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers from `offset` on.  Raises OSError.  What is not in the file reads as zeros."""
         for start in range(0, len(buffers), _IOV_LIMIT):
             rest = buffers[start : start + _IOV_LIMIT]
             while rest:
-                count = os.preadv(self._fd, rest, offset)
+                count = self._read_some(offset, rest)
                 if not count:
                     fill_zero(rest)
-                    count = sum(map(len, rest))
+                    count = total(rest)
                 offset += count
                 rest = behind(rest, count)
 
+    def _read_some(self, offset: int, buffers: Buffers) -> int:
+        bounce = self._bounce
+        if bounce is None:
+            return os.preadv(self._fd, buffers, offset)
+        if not bounce.misaligned(offset, buffers):
+            try:
+                return os.preadv(self._fd, buffers, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return bounce.read(self._fd, offset, buffers)
+
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on.  Raises OSError."""
+        if self.detect_zeroes != "off" and is_zero(buffers):
+            self.write_zeroes(offset, total(buffers), self.detect_zeroes == "unmap")
+            return
+        self._write(offset, buffers)
+
+    def _write(self, offset: int, buffers: Buffers) -> None:
         self._written = True
         for start in range(0, len(buffers), _IOV_LIMIT):
             rest = buffers[start : start + _IOV_LIMIT]
             while rest:
-                count = os.pwritev(self._fd, rest, offset)
+                count = self._write_some(offset, rest)
                 offset += count
                 rest = behind(rest, count)
+
+    def _write_some(self, offset: int, buffers: Buffers) -> int:
+        bounce = self._bounce
+        if bounce is None:
+            return os.pwritev(self._fd, buffers, offset)
+        if not bounce.misaligned(offset, buffers):
+            try:
+                return os.pwritev(self._fd, buffers, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return bounce.write(self._fd, offset, buffers)
 
     def flush(self) -> None:
         """Return when everything written is on stable storage.  Raises OSError, and from then on each time."""
         if self._lost:
             raise OSError(self._lost, os.strerror(self._lost))
-        if not self._written:
+        if not self._written or self.no_flush:
             return
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._lost = error.errno or errno.EIO
+            if not self.direct:
+                self._lost = error.errno or errno.EIO
             raise
         self._written = False
 
+    # ---- Discarding and zeros
+
     def discard(self, offset: int, length: int) -> None:
         """Let the range take no room where that was asked for and the host can do it; it reads as zeros then."""
-        if not self.unmap:
+        if not self.unmap or not self._can_discard or not length:
             return
         try:
-            self._fallocate(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
-        except OSError:
+            self._punch(offset, length)
+        except OSError as error:
             # A discard is a hint.
-            return
+            self._can_discard = error.errno not in _UNSUPPORTED
+
+    def _punch(self, offset: int, length: int) -> None:
+        self._written = True
+        fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def _zero_range(self, offset: int, length: int) -> None:
+        self._written = True
+        fallocate(self._fd, FALLOC_FL_ZERO_RANGE, offset, length)
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it takes no room where the host can do that.  Raises OSError."""
-        modes = [_FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE]
+        if not length:
+            return
+        modes = [FALLOC_FL_ZERO_RANGE]
         if unmap and self.unmap:
-            modes.insert(0, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE)
+            modes.insert(0, FALLOC_FL_PUNCH_HOLE)
         for mode in modes:
-            try:
-                self._fallocate(mode, offset, length)
+            if self._can_zero[mode] and self._try_zero(mode, offset, length):
                 return
-            except OSError:
-                # This file system cannot; the next way is slower and the last one always works.
-                continue
+        # This file system cannot; this is slower and always works.
         zeros = memoryview(bytes(min(_ZERO_CHUNK, length)))
         end = offset + length
         while offset < end:
             count = min(len(zeros), end - offset)
-            self.writev(offset, [zeros[:count]])
+            self._write(offset, [zeros[:count]])
             offset += count
 
-    def _fallocate(self, mode: int, offset: int, length: int) -> None:
-        import ctypes
+    def _try_zero(self, mode: int, offset: int, length: int) -> bool:
+        try:
+            if mode == FALLOC_FL_ZERO_RANGE:
+                self._zero_range(offset, length)
+            else:
+                self._punch(offset, length)
+                self._grow(offset + length)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            if error.errno in _UNSUPPORTED:
+                self._can_zero[mode] = error.errno == errno.EINVAL
+            return False
+        return True
 
+    def _grow(self, end: int) -> None:
+        """A hole behind the end of the file does not make it longer by itself."""
+        if self.length() < end:
+            os.ftruncate(self._fd, end)
+
+    # ---- What is where
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return the first run of data, or of a hole, from `offset` on.  Raises OSError."""
+        end = offset + min(length, max(self._size, self.length()) - offset)
+        try:
+            start = os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return Extent(end - offset, True, False, True, offset, self)
+            start = end  # all a hole up to the end, or behind it
+        if start > offset:
+            return Extent(min(start, end) - offset, False, True, True, offset, self)
+        hole = os.lseek(self._fd, offset, os.SEEK_HOLE)
+        if hole % SECTOR and hole < end and hole == self.length():
+            hole = -(-hole // SECTOR) * SECTOR  # zeros fill up the last sector
+        return Extent(min(hole, end) - offset, True, False, True, offset, self)
+
+    def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
+        """Make the file `size` bytes long.  Raises OSError, or BlockError for what cannot be."""
+        present = self.length()
+        if preallocation not in ("off", "falloc", "full"):
+            raise BlockError(f"Unsupported preallocation mode '{preallocation}'")
+        if size < present and preallocation != "off":
+            raise BlockError("Preallocation can't be used for shrinking files")
+        try:
+            if preallocation == "falloc" and size > present:
+                os.posix_fallocate(self._fd, present, size - present)
+            else:
+                os.ftruncate(self._fd, size)
+            if preallocation == "full":
+                self._fill(present, size)
+        except OSError as error:
+            os.ftruncate(self._fd, present)
+            what = "Could not preallocate data for the new file" if preallocation != "off" else "Failed to resize file"
+            raise BlockError(f"{what}: {error.strerror}") from None
         self._written = True
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.fallocate(self._fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+        self._size = -(-size // SECTOR) * SECTOR
+
+    def _fill(self, offset: int, end: int) -> None:
+        zeros = memoryview(bytes(_ZERO_CHUNK))
+        while offset < end:
+            count = min(len(zeros), end - offset)
+            self._write(offset, [zeros[:count]])
+            offset += count
+        os.fsync(self._fd)
+
+    def allocated_bytes(self) -> int | None:
+        """Return how much room it takes on the host."""
+        return os.fstat(self._fd).st_blocks * SECTOR
+
+    @property
+    def has_zero_init(self) -> bool:
+        """New room in a file reads as zeros."""
+        return True
+
+    def drop_cache(self) -> None:
+        """Forget what the host's page cache has of the file."""
+        if not self.direct:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make(
+    settings: Settings,
+    own: dict[str, Any],
+    children: dict[str, Node],
+    graph: BlockGraph,
+    kind: type[FileNode] = FileNode,
+) -> FileNode:
+    """Open a host file; see :mod:`pyvm.block.options`."""
+    del children, graph
+    if own.get("x-check-cache-dropped"):
+        raise BlockError("x-check-cache-dropped=on is not supported by pyvm yet")
+    if "pr-manager" in own:
+        raise BlockError(f"No persistent reservation manager with id '{own['pr-manager']}'")
+    return kind(
+        own["filename"],
+        name=settings.name,
+        read_only=settings.read_only,
+        unmap=settings.unmap,
+        access=settings.access,
+        direct=settings.direct,
+        no_flush=settings.no_flush,
+        auto_read_only=settings.auto_read_only,
+        force_share=settings.force_share,
+        detect_zeroes=settings.detect_zeroes,
+        aio=own.get("aio", "threads"),
+        locking=own.get("locking", "auto"),
+    )

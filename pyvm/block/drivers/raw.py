@@ -1,4 +1,4 @@
-"""Format driver *raw*: the bytes of a file, or of a window in it, are those of the disk.
+"""Format driver *raw*: the bytes of another node, or of a window in it, are those of the disk.
 
 Where the format was guessed, the guest may not write what would be taken for another format the next time: it could
 name any file of the host as its backing file.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyvm.block.drivers.file import SECTOR, FileNode
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Child, Node, Role
+from pyvm.block.node import Child, DetectZeroes, Extent, Node, Preallocation, Role
 from pyvm.block.probe import PROBE_SIZE, probe_format
-from pyvm.block.vectors import Buffers, Cursor, total
+from pyvm.block.vectors import Buffers, Cursor, is_zero, total
+
+if TYPE_CHECKING:
+    from pyvm.block.graph import BlockGraph
+    from pyvm.block.options import Settings
+
+SECTOR = 512
 
 
 class RawNode(Node):
@@ -27,17 +32,31 @@ class RawNode(Node):
     driver: ClassVar[str] = "raw"
 
     def __init__(
-        self, file: FileNode, *, name: str = "", offset: int = 0, size: int | None = None, probed: bool = False
+        self,
+        file: Node,
+        *,
+        name: str = "",
+        offset: int = 0,
+        size: int | None = None,
+        probed: bool = False,
+        read_only: bool | None = None,
+        unmap: bool | None = None,
+        detect_zeroes: DetectZeroes = "off",
     ) -> None:
-        super().__init__(name, read_only=file.read_only, unmap=file.unmap)
+        super().__init__(
+            name,
+            read_only=file.read_only if read_only is None else read_only,
+            unmap=file.unmap if unmap is None else unmap,
+        )
+        self.detect_zeroes = detect_zeroes
         self._file = file
         self._offset = offset
         self._probed = probed
+        self._given_size = size
         length = file.length()
         if size is None:
             if offset > length:
-                raise BlockError("Offset cannot be greater than size of the containing file")
-            size = (length - offset) & -SECTOR
+                raise BlockError(f"Offset ({offset}) cannot be greater than size of the containing file ({length})")
         elif size % SECTOR:
             raise BlockError(f"Specified size is not multiple of {SECTOR}")
         elif offset + size > length:
@@ -45,8 +64,20 @@ class RawNode(Node):
                 f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the"
                 f" containing file ({length})"
             )
-        self._size = size
+        self._size = self._whole_size()
         self.children.append(Child(Role.FILTERED, file))
+
+    def _whole_size(self) -> int:
+        """Return the length of the disk; the last sector is filled up."""
+        if self._given_size is not None:
+            return self._given_size
+        return -((self._offset - self._file.length()) // SECTOR) * SECTOR
+
+    def replace_child(self, old: Node, new: Node) -> None:
+        """Put `new` in the place of the child `old`."""
+        super().replace_child(old, new)
+        if self._file is old:
+            self._file = new
 
     @property
     def size(self) -> int:
@@ -64,7 +95,10 @@ class RawNode(Node):
         self.check_write(offset, length)
         if self._probed and offset < PROBE_SIZE and length:
             buffers = self._checked_head(offset, length, buffers)
-        self._file.writev(self._offset + offset, buffers)
+        if self.detect_zeroes != "off" and is_zero(buffers):
+            self._file.write_zeroes(self._offset + offset, length, self.detect_zeroes == "unmap")
+        else:
+            self._file.writev(self._offset + offset, buffers)
 
     def _checked_head(self, offset: int, length: int, buffers: Buffers) -> Buffers:
         """Return the buffers with a copy of the first sector that has been looked at, so it cannot change again."""
@@ -83,10 +117,47 @@ class RawNode(Node):
     def discard(self, offset: int, length: int) -> None:
         """Give the range back, where that was asked for and the host can do it."""
         self.check_write(offset, length)
-        self._file.discard(self._offset + offset, length)
+        if self.unmap:
+            self._file.discard(self._offset + offset, length)
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros."""
         self.check_write(offset, length)
         if length:
-            self._file.write_zeroes(self._offset + offset, length, unmap)
+            self._file.write_zeroes(self._offset + offset, length, unmap and self.unmap)
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return what the file says: all that is in it is data of this image."""
+        length = min(length, self._size - offset)
+        below = self._file.block_status(self._offset + offset, length)
+        if not below.length:
+            # The file has become shorter under us; what is gone reads as zeros.
+            return Extent(length, False, True, True)
+        return Extent(below.length, below.data, below.zero, True, below.offset, below.node, below.compressed)
+
+    def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
+        """Change the length of the file.  Raises OSError, or BlockError where the length was given."""
+        if self._given_size is not None:
+            raise BlockError("Cannot resize fixed-size raw disks")
+        self._file.truncate(self._offset + size, preallocation=preallocation, exact=exact)
+        self._size = self._whole_size()
+
+    @property
+    def has_zero_init(self) -> bool:
+        """Whether what was never written reads as zeros."""
+        return self._file.has_zero_init
+
+
+def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> RawNode:
+    """Make the node; see :mod:`pyvm.block.options`."""
+    del graph
+    return RawNode(
+        children["file"],
+        name=settings.name,
+        offset=own.get("offset", 0),
+        size=own.get("size"),
+        probed=settings.probed,
+        read_only=settings.read_only,
+        unmap=settings.unmap,
+        detect_zeroes=settings.detect_zeroes,
+    )

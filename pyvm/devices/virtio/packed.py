@@ -23,7 +23,7 @@ from pyvm.devices.virtio.constants import (
     PACKED_DESC_F_AVAIL,
     PACKED_DESC_F_USED,
 )
-from pyvm.devices.virtio.ring import DESCRIPTOR, U16, Chain, RingError, RingMemory, Segments, reject_nested
+from pyvm.devices.virtio.ring import DESCRIPTOR, U16, Chain, RingError, RingMemory, Segments
 from pyvm.memory import GuestMemory, GuestMemoryError
 
 EVENT_SIZE = 4
@@ -107,27 +107,28 @@ class PackedRing(RingMemory):
     def _walk(self, index: int, position: int) -> Chain:
         """Read a chain; its last descriptor holds the buffer ID."""
         size = self._size
-        segments = Segments(self._view, self._chain_limit)
+        segments = Segments(self)
         slots = 0
         while True:
             gpa, length, buffer_id, flags = DESCRIPTOR.unpack_from(self._table, index * DESC_SIZE)
             slots += 1
             if flags & DESC_F_INDIRECT:
-                self._walk_table(segments, self._indirect_table(gpa, length, flags))
+                segments.add_table(self._indirect_table(gpa, length, flags), linked=False)
             else:
                 segments.add(gpa, length, flags)
             if not flags & DESC_F_NEXT:
-                return Chain(buffer_id, position, slots, segments.readable, segments.writable, segments.addresses)
+                return Chain(
+                    buffer_id,
+                    position,
+                    slots,
+                    segments.readable,
+                    segments.writable,
+                    segments.addresses,
+                    segments.sources,
+                )
             if slots >= size:
                 raise RingError("looped descriptor")
             index = index + 1 if index + 1 < size else 0
-
-    @staticmethod
-    def _walk_table(segments: Segments, table: memoryview) -> None:
-        """Read an indirect table, whose descriptors are all of the chain, in order (2.8.7)."""
-        for gpa, length, _, flags in DESCRIPTOR.iter_unpack(table):
-            reject_nested(flags)
-            segments.add(gpa, length, flags)
 
     def _advance(self, position: int, slots: int) -> int:
         index = (position & ~EVENT_WRAP_BIT) + slots

@@ -32,6 +32,7 @@ from pyvm.devices.virtio.constants import (
     ID_BLOCK,
     ID_CONSOLE,
     ID_ENTROPY,
+    ID_SCSI,
     ISR_CONFIG,
     ISR_QUEUE,
     LEGACY_FEATURES_MASK,
@@ -65,6 +66,7 @@ _IDENTITIES = {
     ID_BLOCK: _Identity(0x1001, 0x010000, None),
     ID_BALLOON: _Identity(0x1002, 0x00FF00, 0),
     ID_CONSOLE: _Identity(0x1003, 0x078000, 2),
+    ID_SCSI: _Identity(0x1004, 0x010000, None),
     ID_ENTROPY: _Identity(0x1005, 0x00FF00, None),
 }
 

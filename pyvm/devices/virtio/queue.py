@@ -6,9 +6,10 @@ the others are the methods of the ring itself while the queue is enabled, and do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyvm.devices.virtio.constants import (
+    DESC_F_WRITE,
     EVENT_WRAP_BIT,
     F_EVENT_IDX,
     F_INDIRECT_DESC,
@@ -18,10 +19,13 @@ from pyvm.devices.virtio.constants import (
     MAX_QUEUE_SIZE,
 )
 from pyvm.devices.virtio.packed import FIRST_POSITION, PackedRing, distance
-from pyvm.devices.virtio.ring import U16, Chain, Ring
+from pyvm.devices.virtio.ring import U16, Chain, Ring, RingError, Segments
 from pyvm.devices.virtio.split import SplitRing
 from pyvm.memory import GuestMemory, GuestMemoryError
-from pyvm.state import State, StateError, flag, integer, uint
+from pyvm.state import State, StateError, array, flag, integer, sequence, uint
+
+_SEGMENTS_LIMIT = 2 * MAX_QUEUE_SIZE
+"""A chain through the ring and then an indirect table."""
 
 
 class QueueState(State):
@@ -34,6 +38,20 @@ class QueueState(State):
     device: int = uint(64)
     next_avail: int = uint(16)
     next_used: int = uint(16)
+
+
+class ChainState(State):
+    """A chain that a device holds while the state is saved.
+
+    The segments are here, since the descriptors of a packed ring may have been written over since.
+    """
+
+    queue: int = uint(16)
+    head: int = uint(16)
+    slots: int = integer(1, MAX_QUEUE_SIZE, 1)
+    readable: list[list[int]] = sequence(array(uint(64), 2), _SEGMENTS_LIMIT)
+    """GPA and length in bytes of each segment."""
+    writable: list[list[int]] = sequence(array(uint(64), 2), _SEGMENTS_LIMIT)
 
 
 class _NoRing:
@@ -186,6 +204,30 @@ class VirtQueue:
             state.next_used = self._ring.next_used
         return state
 
+    def save_chain(self, chain: Chain) -> ChainState:
+        """Return the state of a chain that was popped and not pushed yet."""
+        return ChainState(
+            self.index,
+            chain.head,
+            chain.slots,
+            [[gpa, len(segment)] for gpa, segment in zip(chain.sources, chain.readable, strict=True)],
+            [[gpa, len(segment)] for gpa, segment in zip(chain.addresses, chain.writable, strict=True)],
+        )
+
+    def load_chain(self, state: ChainState) -> Chain:
+        """Return a chain saved, once the queue itself is loaded; raise :class:`StateError` where it is none."""
+        if self._ring is None:
+            raise StateError(f"queue {self.index}: a chain, but the queue is not enabled")
+        found = Segments(self._ring)
+        try:
+            for gpa, length in state.readable:
+                found.add(gpa, length, 0)
+            for gpa, length in state.writable:
+                found.add(gpa, length, DESC_F_WRITE)
+        except (RingError, GuestMemoryError) as error:
+            raise StateError(f"queue {self.index}: {error}") from None
+        return Chain(state.head, 0, state.slots, found.readable, found.writable, found.addresses, found.sources)
+
     def check(self, state: QueueState, features: int) -> None:
         """Verify that this queue can be in `state`; raise :class:`StateError` otherwise."""
         path = f"queue {self.index}"
@@ -212,3 +254,23 @@ class VirtQueue:
                 self._map(state.next_avail, state.next_used)
             except GuestMemoryError as error:
                 raise StateError(f"queue {self.index}: {error}") from None
+
+
+def check_chains(queues: Sequence[QueueState], features: int, chains: Sequence[ChainState]) -> None:
+    """Verify that `chains` are all those that were popped and not pushed in `queues`; raise :class:`StateError`."""
+    for index, queue in enumerate(queues):
+        held = [chain for chain in chains if chain.queue == index]
+        if not queue.ready:
+            pending = 0
+        elif features & F_RING_PACKED:
+            pending = distance(queue.next_avail, queue.next_used, queue.size)
+        else:
+            pending = (queue.next_avail - queue.next_used) & U16
+            if any(chain.head >= queue.size or chain.slots != 1 for chain in held):
+                raise StateError(f"queue {index}: a chain that is outside the queue of {queue.size}")
+        if sum(chain.slots for chain in held) != pending:
+            raise StateError(f"queue {index}: {pending} entries in use, but the chains in flight are others")
+        if len({chain.head for chain in held}) != len(held):
+            raise StateError(f"queue {index}: a chain is in flight twice")
+    if any(chain.queue >= len(queues) for chain in chains):
+        raise StateError("a chain in flight of a queue that is not there")

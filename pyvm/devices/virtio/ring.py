@@ -33,7 +33,7 @@ class RingError(ValueError):
 class Chain:
     """One buffer of the driver: device-readable segments, then device-writable ones, as views of guest RAM."""
 
-    __slots__ = ("addresses", "head", "position", "readable", "slots", "writable")
+    __slots__ = ("addresses", "head", "position", "readable", "slots", "sources", "writable")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Chain:
         readable: Sequence[memoryview],
         writable: Sequence[memoryview],
         addresses: Sequence[int],
+        sources: Sequence[int],
     ) -> None:
         self.head = head
         """Descriptor index (split) or buffer ID (packed) by which the driver knows the chain."""
@@ -54,6 +55,8 @@ class Chain:
         self.writable = writable
         self.addresses = addresses
         """GPA of each writable segment."""
+        self.sources = sources
+        """GPA of each readable segment."""
 
     @property
     def readable_bytes(self) -> int:
@@ -122,22 +125,40 @@ class RingMemory:
         indirect: bool,
         on_failure: Callable[[str], None],
     ) -> None:
+        self.memory = memory
+        self.block = (0, 0, table[:0])
+        """Where the segment last seen was: first GPA of its block of RAM, GPA behind it, the block itself."""
         self._view = memory.view
         self._written = memory.written
-        self._chain_limit = memory.size
         self._table = table
         self._size = size
         self._indirect = indirect
         self._fail = on_failure
 
+    def segment(self, gpa: int, length: int) -> memoryview:
+        """Return RAM that may lie in another block than the segment before; raises :class:`GuestMemoryError`."""
+        view = self._view(gpa, length)
+        for block in self.memory.blocks:
+            if block.gpa <= gpa < block.end:
+                self.block = (block.gpa, block.end, self._view(block.gpa, block.size))
+        return view
+
     def _mark_written(self, chain: Chain, written: int) -> None:
-        for gpa, segment in zip(chain.addresses, chain.writable, strict=True):
-            length = len(segment)
-            if length >= written:
-                self._written(gpa, written)
-                return
-            self._written(gpa, length)
+        """Say which RAM was changed, neighbouring segments together."""
+        on_write = self.memory.on_write
+        start = end = 0
+        for gpa, length in zip(chain.addresses, map(len, chain.writable), strict=True):
+            if gpa != end:
+                if end:
+                    on_write(start, end - start)
+                start = gpa
+            end = gpa + length
             written -= length
+            if written <= 0:
+                end += written
+                break
+        if end > start:
+            on_write(start, end - start)
 
     def _indirect_table(self, gpa: int, length: int, flags: int) -> memoryview:
         """Return the view of an indirect table, which stands at the end of a chain and has no table below it."""
@@ -155,14 +176,16 @@ class RingMemory:
 class Segments:
     """The segments of a chain while it is being read."""
 
-    __slots__ = ("_left", "_view", "addresses", "readable", "writable")
+    __slots__ = ("_left", "_ram", "addresses", "readable", "sources", "writable")
 
-    def __init__(self, view: Callable[[int, int], memoryview], limit: int) -> None:
-        self._view = view
-        self._left = limit
+    def __init__(self, ram: RingMemory) -> None:
+        self._ram = ram
+        # Only the same RAM many times over is longer: work without end for whoever takes it.
+        self._left = ram.memory.size
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.addresses: list[int] = []
+        self.sources: list[int] = []
 
     def add(self, gpa: int, length: int, flags: int) -> None:
         """Take up one descriptor."""
@@ -170,15 +193,62 @@ class Segments:
             raise RingError("zero sized buffers are not allowed")
         self._left -= length
         if self._left < 0:
-            # Only the same RAM many times over is that long: work without end for whoever takes it.
             raise RingError("chain is longer than memory")
+        start, end, block = self._ram.block
+        if start <= gpa and gpa + length <= end:
+            segment = block[gpa - start : gpa - start + length]
+        else:
+            segment = self._ram.segment(gpa, length)
         if flags & DESC_F_WRITE:
-            self.writable.append(self._view(gpa, length))
+            self.writable.append(segment)
             self.addresses.append(gpa)
         elif self.writable:
             raise RingError("incorrect order for descriptors")
         else:
-            self.readable.append(self._view(gpa, length))
+            self.readable.append(segment)
+            self.sources.append(gpa)
+
+    def add_table(self, table: memoryview, *, linked: bool) -> bool:
+        """Take up the descriptors of an indirect table in the order in which they stand.
+
+        `linked` says that they are a list (split rings), which ends with the first that has no next one; return False
+        where the list has another order.  This is what most chains are, so it is :meth:`add` once more without calls.
+        """
+        start, end, block = self._ram.block
+        readable, sources, writable, addresses = self.readable, self.sources, self.writable, self.addresses
+        left = self._left
+        index = 0
+        for index, (gpa, length, flags, last) in enumerate(DESCRIPTOR.iter_unpack(table), 1):
+            if not linked:
+                flags = last  # noqa: PLW2901 - the packed format has the buffer ID first
+            left -= length
+            if not length or left < 0 or flags & DESC_F_INDIRECT:
+                reject_nested(flags)
+                raise RingError("chain is longer than memory" if length else "zero sized buffers are not allowed")
+            place = gpa - start
+            if place >= 0 and gpa + length <= end:
+                segment = block[place : place + length]
+            else:
+                segment = self._ram.segment(gpa, length)
+                start, end, block = self._ram.block
+            if flags & DESC_F_WRITE:
+                writable.append(segment)
+                addresses.append(gpa)
+            elif writable:
+                raise RingError("incorrect order for descriptors")
+            else:
+                readable.append(segment)
+                sources.append(gpa)
+            if linked:
+                if not flags & DESC_F_NEXT:
+                    break
+                if last != index:
+                    return False
+        else:
+            if linked:
+                raise RingError(f"next descriptor {index} is outside the table of {index}")
+        self._left = left
+        return True
 
 
 def reject_nested(flags: int) -> None:

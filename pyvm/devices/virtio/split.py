@@ -118,9 +118,9 @@ class SplitRing(RingMemory):
             elif not length:
                 raise RingError("zero sized buffers are not allowed")
             elif flags & DESC_F_WRITE:
-                chain = Chain(head, position, 1, EMPTY, (self._view(gpa, length),), (gpa,))
+                chain = Chain(head, position, 1, EMPTY, (self._view(gpa, length),), (gpa,), NO_ADDRESSES)
             else:
-                chain = Chain(head, position, 1, (self._view(gpa, length),), EMPTY, NO_ADDRESSES)
+                chain = Chain(head, position, 1, (self._view(gpa, length),), EMPTY, NO_ADDRESSES, (gpa,))
         except (RingError, GuestMemoryError) as error:
             self._fail(str(error))
             return None
@@ -130,7 +130,7 @@ class SplitRing(RingMemory):
     def _walk(self, head: int, position: int) -> Chain:
         """Read a chain of several descriptors."""
         table, limit, index, in_table = self._table, self._size, head, False
-        segments = Segments(self._view, self._chain_limit)
+        segments = Segments(self)
         steps = 0
         while True:
             gpa, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESC_SIZE)
@@ -138,17 +138,25 @@ class SplitRing(RingMemory):
                 reject_nested(flags)
             elif flags & DESC_F_INDIRECT:
                 table = self._indirect_table(gpa, length, flags)
+                if index == head:
+                    if segments.add_table(table, linked=True):
+                        return self._chain(head, position, segments)
+                    segments = Segments(self)
                 limit, index, in_table, steps = length // DESC_SIZE, 0, True, 0
                 continue
             segments.add(gpa, length, flags)
             if not flags & DESC_F_NEXT:
-                return Chain(head, position, 1, segments.readable, segments.writable, segments.addresses)
+                return self._chain(head, position, segments)
             steps += 1
             if steps >= limit:
                 raise RingError("looped descriptor")
             if following >= limit:
                 raise RingError(f"next descriptor {following} is outside the table of {limit}")
             index = following
+
+    @staticmethod
+    def _chain(head: int, position: int, found: Segments) -> Chain:
+        return Chain(head, position, 1, found.readable, found.writable, found.addresses, found.sources)
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a chain back, `written` bytes of its writable segments filled; told to the driver by :meth:`flush`."""

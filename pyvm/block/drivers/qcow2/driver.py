@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+import os
+from collections.abc import Mapping as Dictionary
+from typing import Any, ClassVar
 
-from pyvm.block.drivers.file import SECTOR, FileNode
-from pyvm.block.drivers.qcow2.compressed import CompressedClusters
-from pyvm.block.drivers.qcow2.image import Image, Warn
-from pyvm.block.drivers.qcow2.mapping import Kind, Mapping
-from pyvm.block.drivers.qcow2.refcounts import Refcounts
+from pyvm.block.drivers.file import SECTOR
+from pyvm.block.drivers.qcow2 import amend, bitmaps, resize, snapshots, vmstate
+from pyvm.block.drivers.qcow2.check import CheckResult, Report, check, repair_dirty
+from pyvm.block.drivers.qcow2.disk import Disk
+from pyvm.block.drivers.qcow2.image import OnCorrupted, Warn
+from pyvm.block.drivers.qcow2.mapping import Kind
+from pyvm.block.drivers.qcow2.options import OPTION_NAMES, read_options
+from pyvm.block.drivers.qcow2.records import Snapshot
+from pyvm.block.drivers.qcow2.refcounts import Reason
 from pyvm.block.drivers.qcow2.structures import (
-    ALL_AUTOCLEAR,
-    BITMAP_AUTO,
-    BITMAP_FLAGS,
-    BITMAP_IN_USE,
-    MAX_BITMAP_DIRECTORY_BYTES,
-    MAX_BITMAPS,
     MAX_CLUSTER_BITS,
-    MAX_SNAPSHOT_TABLE_BYTES,
     Autoclear,
-    Bitmap,
+    Compatible,
     Header,
     Incompatible,
-    Snapshot,
-    parse_bitmaps,
     parse_header,
-    parse_snapshots,
 )
-from pyvm.block.drivers.qcow2.update import Updater
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Child, Node, Role
-from pyvm.block.vectors import Buffers, Cursor, copy_in, fill_zero, total
+from pyvm.block.node import Child, Extent, Node, Preallocation, Role
+from pyvm.block.vectors import Buffers, Cursor, total
+
+__all__ = ["OPTION_NAMES", "Qcow2Node", "SnapshotNode", "read_header"]
+
+_ZEROS = 1 << 20
+"""Most zeros in memory at once."""
 
 
-def read_header(file: FileNode) -> Header:
+def read_header(file: Node) -> Header:
     """Return the header of the image in `file`.  Raises BlockError."""
     try:
         return parse_header(file.head(1 << MAX_CLUSTER_BITS))
@@ -45,38 +46,40 @@ class Qcow2Node(Node):
     """A qcow2 image in `file`, with the nodes for its data file and backing file where `header` names them.
 
     It closes them in the end, and when its own construction fails it leaves that to the caller.  `warn` is called with
-    one line about damage, or about what a write makes out of date.  Raises :class:`BlockError` for a broken image, and
-    where the image may not be written although `file` may.
+    one line about damage, or about what a write makes out of date.  `options` are those of :mod:`.options`.  `snapshot`
+    is the ID or name of an internal snapshot to read instead of the disk; only where `file` is read-only.  With
+    `for_check`, damaged images are opened as well, and nothing is repaired, for :meth:`check`.
+
+    Raises :class:`BlockError` for a broken image, and where the image may not be written although `file` may.
     """
 
     driver: ClassVar[str] = "qcow2"
 
     def __init__(
         self,
-        file: FileNode,
+        file: Node,
         header: Header,
         *,
         name: str = "",
-        data_file: FileNode | None = None,
+        data_file: Node | None = None,
         backing: Node | None = None,
         warn: Warn,
+        options: Dictionary[str, Any] | None = None,
+        unmap: bool | None = None,
+        snapshot: str | None = None,
+        for_check: bool = False,
     ) -> None:
-        super().__init__(name, read_only=file.read_only, unmap=file.unmap)
-        self._file = file
+        super().__init__(name, read_only=file.read_only, unmap=file.unmap if unmap is None else unmap)
         self._header = header
-        self._data = data_file or file
-        self._backing = backing
-        self._warn = warn
-        self._size = header.size & -SECTOR
+        self._file = file
+        self.path = file.path
+        chosen = read_options(options or {}, header, unmap=self.unmap)
+        self.disk = Disk(
+            file, header, chosen, name=name, data=file if data_file is None else data_file, backing=backing, warn=warn
+        )
+        """The parts of the image, for the other modules of the driver."""
         self._raw_data = data_file is not None and bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
-        self._image = Image(file, header, warn)
-        self._mapping = Mapping(self._image)
-        self._compressed = CompressedClusters(file, header.cluster_bits, header.compression_type)
-        self.snapshots = self._read_snapshots()
-        self._stale_bitmaps: list[Bitmap] = []
-        """Bitmaps that are to follow the guest's writes, and will not."""
-        if not self.read_only:
-            self._open_for_writing()
+        self._open(snapshot, for_check)
         self.children.append(Child(Role.STORAGE, file))
         if data_file is not None:
             self.children.append(Child(Role.DATA_FILE, data_file))
@@ -85,141 +88,182 @@ class Qcow2Node(Node):
 
     # ---- Opening
 
-    def _read_snapshots(self) -> list[Snapshot]:
-        header = self._header
-        if not header.nb_snapshots:
-            return []
-        length = min(self._file.length() - header.snapshots_offset, MAX_SNAPSHOT_TABLE_BYTES)
-        data = self._image.read_bytes("snapshots", header.snapshots_offset, max(length, 0))
-        return list(parse_snapshots(data, header.nb_snapshots, header.cluster_size))
-
-    def _open_for_writing(self) -> None:
-        header = self._header
+    def _open(self, snapshot: str | None, for_check: bool) -> None:
+        header, disk = self._header, self.disk
+        self._for_check = for_check
+        if for_check:
+            return
+        disk.read_directories()
+        if snapshot is not None:
+            if not self.read_only:
+                raise BlockError("Device is not read-only")
+            self._show_snapshot(snapshots.find(disk, snapshot))
+        if self.read_only:
+            return
         if header.incompatible_features & Incompatible.CORRUPT:
             raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
         if header.incompatible_features & Incompatible.DIRTY:
-            raise BlockError(
-                "qcow2: Image was not closed cleanly (dirty bit set); pyvm cannot repair its refcounts yet and opens it"
-                " read-only only"
-            )
-        self._refcounts = Refcounts(self._image)
-        others = [
-            (f"inactive L1 table of snapshot '{it.name}'", it.l1_table_offset, it.l1_size * 8) for it in self.snapshots
-        ]
-        if header.nb_snapshots:
-            others.append(("snapshot table", header.snapshots_offset, self.snapshots[-1].end))
-        if header.bitmaps and header.autoclear_features & Autoclear.BITMAPS:
-            count, size, offset = header.bitmaps
-            others.append(("bitmap directory", offset, size))
-            self._stale_bitmaps = [it for it in self._read_bitmaps(count, size, offset) if it.flags & BITMAP_AUTO]
-        self._image.map_tables(self._refcounts.table, others)
-        self._updater = Updater(
-            self._image,
-            self._data,
-            self._mapping,
-            self._refcounts,
-            self._compressed,
-            read_disk=self._read_beyond,
-            has_backing=self._backing is not None,
-        )
+            repair_dirty(disk)
+        disk.open_for_writing()
         self._clear_features()
 
-    def _read_bitmaps(self, count: int, size: int, offset: int) -> list[Bitmap]:
-        if count > MAX_BITMAPS or size > MAX_BITMAP_DIRECTORY_BYTES or offset % self._header.cluster_size:
-            raise BlockError("Broken bitmap directory")
-        return list(parse_bitmaps(self._image.read_bytes("bitmap directory", offset, size), count, offset))
+    def _show_snapshot(self, snapshot: Snapshot) -> None:
+        disk = self.disk
+        disk.image.l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
+        if snapshot.disk_size is not None:
+            self._header.size = snapshot.disk_size
+        if disk.l1_entries(self._header.size) > snapshot.l1_size:
+            raise BlockError("Snapshot L1 table is too small")
 
     def _clear_features(self) -> None:
         """Say that nobody looked after features that are not known here."""
-        known = ALL_AUTOCLEAR if self._header.external_data else ALL_AUTOCLEAR - int(Autoclear.RAW_DATA_FILE)
-        if self._header.autoclear_features & ~known:
-            self._header.autoclear_features &= known
+        header, image = self._header, self.disk.image
+        if header.autoclear_features & ~image.known_autoclear:
+            header.autoclear_features &= image.known_autoclear
             try:
-                self._image.write_features()
-                self._file.flush()
+                image.commit_fields()
             except OSError as error:
                 raise BlockError(f"Could not update qcow2 header: {error.strerror}") from None
 
-    # ---- Reading
+    @property
+    def on_corrupted(self) -> OnCorrupted | None:
+        """Called with the data of a BLOCK_IMAGE_CORRUPTED event; `device` in it is for the caller to fill in."""
+        return self.disk.image.on_corrupted
+
+    @on_corrupted.setter
+    def on_corrupted(self, callback: OnCorrupted | None) -> None:
+        self.disk.image.on_corrupted = callback
+
+    def replace_child(self, old: Node, new: Node) -> None:
+        """Put `new` in the place of the child `old`."""
+        super().replace_child(old, new)
+        reader = self.disk.reader
+        if reader.backing is old:
+            reader.backing = new
+        if reader.data is old and old is not self._file:
+            reader.data = new
+
+    def set_backing(self, backing: Node | None) -> None:
+        """Show another node where this image has nothing; the header stays as it is: see :meth:`change_backing`."""
+        self.children = [child for child in self.children if child.role is not Role.BACKING]
+        if backing is not None:
+            self.children.append(Child(Role.BACKING, backing))
+        self.disk.reader.backing = backing
+
+    # ---- What it is
+
+    @property
+    def header(self) -> Header:
+        """The header, to be looked at only."""
+        return self._header
 
     @property
     def size(self) -> int:
         """Length of the disk in bytes."""
-        return self._size
+        return self._header.size & -SECTOR
+
+    @property
+    def cluster_size(self) -> int:
+        """The unit of allocation in bytes."""
+        return self._header.cluster_size
+
+    @property
+    def has_zero_init(self) -> bool:
+        """Whether what was never written reads as zeros."""
+        return self.disk.backing is None
+
+    def format_info(self) -> dict[str, Any]:
+        """Return the `format-specific` of query-block."""
+        header = self._header
+        if header.version < 3:
+            data: dict[str, Any] = {"compat": "0.10", "compression-type": "zlib", "refcount-bits": 16}
+            return {"type": "qcow2", "data": data}
+        data = {
+            "compat": "1.1",
+            "compression-type": "zstd" if header.compression_type else "zlib",
+            "lazy-refcounts": bool(header.compatible_features & Compatible.LAZY_REFCOUNTS),
+            "refcount-bits": 1 << header.refcount_order,
+        }
+        if header.external_data:
+            data["data-file"] = header.data_file or ""
+            data["data-file-raw"] = bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
+        if self.disk.bitmaps:
+            data["bitmaps"] = bitmaps.describe(self.disk)
+        data["corrupt"] = bool(header.incompatible_features & Incompatible.CORRUPT)
+        data["extended-l2"] = header.extended_l2
+        return {"type": "qcow2", "data": data}
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the image was not closed cleanly: the `dirty-flag` of query-block."""
+        return self.disk.image.is_dirty
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
+        self.disk.image.check_usable()
+        length = min(length, self.size - offset)
+        self.check_range(offset, length)
+        return self.disk.reader.status(offset, length)
+
+    # ---- Reading
 
     def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers from `offset` on."""
+        disk = self.disk
         length = total(buffers)
-        self._image.check_usable()
+        disk.image.check_usable()
         self.check_range(offset, length)
-        self._read(offset, length, buffers)
-
-    def _read(self, offset: int, length: int, buffers: Buffers) -> None:
-        cursor = Cursor(buffers)
-        for kind, host, size in self._mapping.extents(offset, length):
-            # Most requests are one extent.
-            parts = buffers if size == length else cursor.take(size)
-            if kind is Kind.DATA:
-                self._data.readv(host, parts)
-            elif kind is Kind.ZERO:
-                fill_zero(parts)
-            elif kind is Kind.BACKING:
-                self._read_backing(offset, size, parts)
-            else:
-                start = offset & (self._header.cluster_size - 1)
-                copy_in(parts, memoryview(self._compressed.read(host))[start : start + size])
-            offset += size
-
-    def _read_backing(self, offset: int, length: int, buffers: Buffers) -> None:
-        """Read what the backing file has; behind its end there are zeros."""
-        there = min(max(self._backing.size - offset, 0), length) if self._backing else 0
-        if self._backing is None or not there:
-            fill_zero(buffers)
-        elif there == length:
-            self._backing.readv(offset, buffers)
-        else:
-            cursor = Cursor(buffers)
-            self._backing.readv(offset, cursor.take(there))
-            fill_zero(cursor.take(length - there))
-
-    def _read_beyond(self, offset: int, length: int) -> bytearray:
-        """Read in whole clusters: the last one may reach behind the end of the disk."""
-        data = bytearray(length)
-        self._read(offset, length, (memoryview(data),))
-        return data
+        disk.tick()
+        disk.reader.readv(offset, length, buffers)
 
     # ---- Writing
 
     def _begin_change(self, offset: int, length: int) -> None:
-        self._image.check_usable()
+        self.disk.image.check_usable()
         self.check_write(offset, length)
-        if self._stale_bitmaps and length:
-            self._outdate_bitmaps()
-
-    def _outdate_bitmaps(self) -> None:
-        """Mark the bitmaps that miss what is about to be written; what the guest writes must not come first."""
-        for bitmap in self._stale_bitmaps:
-            if not bitmap.flags & BITMAP_IN_USE:
-                self._file.write(bitmap.flags_offset, BITMAP_FLAGS.pack(bitmap.flags | BITMAP_IN_USE))
-        self._file.flush()
-        names = ", ".join(f"'{bitmap.name}'" for bitmap in self._stale_bitmaps)
-        self._stale_bitmaps = []
-        self._warn(f"{self._file.path}: bitmaps are not updated by pyvm yet and now inconsistent: {names}")
-
-    def _make_room(self) -> None:
-        if self._mapping.cache.crowded or self._refcounts.crowded:
-            self._write_tables()
+        if length:
+            self.disk.changing_data()
+            self.disk.tick()
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""
         length = total(buffers)
         self._begin_change(offset, length)
+        self._write(offset, length, buffers)
+
+    def _write(self, offset: int, length: int, buffers: Buffers) -> None:
+        """Write, also behind the end of the disk."""
         cursor = Cursor(buffers)
+        disk = self.disk
         while length:
-            self._make_room()
-            count = self._updater.write_some(offset, length, cursor)
+            disk.make_room()
+            count = disk.updater.write_some(offset, length, cursor)
             offset += count
             length -= count
+
+    def compress(self, data: bytes | bytearray | memoryview) -> bytes | None:
+        """Return a cluster in compressed form, None where that is not smaller; may be called by any thread."""
+        return self.disk.compressed.compress(data)
+
+    def write_compressed(
+        self, offset: int, data: bytes | bytearray | memoryview, *, packed: bytes | None = None
+    ) -> None:
+        """Write one cluster, or what there is of the last one, in compressed form where that is smaller.
+
+        `packed` is what :meth:`compress` made of it, where that was done before.  Raises OSError.
+        """
+        cluster = self._header.cluster_size
+        length = len(data)
+        if self._header.external_data:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        if offset % cluster or not 0 < length <= cluster or (length < cluster and offset + length != self.size):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._begin_change(offset, length)
+        if packed is None:
+            packed = self.compress(data if length == cluster else bytes(data).ljust(cluster, b"\0"))
+        self.disk.make_room()
+        if packed is None or len(packed) >= cluster or not self.disk.updater.write_packed(offset, packed):
+            self._write(offset, length, (memoryview(data),))
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it takes no room."""
@@ -227,7 +271,7 @@ class Qcow2Node(Node):
         if not length:
             return
         if self._raw_data:
-            self._data.write_zeroes(offset, length, unmap)
+            self.disk.data.write_zeroes(offset, length, unmap)
         unmap = unmap and self.unmap
         if self._header.version < 3:
             self._zero_version_2(offset, length, unmap)
@@ -239,56 +283,59 @@ class Qcow2Node(Node):
         stop = offset + length
         end = self._end(stop)
         while offset < stop:
-            self._make_room()
+            self.disk.make_room()
             edge = -offset % cluster_size or (end - offset) & -cluster_size
             step = min(edge, end - offset) or end - offset
-            count = self._updater.zero_some(offset, step, unmap)
+            count = self.disk.updater.zero_some(offset, step, unmap)
             if not count:
-                count = min(step, self._size - offset)
+                count = min(step, self.size - offset)
                 self._write_zeros(offset, count)
             offset += count
 
     def _end(self, end: int) -> int:
         """Return `end`, or the end of the last cluster for the end of the disk: nothing is behind that."""
-        return -(-end // self._header.cluster_size) * self._header.cluster_size if end == self._size else end
+        return -(-end // self._header.cluster_size) * self._header.cluster_size if end == self.size else end
 
     def _zero_version_2(self, offset: int, length: int, unmap: bool) -> None:
         """Without zero clusters, zeros have to be written, unless there is nothing below that would show."""
         end = offset + length
-        if unmap and self._backing is None:
+        if unmap and self.disk.backing is None:
             start, stop = self._whole_clusters(offset, end)
             if start < stop:
                 self._write_unless_zero(offset, start)
-                self._forget(start, stop)
+                self.forget(start, stop - start, Reason.REQUEST)
                 offset = min(stop, end)
         self._write_unless_zero(offset, end)
 
     def _write_unless_zero(self, offset: int, end: int) -> None:
         """Write zeros where there is data, a cluster or less at a time."""
-        for kind, _, size in list(self._mapping.extents(offset, end - offset)) if offset < end else []:
-            if self._backing is not None or kind is not Kind.BACKING:
+        for kind, _, size in list(self.disk.mapping.extents(offset, end - offset)) if offset < end else []:
+            if self.disk.backing is not None or kind is not Kind.BACKING:
                 self._write_zeros(offset, size)
             offset += size
 
     def _write_zeros(self, offset: int, length: int) -> None:
-        zeros = memoryview(bytes(min(length, 1 << 20)))
+        zeros = memoryview(bytes(min(length, _ZEROS)))
         end = offset + length
         while offset < end:
-            self.writev(offset, (zeros[: end - offset],))
-            offset += min(len(zeros), end - offset)
+            count = min(len(zeros), end - offset)
+            self._write(offset, count, (zeros[:count],))
+            offset += count
 
     def _whole_clusters(self, offset: int, end: int) -> tuple[int, int]:
         cluster_size = self._header.cluster_size
         return -(-offset // cluster_size) * cluster_size, self._end(end) // cluster_size * cluster_size
 
-    def _forget(self, offset: int, end: int) -> None:
+    def forget(self, offset: int, length: int, reason: Reason = Reason.OTHER) -> None:
+        """Let whole clusters be as if they had never been written, wherever they are: what is below shows again."""
+        end = offset + length
         while offset < end:
-            self._make_room()
-            offset += self._updater.forget_some(offset, end - offset)
+            self.disk.make_room()
+            offset += self.disk.updater.forget_some(offset, end - offset, reason)
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole clusters back, where that was asked for; they read as zeros then."""
-        self._begin_change(offset, 0)
+        self.disk.image.check_usable()
         self.check_write(offset, length)
         if not self.unmap or self._raw_data:
             return
@@ -297,44 +344,193 @@ class Qcow2Node(Node):
             return
         self._begin_change(offset, length)
         if self._header.version >= 3:
-            self._zero(start, min(stop, self._size) - start, True)
-        elif self._backing is None:
-            self._forget(start, stop)
+            self._zero(start, min(stop, self.size) - start, True)
+        elif self.disk.backing is None:
+            self.forget(start, stop - start, Reason.REQUEST)
+
+    @property
+    def has_raw_data(self) -> bool:
+        """Whether the data is in a file that is valid as a raw image."""
+        return self._raw_data
+
+    def write_tail(self, offset: int, data: bytes) -> None:
+        """Write, also behind the end of the disk, where its last cluster goes on.  Raises OSError."""
+        self._write(offset, len(data), (memoryview(data),))
 
     # ---- Stable storage
 
     def flush(self) -> None:
         """Return when everything written is on stable storage."""
-        if self.read_only:
+        if self.read_only or self._for_check:
             return
-        self._image.check_usable()
-        self._write_tables()
+        self.disk.image.check_usable()
+        self.disk.write_tables()
 
-    def _write_tables(self) -> None:
-        """Write tables in the order that :mod:`.image` gives, and settle what is no longer used."""
-        if self._refcounts.dirty:
-            self._refcounts.write_blocks()
-        if self._mapping.dirty:
-            self._flush_data()
-            self._mapping.write_tables()
-        self._flush_data()
-        if self._refcounts.pending:
-            self._compressed.forget()
-            for offset, length in self._refcounts.settle():
-                if self.unmap:
-                    self._file.discard(offset, length)
+    def inactivate(self) -> None:
+        """Write back whatever is held in memory: another process may open the image then."""
+        if not self.read_only and not self._for_check:
+            self.disk.image.check_usable()
+            self.disk.make_clean()
 
-    def _flush_data(self) -> None:
-        self._file.flush()
-        if self._data is not self._file:
-            self._data.flush()
+    def drop_cache(self) -> None:
+        """Forget what is held in memory of the image: it was changed elsewhere."""
+        super().drop_cache()
+        now = read_header(self._file)
+        for field in vars(now):
+            setattr(self._header, field, getattr(now, field))
+        if self.read_only:
+            header, image = self._header, self.disk.image
+            self.disk.mapping.cache.clear()
+            image.l1 = image.read_table("L1 table", header.l1_table_offset, header.l1_size)
+            self.disk.compressed.forget()
+            self.disk.read_directories()
+        else:
+            self.disk.take_from_disk()
 
     def close(self) -> None:
         """Write what is left, so that nothing is leaked; errors stay silent, as nobody waits for the data."""
-        if not self.read_only and self.children and not self._image.broken:
+        if not self.read_only and not self._for_check and self.children and not self.disk.image.broken:
             try:
-                self._write_tables()
-                self._write_tables()
+                self.disk.make_clean()
             except OSError as error:
-                self._warn(f"{self._file.path}: closing the image: {error.strerror}")
+                self.disk.warn(f"{self._file.filename}: closing the image: {error.strerror}")
         super().close()
+
+    # ---- Operations on the whole image
+
+    def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
+        """Make the disk `size` bytes long; new room reads as zeros.  Raises OSError, or BlockError."""
+        self._check_operation()
+        resize.truncate(self, size, preallocation)
+
+    def preallocate(self, mode: Preallocation) -> None:
+        """Give all of the disk a place on the host.  Raises OSError, or BlockError."""
+        self._check_operation()
+        resize.preallocate(self, 0, self._header.size, mode)
+
+    def make_empty(self) -> None:
+        """Let the image have nothing of its own, so that what is below shows everywhere.  Raises OSError."""
+        self._check_operation()
+        resize.make_empty(self)
+
+    def change_backing(self, filename: str | None, backing_format: str | None) -> None:
+        """Write another backing file's name, or none, into the header.  Raises OSError, or BlockError."""
+        self._check_operation()
+        amend.change_backing(self.disk, filename, backing_format)
+
+    def amend(self, options: Dictionary[str, Any], progress: amend.Progress | None = None) -> None:
+        """Change what :mod:`.amend` knows of creation options.  Raises OSError, or BlockError."""
+        self._check_operation()
+        amend.amend(self, options, progress)
+
+    def check(self, repair: frozenset[str] | set[str] = frozenset(), report: Report | None = None) -> CheckResult:
+        """Look for damage; `repair` may have ``leaks`` and ``errors``.  See :func:`.check.check`."""
+        if not self.read_only and not self._for_check:
+            self.disk.image.check_usable()
+            self.disk.settle()
+        result = check(self.disk, repair, report)
+        if repair and not self._for_check:
+            self.disk.take_from_disk()
+        return result
+
+    def _check_operation(self) -> None:
+        if self.read_only:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        self.disk.image.check_changeable()
+
+    # ---- Internal snapshots and the state of a VM
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots, oldest first."""
+        return self.disk.snapshots
+
+    def create_snapshot(self, name: str, **details: int) -> Snapshot:
+        """Keep the disk as it is now under a name; for `details` see :func:`.snapshots.create`."""
+        self._check_operation()
+        return snapshots.create(self, name, **details)
+
+    def apply_snapshot(self, id_or_name: str) -> None:
+        """Let the disk be as in a snapshot.  Raises OSError, or BlockError."""
+        self._check_operation()
+        snapshots.apply(self, snapshots.find(self.disk, id_or_name))
+
+    def delete_snapshot(self, identifier: str | None = None, name: str | None = None) -> None:
+        """Forget a snapshot.  Raises OSError, or BlockError."""
+        self._check_operation()
+        snapshots.delete(self.disk, snapshots.find_exactly(self.disk, identifier, name))
+
+    def open_snapshot(self, id_or_name: str) -> SnapshotNode:
+        """Return a read-only node that shows a snapshot; to be closed before this one.  Raises BlockError."""
+        if not self.read_only:
+            self.disk.settle()
+        return SnapshotNode(self, snapshots.find(self.disk, id_or_name))
+
+    def read_vmstate(self, offset: int, buffers: Buffers) -> None:
+        """Fill the buffers with the state of a VM that is kept behind the end of the disk.  Raises OSError."""
+        vmstate.read(self, offset, buffers)
+
+    def write_vmstate(self, offset: int, buffers: Buffers) -> None:
+        """Write the state of a VM behind the end of the disk; the next snapshot takes it along.  Raises OSError."""
+        self._check_operation()
+        self.disk.image.check_changeable()
+        vmstate.write(self, offset, buffers, self._write)
+
+
+class SnapshotNode(Node):
+    """An internal snapshot of an open image, read-only.  The image must stay open, and the snapshot must stay."""
+
+    driver: ClassVar[str] = "qcow2"
+
+    def __init__(self, image: Qcow2Node, snapshot: Snapshot) -> None:
+        super().__init__(f"{image.name}@{snapshot.name}", read_only=True)
+        disk = image.disk
+        l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
+        self._size = snapshot.disk_size if snapshot.disk_size is not None else image.header.size
+        if disk.l1_entries(self._size) > len(l1):
+            raise BlockError("Snapshot L1 table is too small")
+        self._disk = disk
+        self._reader = disk.view(l1)
+
+    @property
+    def size(self) -> int:
+        """Length of the disk in bytes."""
+        return self._size & -SECTOR
+
+    @property
+    def cluster_size(self) -> int:
+        """The unit of allocation in bytes."""
+        return self._disk.header.cluster_size
+
+    @property
+    def backing(self) -> Node | None:
+        """What shows where the snapshot has nothing."""
+        return self._disk.backing
+
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        """Fill all buffers from `offset` on."""
+        self._disk.image.check_usable()
+        length = total(buffers)
+        self.check_range(offset, length)
+        self._reader.readv(offset, length, buffers)
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
+        length = min(length, self.size - offset)
+        self.check_range(offset, length)
+        return self._reader.status(offset, length)
+
+    def writev(self, offset: int, buffers: Buffers) -> None:
+        """Refuse: a snapshot does not change."""
+        self.check_write(offset, total(buffers))
+
+    def flush(self) -> None:
+        """Do nothing: all is on stable storage."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Refuse: a snapshot does not change."""
+        self.check_write(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        """Refuse: a snapshot does not change."""
+        self.check_write(offset, length)

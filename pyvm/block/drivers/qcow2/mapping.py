@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from pyvm.block.drivers.qcow2.image import Image
+from pyvm.block.drivers.qcow2.overlap import Kind as Table
 from pyvm.block.drivers.qcow2.refcounts import Refcounts
 from pyvm.block.drivers.qcow2.structures import (
     ALL_SUBCLUSTERS,
@@ -17,10 +18,7 @@ from pyvm.block.drivers.qcow2.structures import (
     SUBCLUSTERS,
     ZERO,
 )
-from pyvm.block.drivers.qcow2.tables import TableCache
-
-_CACHE_BYTES = 16 << 20
-"""L2 slices in memory: enough for 128 GiB of disk in clusters of 64 KiB."""
+from pyvm.block.drivers.qcow2.tables import SLICE_BYTES, TableCache, encode_entries
 
 
 class Kind(Enum):
@@ -36,8 +34,8 @@ class Kind(Enum):
 _WHOLE = {ALL_SUBCLUSTERS: Kind.DATA, ALL_ZERO_SUBCLUSTERS: Kind.ZERO, 0: Kind.BACKING}
 """Bitmaps of clusters that are the same all over."""
 
-Extent = tuple[Kind, int, int]
-"""A kind, the host offset of data (the L2 entry where it is compressed), and a length in bytes."""
+Part = tuple[Kind, int, int]
+"""A kind, a host offset (the L2 entry where it is compressed; 0 where there is none), and a length in bytes."""
 
 
 class Place:
@@ -54,55 +52,70 @@ class Place:
 
 
 class Mapping:
-    """The active tables of an image."""
+    """The tables of an image: the active ones, or those that start at `l1`, which are only read then."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(
+        self, image: Image, *, cache_bytes: int, slice_bytes: int = SLICE_BYTES, l1: array[int] | None = None
+    ) -> None:
         header = image.header
         self._image = image
+        self._inactive = l1
         self._bits = image.cluster_bits
         self._in_cluster = image.cluster_size - 1
         self._words = header.l2_entry_size // 8
         """64-bit words of an entry: the second one is the subclusters' bitmap."""
-        self._l2_bits = (image.cluster_size // header.l2_entry_size).bit_length() - 1
+        self.l2_bits = (image.cluster_size // header.l2_entry_size).bit_length() - 1
         self._l1_dirty: set[int] = set()
         self._external = header.external_data
-        self._has_zero = header.version >= 3
         self.extended = header.extended_l2
         self.subcluster_bits = image.cluster_bits - (SUBCLUSTERS.bit_length() - 1)
         self.cache = TableCache(
             image.file,
             width=64,
             cluster_size=image.cluster_size,
-            limit=_CACHE_BYTES,
+            limit=cache_bytes,
             missing=lambda offset: image.corruption(f"L2 table at {offset:#x} is behind the end of the file"),
+            slice_bytes=slice_bytes,
         )
         self._per_slice = self.cache.per_slice // self._words
+
+    @property
+    def l1(self) -> array[int]:
+        """The L1 table."""
+        return self._image.l1 if self._inactive is None else self._inactive
+
+    def table_span(self) -> int:
+        """Return how many bytes of the disk an L2 table is for."""
+        return 1 << (self.l2_bits + self._bits)
 
     # ---- Reading
 
     def find(self, cluster: int) -> Place | None:
         """Return the place of a guest cluster's entry; None where its L2 table does not exist.  Raises OSError."""
-        table = self._image.l1[cluster >> self._l2_bits] & OFFSET_MASK
+        number = cluster >> self.l2_bits
+        l1 = self._image.l1 if self._inactive is None else self._inactive
+        # What is behind the table was never written: the state of a VM starts behind the disk.
+        table = l1[number] & OFFSET_MASK if number < len(l1) else 0
         if not table:
             return None
         if table & self._in_cluster:
-            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {cluster >> self._l2_bits:#x})")
+            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {number:#x})")
         return self._place(table, cluster)
 
     def _place(self, table: int, cluster: int) -> Place:
-        index = cluster & ((1 << self._l2_bits) - 1)
+        index = cluster & ((1 << self.l2_bits) - 1)
         part, index = divmod(index, self._per_slice)
         offset = table + part * self.cache.slice_bytes
         return Place(offset, self.cache.get(offset), index * self._words, self._per_slice - index)
 
     def clusters_in_table(self, cluster: int) -> int:
         """Return how many clusters share an L2 table with this one, from this one on."""
-        return (1 << self._l2_bits) - (cluster & ((1 << self._l2_bits) - 1))
+        return (1 << self.l2_bits) - (cluster & ((1 << self.l2_bits) - 1))
 
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Yield what the range is made of; data that is contiguous on the host is one extent.  Raises OSError."""
+    def extents(self, offset: int, length: int) -> Iterator[Part]:
+        """Yield what the range is made of; data that is contiguous on the host is one part.  Raises OSError."""
         kind, host, size = Kind.ZERO, 0, 0
-        for next_kind, next_host, next_size in self._parts(offset, length):
+        for next_kind, next_host, next_size in self.parts(offset, length):
             joins = next_kind is kind and kind is not Kind.COMPRESSED
             if size and joins and (kind is not Kind.DATA or next_host == host + size):
                 size += next_size
@@ -113,33 +126,71 @@ class Mapping:
         if size:
             yield kind, host, size
 
-    def _parts(self, offset: int, length: int) -> Iterator[Extent]:
+    def status(self, offset: int, length: int) -> Part:
+        """Return the first part of a range, as long as kind and place on the host go on.  Raises OSError."""
+        parts = self.parts(offset, length)
+        kind, host, size = next(parts)
+        has_place = kind is Kind.DATA or bool(host)
+        for next_kind, next_host, next_size in parts:
+            # Compressed clusters are like each other, wherever they are.
+            joins = kind is Kind.COMPRESSED or next_host == (host + size if has_place else 0)
+            if next_kind is not kind or not joins:
+                break
+            size += next_size
+        return kind, host, size
+
+    def parts(self, offset: int, length: int) -> Iterator[Part]:
+        """Yield what the range is made of, in runs within one slice of a table.  Raises OSError."""
         end = offset + length
-        cluster_size = self._in_cluster + 1
         while offset < end:
             cluster = offset >> self._bits
             place = self.find(cluster)
             if place is None:
                 stop = min((cluster + self.clusters_in_table(cluster)) << self._bits, end)
                 yield Kind.BACKING, 0, stop - offset
-                offset = stop
-                continue
-            entries, index, step = place.entries, place.index, self._words
-            stop = min((cluster + place.clusters) << self._bits, end)
-            while offset < stop:
-                inside = offset & self._in_cluster
-                size = min(cluster_size - inside, stop - offset)
-                entry = entries[index]
-                if self.extended and not entry & COMPRESSED:
-                    yield from self._subcluster_parts(entry, entries[index + 1], offset, size)
+            else:
+                stop = min((cluster + place.clusters) << self._bits, end)
+                if self.extended:
+                    yield from self._extended_parts(place, offset, stop)
                 else:
-                    kind = self.kind(entry, offset - inside)
-                    if kind is Kind.COMPRESSED:
-                        yield kind, entry, size
-                    else:
-                        yield kind, (entry & OFFSET_MASK) + inside, size
-                offset += size
-                index += step
+                    yield from self._plain_parts(place, offset, stop)
+            offset = stop
+
+    def _plain_parts(self, place: Place, offset: int, stop: int) -> Iterator[Part]:
+        entries, index = place.entries, place.index
+        cluster_size = self._in_cluster + 1
+        while offset < stop:
+            inside = offset & self._in_cluster
+            entry = entries[index]
+            kind = self.kind(entry, offset - inside)
+            size = cluster_size - inside
+            index += 1
+            if kind is not Kind.COMPRESSED:
+                # Most entries follow from the one before: the next cluster on the host, or nothing again.
+                step = cluster_size if entry & OFFSET_MASK or kind is Kind.DATA else 0
+                entry += step
+                while size < stop - offset and entries[index] == entry:
+                    entry += step
+                    size += cluster_size
+                    index += 1
+                entry = (entries[index - 1] & OFFSET_MASK) + cluster_size - size if step else 0
+            size = min(size, stop - offset)
+            yield kind, entry, size
+            offset += size
+
+    def _extended_parts(self, place: Place, offset: int, stop: int) -> Iterator[Part]:
+        entries, index = place.entries, place.index
+        cluster_size = self._in_cluster + 1
+        while offset < stop:
+            inside = offset & self._in_cluster
+            size = min(cluster_size - inside, stop - offset)
+            entry = entries[index]
+            if entry & COMPRESSED:
+                yield self.kind(entry, offset - inside), entry, size
+            else:
+                yield from self._subcluster_parts(entry, entries[index + 1], offset, size)
+            offset += size
+            index += 2
 
     def kind(self, entry: int, guest: int) -> Kind:
         """Return what the cluster at offset `guest` is, by an entry without a bitmap.
@@ -152,7 +203,7 @@ class Mapping:
             return Kind.COMPRESSED
         self._check_host(entry, guest)
         if entry & ZERO:
-            if not self._has_zero:
+            if self._image.header.version < 3:
                 self._image.corruption("Zero cluster entry found in pre-v3 image")
             return Kind.ZERO
         return Kind.DATA if self.has_host(entry) else Kind.BACKING
@@ -171,21 +222,22 @@ class Mapping:
             )
         return host
 
-    def _subcluster_parts(self, entry: int, bitmap: int, offset: int, size: int) -> Iterator[Extent]:
+    def _subcluster_parts(self, entry: int, bitmap: int, offset: int, size: int) -> Iterator[Part]:
         """Yield the parts of `size` bytes from guest offset `offset` on, of a cluster with subclusters."""
         inside = offset & self._in_cluster
         host = self.checked_host(entry, bitmap, offset - inside)
+        there = self.has_host(entry)
         allocated, zero = bitmap & ALL_SUBCLUSTERS, bitmap >> SUBCLUSTERS
         whole = _WHOLE.get(bitmap)
         if whole is not None:
-            yield whole, host + inside, size
+            yield whole, host + inside if there else 0, size
             return
         end = inside + size
         while inside < end:
             bit = 1 << (inside >> self.subcluster_bits)
             kind = Kind.DATA if allocated & bit else Kind.ZERO if zero & bit else Kind.BACKING
             stop = min(((inside >> self.subcluster_bits) + 1) << self.subcluster_bits, end)
-            yield kind, host + inside, stop - inside
+            yield kind, host + inside if there else 0, stop - inside
             inside = stop
 
     def checked_host(self, entry: int, bitmap: int, guest: int) -> int:
@@ -204,7 +256,7 @@ class Mapping:
 
     def find_for_change(self, cluster: int, refcounts: Refcounts) -> Place:
         """Return the place of a cluster's entry in a table that may be changed: made, or copied, if need be."""
-        number = cluster >> self._l2_bits
+        number = cluster >> self.l2_bits
         entry = self._image.l1[number]
         table = entry & OFFSET_MASK
         if table & self._in_cluster:
@@ -229,14 +281,50 @@ class Mapping:
         except OSError:
             refcounts.undo(table, 1)
             raise
-        image.tables.add_block(table >> self._bits, "active L2 table")
+        image.tables.add_block(Table.ACTIVE_L2, table >> self._bits)
         image.l1[number] = table | COPIED
         self._l1_dirty.add(number)
         self.cache.forget(table, image.cluster_size)
         if old:
-            image.tables.remove_block(old >> self._bits)
+            image.tables.remove_block(Table.ACTIVE_L2, old >> self._bits)
             refcounts.release(old, image.cluster_size)
         return table
+
+    def drop_table(self, number: int, refcounts: Refcounts) -> None:
+        """Let an L1 entry have no L2 table any more; what the table named has been given back."""
+        table = self._image.l1[number] & OFFSET_MASK
+        if not table:
+            return
+        self._image.l1[number] = 0
+        self._l1_dirty.add(number)
+        self.cache.forget(table, self._image.cluster_size)
+        self._image.tables.remove_block(Table.ACTIVE_L2, table >> self._bits)
+        refcounts.release(table, self._image.cluster_size)
+
+    def put_l1(self, l1: array[int], refcounts: Refcounts) -> None:
+        """Give the image another L1 table, in a place of its own; the header changes at once.
+
+        All tables have been written before.  What is only in the old one is still counted: see the caller.
+        Raises OSError.
+        """
+        image, header = self._image, self._image.header
+        old_offset, old_size = header.l1_table_offset, header.l1_size
+        length = len(l1) * 8
+        offset = refcounts.allocate_run(image.clusters(length)) if length else 0
+        try:
+            image.file.write(offset, encode_entries(l1, 64))
+            refcounts.write_blocks()
+        except OSError:
+            refcounts.undo(offset, image.clusters(length))
+            raise
+        header.l1_table_offset, header.l1_size = offset, len(l1)
+        image.commit_fields()
+        image.l1 = l1
+        self._l1_dirty.clear()
+        self.cache.clear()
+        image.tables.move_range(Table.ACTIVE_L1, offset, length)
+        if old_size:
+            refcounts.release(old_offset, old_size * 8)
 
     def changed(self, place: Place) -> None:
         """An entry at this place has changed."""
@@ -254,3 +342,8 @@ class Mapping:
         for number in sorted(self._l1_dirty):
             self._image.file.write(start + number * 8, self._image.l1[number].to_bytes(8, "big"))
             self._l1_dirty.discard(number)
+
+    def forget_changes(self) -> None:
+        """Forget what was to be written."""
+        self.cache.clear()
+        self._l1_dirty.clear()

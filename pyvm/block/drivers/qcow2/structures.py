@@ -7,7 +7,6 @@ comes from outside: every parser raises :class:`BlockError` for what cannot be, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -25,11 +24,8 @@ _HEADER_V3 = struct.Struct(">QQQII")
 HEADER_V2_SIZE = _HEADER_V2.size
 HEADER_V3_SIZE = _HEADER_V2.size + _HEADER_V3.size
 COMPRESSION_TYPE_OFFSET = 104
-# Fields that are changed in place
-REFCOUNT_TABLE_FIELDS = struct.Struct(">QI")
-REFCOUNT_TABLE_FIELDS_OFFSET = 48
-INCOMPATIBLE_OFFSET = 72
-AUTOCLEAR_OFFSET = 88
+HEADER_WRITTEN_SIZE = 112
+"""What is written of a version 3 header: with the compression type and its padding."""
 
 MAX_BACKING_NAME = 1023
 MAX_L1_BYTES = 32 << 20
@@ -37,13 +33,13 @@ MAX_L1_ENTRIES = (1 << 31) - 1
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 MAX_SNAPSHOTS = 65536
 MAX_SNAPSHOT_TABLE_BYTES = 64 << 20
-MAX_SNAPSHOT_EXTRA = 1024
-MAX_BITMAPS = 65535
-MAX_BITMAP_DIRECTORY_BYTES = 64 << 20
+_SMALLEST_SNAPSHOT = 40
 MAX_REFCOUNT_ORDER = 6
 MAX_SIZE = (1 << 63) - 1
 
 CRYPT_NONE = 0
+CRYPT_AES = 1
+CRYPT_LUKS = 2
 
 
 class Incompatible(IntFlag):
@@ -88,9 +84,24 @@ EXTENSION_BACKING_FORMAT = 0xE2792ACA
 EXTENSION_FEATURE_NAMES = 0x6803F857
 EXTENSION_BITMAPS = 0x23852875
 EXTENSION_DATA_FILE = 0x44415441
+EXTENSION_CRYPTO = 0x0537BE77
 _FEATURE_NAME = struct.Struct(">BB46s")
-_FEATURE_INCOMPATIBLE = 0
+_FEATURE_INCOMPATIBLE, _FEATURE_COMPATIBLE, _FEATURE_AUTOCLEAR = 0, 1, 2
+_FEATURES = (
+    (_FEATURE_INCOMPATIBLE, 0, b"dirty bit"),
+    (_FEATURE_INCOMPATIBLE, 1, b"corrupt bit"),
+    (_FEATURE_INCOMPATIBLE, 2, b"external data file"),
+    (_FEATURE_INCOMPATIBLE, 3, b"compression type"),
+    (_FEATURE_INCOMPATIBLE, 4, b"extended L2 entries"),
+    (_FEATURE_COMPATIBLE, 0, b"lazy refcounts"),
+    (_FEATURE_AUTOCLEAR, 0, b"bitmaps"),
+    (_FEATURE_AUTOCLEAR, 1, b"raw external data"),
+)
+"""Names for programs that do not know the features: they can say what they miss."""
+_ROOM_FOR_NAMES = 4096
+"""In clusters that are not larger, the names would leave too little room for the rest."""
 _BITMAPS = struct.Struct(">IIQQ")
+_CRYPTO = struct.Struct(">QQ")
 
 # Entries of the L1 and L2 tables, refcount table
 COPIED = 1 << 63
@@ -105,18 +116,6 @@ ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 ALL_ZERO_SUBCLUSTERS = ALL_SUBCLUSTERS << SUBCLUSTERS
 COMPRESSED_SECTOR = 512
 MIN_SUBCLUSTER_SIZE = 512
-
-# Snapshot table: l1_table_offset, l1_size, id_str_size, name_size, date_sec, date_nsec, vm_clock_nsec, vm_state_size,
-# extra_data_size; then extra data, ID, name, padding to 8 bytes
-_SNAPSHOT = struct.Struct(">QIHHIIQII")
-
-# Bitmap directory: bitmap_table_offset, bitmap_table_size, flags, type, granularity_bits, name_size, extra_data_size;
-# then extra data, name, padding to 8 bytes
-_BITMAP = struct.Struct(">QIIBBHI")
-BITMAP_FLAGS_OFFSET = 12
-BITMAP_FLAGS = struct.Struct(">I")
-BITMAP_IN_USE = 1
-BITMAP_AUTO = 2
 
 
 @dataclass
@@ -149,8 +148,14 @@ class Header:
     data_file: str | None = None
     bitmaps: tuple[int, int, int] | None = None
     """Number, size in bytes and offset of the bitmap directory."""
+    crypto: tuple[int, int] | None = None
+    """Offset and length of the encryption header."""
     feature_names: dict[int, str] = field(default_factory=dict)
     """Names of incompatible features by their bit."""
+    other_fields: bytes = b""
+    """What follows the fields that are known."""
+    other_extensions: list[tuple[int, bytes]] = field(default_factory=list)
+    """Header extensions that mean nothing here, and are kept."""
 
     @property
     def cluster_size(self) -> int:
@@ -171,30 +176,6 @@ class Header:
     def external_data(self) -> bool:
         """Whether guest data is in a file of its own."""
         return bool(self.incompatible_features & Incompatible.DATA_FILE)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What must be known of an internal snapshot to leave it alone."""
-
-    identifier: str
-    name: str
-    l1_table_offset: int
-    l1_size: int
-    end: int
-    """Where its entry ends in the table, in bytes."""
-
-
-@dataclass(frozen=True)
-class Bitmap:
-    """What must be known of a persistent bitmap to leave it alone."""
-
-    name: str
-    flags: int
-    flags_offset: int
-    """Where the flags are in the file."""
-    table_offset: int
-    table_size: int
 
 
 def parse_header(data: bytes) -> Header:
@@ -236,10 +217,11 @@ def _parse_version_3(header: Header, data: bytes) -> None:
         raise BlockError("qcow2 header exceeds cluster size")
     if header.header_length > COMPRESSION_TYPE_OFFSET and len(data) > COMPRESSION_TYPE_OFFSET:
         header.compression_type = data[COMPRESSION_TYPE_OFFSET]
+    header.other_fields = bytes(data[HEADER_WRITTEN_SIZE : header.header_length])
 
 
 def _parse_extensions(header: Header, data: bytes) -> None:
-    """Read the extensions that mean something here; others stay in the file as they are."""
+    """Read the extensions; those that mean nothing here are kept as they are."""
     position = header.header_length
     while position + _EXTENSION.size <= len(data):
         kind, length = _EXTENSION.unpack_from(data, position)
@@ -260,6 +242,12 @@ def _parse_extensions(header: Header, data: bytes) -> None:
                 raise BlockError("bitmaps_ext: Invalid extension length")
             count, _, size, offset = _BITMAPS.unpack(content)
             header.bitmaps = (count, size, offset)
+        elif kind == EXTENSION_CRYPTO:
+            if length != _CRYPTO.size:
+                raise BlockError(f"CRYPTO header extension size {length}, but expected size {_CRYPTO.size}")
+            header.crypto = _CRYPTO.unpack(content)
+        else:
+            header.other_extensions.append((kind, bytes(content)))
         position += -(-length // 8) * 8
 
 
@@ -313,7 +301,7 @@ def _check_tables(header: Header) -> None:
         raise BlockError("L1 table is too small")
     if header.nb_snapshots > MAX_SNAPSHOTS:
         raise BlockError("Snapshot table too large")
-    smallest = header.nb_snapshots * _SNAPSHOT.size
+    smallest = header.nb_snapshots * _SMALLEST_SNAPSHOT
     _check_table(header, "Snapshot table", header.snapshots_offset, smallest, MAX_SNAPSHOT_TABLE_BYTES)
 
 
@@ -338,40 +326,72 @@ def _text(content: bytes, what: str) -> str:
     return content.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
-def parse_snapshots(data: bytes | bytearray, count: int, cluster_size: int) -> Iterator[Snapshot]:
-    """Parse `count` entries of a snapshot table.  Raises BlockError."""
-    position = 0
-    for _ in range(count):
-        if position + _SNAPSHOT.size > len(data):
-            raise BlockError("Snapshot table is cut short")
-        offset, l1_size, id_size, name_size, *_, extra = _SNAPSHOT.unpack_from(data, position)
-        if extra > MAX_SNAPSHOT_EXTRA:
-            raise BlockError("Too much extra metadata in snapshot table entry")
-        start = position + _SNAPSHOT.size + extra
-        end = start + id_size + name_size
-        if end > len(data):
-            raise BlockError("Snapshot table is cut short")
-        if l1_size * 8 > MAX_L1_BYTES:
-            raise BlockError("Snapshot L1 table too large")
-        if offset % cluster_size or offset + l1_size * 8 > MAX_SIZE:
-            raise BlockError("Snapshot L1 table offset invalid")
-        identifier = data[start : start + id_size].decode("utf-8", "replace")
-        name = data[start + id_size : end].decode("utf-8", "replace")
-        position = -(-end // 8) * 8
-        yield Snapshot(identifier, name, offset, l1_size, position)
+def encode_fields(header: Header) -> bytes:
+    """Return the fixed part of a header, which is in the file's first sector."""
+    fixed = _HEADER_V2.pack(
+        MAGIC,
+        header.version,
+        header.backing_file_offset,
+        header.backing_file_size,
+        header.cluster_bits,
+        header.size,
+        header.crypt_method,
+        header.l1_size,
+        header.l1_table_offset,
+        header.refcount_table_offset,
+        header.refcount_table_clusters,
+        header.nb_snapshots,
+        header.snapshots_offset,
+    )
+    if header.version < 3:
+        return fixed
+    fixed += _HEADER_V3.pack(
+        header.incompatible_features,
+        header.compatible_features,
+        header.autoclear_features,
+        header.refcount_order,
+        header.header_length,
+    )
+    if header.header_length > COMPRESSION_TYPE_OFFSET:
+        fixed += bytes([header.compression_type, *bytes(7)])
+    return fixed
 
 
-def parse_bitmaps(data: bytes | bytearray, count: int, directory_offset: int) -> Iterator[Bitmap]:
-    """Parse `count` entries of a bitmap directory that is at `directory_offset`.  Raises BlockError."""
-    position = 0
-    for _ in range(count):
-        if position + _BITMAP.size > len(data):
-            raise BlockError("Broken bitmap directory")
-        offset, size, flags, _, _, name_size, extra = _BITMAP.unpack_from(data, position)
-        start = position + _BITMAP.size + extra
-        end = start + name_size
-        if end > len(data):
-            raise BlockError("Broken bitmap directory")
-        name = data[start:end].decode("utf-8", "replace")
-        yield Bitmap(name, flags, directory_offset + position + BITMAP_FLAGS_OFFSET, offset, size)
-        position = -(-end // 8) * 8
+def encode_header(header: Header) -> bytes:
+    """Return what the first cluster begins with; places the backing file's name.  Raises BlockError without room."""
+    known = HEADER_V2_SIZE if header.version < 3 else HEADER_WRITTEN_SIZE
+    header.header_length = known + len(header.other_fields) if header.version >= 3 else known
+    extensions = b"".join(_extension(kind, content) for kind, content in _extensions(header))
+    start = header.header_length + len(extensions)
+    name = b"" if header.backing_file is None else header.backing_file.encode("utf-8", "surrogateescape")
+    if len(name) > MAX_BACKING_NAME:
+        raise BlockError("Backing file name too long")
+    if start + len(name) > header.cluster_size:
+        raise BlockError("The header of the image does not fit into its first cluster")
+    header.backing_file_offset = start if name else 0
+    header.backing_file_size = len(name)
+    fields = encode_fields(header) + (header.other_fields if header.version >= 3 else b"")
+    return fields + extensions + name
+
+
+def _extension(kind: int, content: bytes) -> bytes:
+    return _EXTENSION.pack(kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def _extensions(header: Header) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    if header.backing_file is not None and header.backing_format:
+        found.append((EXTENSION_BACKING_FORMAT, header.backing_format.encode("utf-8", "surrogateescape")))
+    if header.external_data and header.data_file is not None:
+        found.append((EXTENSION_DATA_FILE, header.data_file.encode("utf-8", "surrogateescape")))
+    if header.crypto is not None:
+        found.append((EXTENSION_CRYPTO, _CRYPTO.pack(*header.crypto)))
+    if header.version >= 3 and header.cluster_size > _ROOM_FOR_NAMES:
+        table = b"".join(_FEATURE_NAME.pack(*feature) for feature in _FEATURES)
+        found.append((EXTENSION_FEATURE_NAMES, table))
+    if header.bitmaps is not None and header.bitmaps[0]:
+        count, size, offset = header.bitmaps
+        found.append((EXTENSION_BITMAPS, _BITMAPS.pack(count, 0, size, offset)))
+    found += header.other_extensions
+    found.append((EXTENSION_END, b""))
+    return found

@@ -10,9 +10,12 @@ import sys
 from array import array
 from collections.abc import Callable
 
-from pyvm.block.drivers.file import FileNode
+from pyvm.block.node import Node
 
 SLICE_BYTES = 4096
+_FEWEST_SLICES = 16
+_LONGEST_RUN = 256
+"""Most slices that are written at once."""
 
 _TYPECODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
 
@@ -65,14 +68,23 @@ class TableCache:
     """
 
     def __init__(
-        self, file: FileNode, *, width: int, cluster_size: int, limit: int, missing: Callable[[int], None]
+        self,
+        file: Node,
+        *,
+        width: int,
+        cluster_size: int,
+        limit: int,
+        missing: Callable[[int], None],
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
-        self.slice_bytes = min(SLICE_BYTES, cluster_size)
+        self.slice_bytes = min(slice_bytes, cluster_size)
         self.per_slice = self.slice_bytes * 8 // width
         self._file = file
         self._width = width
-        self._limit = max(limit // self.slice_bytes, 16)
+        self._limit = max(limit // self.slice_bytes, _FEWEST_SLICES)
         self._missing = missing
+        self._idle: set[int] = set()
+        """Slices that nobody has asked for since the last clean-up."""
         self._slices: dict[int, array[int]] = {}
         self._dirty: set[int] = set()
 
@@ -89,6 +101,8 @@ class TableCache:
     def get(self, offset: int) -> array[int]:
         """Return the slice at `offset`.  Raises OSError."""
         entries = self._slices.pop(offset, None)
+        if self._idle:
+            self._idle.discard(offset)
         if entries is None:
             data = bytearray(self.slice_bytes)
             if offset + self.slice_bytes > self._file.length():
@@ -116,7 +130,7 @@ class TableCache:
         """Write what has changed, runs of neighbours at once.  Raises OSError; what was not written stays dirty."""
         run: list[int] = []
         for offset in sorted(self._dirty):
-            if run and (offset != run[-1] + self.slice_bytes or len(run) == 256):
+            if run and (offset != run[-1] + self.slice_bytes or len(run) == _LONGEST_RUN):
                 self._write_run(run)
                 run = []
             run.append(offset)
@@ -127,6 +141,17 @@ class TableCache:
         data = [memoryview(encode_entries(self._slices[offset], self._width)) for offset in run]
         self._file.writev(run[0], data)
         self._dirty.difference_update(run)
+
+    def clean_up(self) -> None:
+        """Drop what was not asked for since the last time, and need not be written."""
+        for offset in self._idle - self._dirty:
+            self._slices.pop(offset, None)
+        self._idle = set(self._slices)
+
+    def clear(self) -> None:
+        """Drop everything, also what was to be written: the tables on the disk have become others."""
+        self._slices.clear()
+        self._dirty.clear()
 
     def forget(self, offset: int, length: int) -> None:
         """Drop the slices of a table that is no longer used."""

@@ -5,13 +5,13 @@ Every step leaves the tables in memory consistent, so they may be written betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
 
-from pyvm.block.drivers.file import FileNode
 from pyvm.block.drivers.qcow2.compressed import CompressedClusters
 from pyvm.block.drivers.qcow2.image import Image
 from pyvm.block.drivers.qcow2.mapping import Kind, Mapping, Place
-from pyvm.block.drivers.qcow2.refcounts import Refcounts
+from pyvm.block.drivers.qcow2.reader import Reader
+from pyvm.block.drivers.qcow2.refcounts import Reason, Refcounts
 from pyvm.block.drivers.qcow2.structures import (
     ALL_SUBCLUSTERS,
     ALL_ZERO_SUBCLUSTERS,
@@ -23,37 +23,30 @@ from pyvm.block.drivers.qcow2.structures import (
 )
 from pyvm.block.vectors import Cursor
 
-ReadDisk = Callable[[int, int], bytearray]
-"""Read the disk as it is now: offset and length, which may reach behind its end."""
-
 
 class Updater:
-    """Writes guest data into `data` (the image's file, or the external data file) and keeps the tables up to date."""
+    """Writes guest data into the image's file, or the external data file, and keeps the tables up to date."""
 
     def __init__(
-        self,
-        image: Image,
-        data: FileNode,
-        mapping: Mapping,
-        refcounts: Refcounts,
-        compressed: CompressedClusters,
-        *,
-        read_disk: ReadDisk,
-        has_backing: bool,
+        self, image: Image, mapping: Mapping, refcounts: Refcounts, compressed: CompressedClusters, reader: Reader
     ) -> None:
         self._image = image
-        self._data = data
         self._mapping = mapping
         self._refcounts = refcounts
         self._compressed = compressed
-        self._read_disk = read_disk
-        self._has_backing = has_backing
+        self._reader = reader
         self._bits = image.cluster_bits
         self._size = image.cluster_size
         self._external = image.header.external_data
         self._words = image.header.l2_entry_size // 8
         self._unit = 1 << mapping.subcluster_bits if mapping.extended else self._size
         """What is allocated or zero as a whole: a subcluster, or a cluster."""
+        self._freed_data: list[tuple[int, int]] = []
+        """What the external data file need not keep: offsets and lengths."""
+
+    @property
+    def _has_backing(self) -> bool:
+        return self._reader.backing is not None
 
     # ---- Writing data
 
@@ -74,7 +67,7 @@ class Updater:
     def _write_data(self, host: int, length: int, buffers: list[memoryview]) -> None:
         if not self._external:
             self._image.check_overlap(host, length)
-        self._data.writev(host, buffers)
+        self._reader.data.writev(host, buffers)
 
     def _reusable(self, entry: int) -> bool:
         """Whether an entry names a host cluster that belongs to it alone."""
@@ -163,9 +156,9 @@ class Updater:
         after = -(offset + count) % unit
         parts = cursor.take(count)
         if before:
-            parts.insert(0, memoryview(self._read_disk(offset - before, before)))
+            parts.insert(0, memoryview(self._reader.read(offset - before, before)))
         if after:
-            parts.append(memoryview(self._read_disk(offset + count, after)))
+            parts.append(memoryview(self._reader.read(offset + count, after)))
         self._write_data(host - before, before + count + after, parts)
 
     def _set(self, place: Place, number: int, host: int, start: int, stop: int, *, keep: bool) -> None:
@@ -182,13 +175,73 @@ class Updater:
         place.entries[index] = host | COPIED
         self._mapping.changed(place)
 
-    def _release_old(self, place: Place, number: int) -> None:
+    def _release_old(self, place: Place, number: int, reason: Reason = Reason.OTHER) -> None:
         """What an entry names has one user less."""
         entry = place.entries[place.index + number * self._words]
         if entry & COMPRESSED:
-            self._refcounts.release(*self._compressed.place(entry))
+            self._refcounts.release(*self._compressed.place(entry), reason)
         elif not self._external and entry & OFFSET_MASK:
-            self._refcounts.release(entry & OFFSET_MASK, self._size)
+            self._refcounts.release(entry & OFFSET_MASK, self._size, reason)
+        elif self._external and self._mapping.has_host(entry) and reason is Reason.REQUEST:
+            host = entry & OFFSET_MASK
+            if self._freed_data and sum(self._freed_data[-1]) == host:
+                self._freed_data[-1] = (self._freed_data[-1][0], host + self._size - self._freed_data[-1][0])
+            else:
+                self._freed_data.append((host, self._size))
+
+    def take_freed_data(self) -> list[tuple[int, int]]:
+        """Return what the external data file need not keep any more, and forget it."""
+        freed, self._freed_data = self._freed_data, []
+        return freed
+
+    # ---- Compressed data
+
+    def write_packed(self, offset: int, packed: bytes) -> bool:
+        """Write a whole cluster in compressed form; return whether the format could say where it is.
+
+        Raises OSError.
+        """
+        place = self._mapping.find_for_change(offset >> self._bits, self._refcounts)
+        host = self._refcounts.allocate_bytes(len(packed))
+        entry = self._compressed.entry(host, len(packed))
+        if entry is None:
+            self._refcounts.undo_bytes(host, len(packed))
+            return False
+        try:
+            self._write_data(host, len(packed), [memoryview(packed)])
+        except OSError:
+            self._refcounts.undo_bytes(host, len(packed))
+            raise
+        self._release_old(place, 0)
+        place.entries[place.index] = entry
+        if self._mapping.extended:
+            place.entries[place.index + 1] = 0
+        self._mapping.changed(place)
+        return True
+
+    # ---- Preallocation
+
+    def preallocate_some(self, offset: int, length: int) -> tuple[int, int, int]:
+        """Give the next clusters of a range a place on the host, where they have none.
+
+        Return how many bytes of the range that is, and where and how long the new place is.  What is there must read
+        as zeros: that is the caller's to see to.  Raises OSError.
+        """
+        cluster = offset >> self._bits
+        place = self._mapping.find_for_change(cluster, self._refcounts)
+        wanted = min(-(-length >> self._bits), place.clusters)
+        used = next((at for at in range(wanted) if place.entries[place.index + at * self._words]), wanted)
+        if not used:
+            return self._size, 0, 0
+        if self._external:
+            host = cluster << self._bits
+        else:
+            host, used = self._refcounts.allocate(used)
+        for number in range(used):
+            # With subclusters, the bitmap goes on saying that there is no data yet.
+            place.entries[place.index + number * self._words] = (host + (number << self._bits)) | COPIED
+        self._mapping.changed(place)
+        return used << self._bits, host, used << self._bits
 
     # ---- Zeros
 
@@ -223,7 +276,7 @@ class Updater:
         if (is_zero and not (unmap and has_old)) or (absent and not has_old and not self._has_backing):
             return
         if unmap or entry & COMPRESSED:
-            self._release_old(place, number)
+            self._release_old(place, number, Reason.REQUEST)
             entry = 0
         if self._mapping.extended:
             place.entries[index + 1] = ALL_ZERO_SUBCLUSTERS
@@ -250,20 +303,19 @@ class Updater:
         self._mapping.changed(place)
         return stop - inside
 
-    def forget_some(self, offset: int, length: int) -> int:
-        """Give whole clusters of a version 2 image back, which has no backing file; return how many bytes."""
+    def forget_some(self, offset: int, length: int, reason: Reason) -> int:
+        """Let whole clusters be as if they had never been written; return how many bytes of the range that were."""
         cluster = offset >> self._bits
         place = self._mapping.find(cluster)
         if place is None:
             return min(length, self._mapping.clusters_in_table(cluster) << self._bits)
         place = self._mapping.find_for_change(cluster, self._refcounts)
-        count = min(length >> self._bits, place.clusters)
+        count = min(-(-length >> self._bits), place.clusters)
         for number in range(count):
-            index = place.index + number
-            if place.entries[index]:
-                self._mapping.kind(place.entries[index], offset + (number << self._bits))
-                self._release_old(place, number)
-                place.entries[index] = 0
+            index = place.index + number * self._words
+            if any(place.entries[index : index + self._words]):
+                self._release_old(place, number, reason)
+                place.entries[index : index + self._words] = array("Q", bytes(8 * self._words))
                 self._mapping.changed(place)
         return count << self._bits
 

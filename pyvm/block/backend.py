@@ -1,0 +1,596 @@
+"""What a disk is to its device: asynchronous requests on the root node of a graph, and a medium that may change.
+
+A request is accounted for, throttled, carried out in an I/O context, and its end is told to the device with the machine
+lock held.  What an error leads to is decided here (`werror`, `rerror`): a device either hears of it, or hears nothing
+until the request was repeated with success.
+
+All methods are called with the machine lock held.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pyvm.block.accounting import BlockStats, Operation
+from pyvm.block.context import Context, InlineContext, Work
+from pyvm.block.drivers.throttle import ThrottleNode
+from pyvm.block.errors import BlockError
+from pyvm.block.graph import BlockGraph, User
+from pyvm.block.node import NO_PERMISSIONS, UNUSED, Access, DetectZeroes, Node, Permission, disk_access
+from pyvm.block.throttling import Gate, ThrottleMember
+from pyvm.block.vectors import Buffers, is_zero, total
+
+Done = Callable[[int], None]
+"""Takes 0 or an errno; called exactly once, with the machine lock held, possibly before the request's call returns."""
+ErrorPolicy = Literal["report", "ignore", "stop", "enospc"]
+
+READ, WRITE, FLUSH, DISCARD, ZEROES = range(5)
+_ACCOUNTED = (Operation.READ, Operation.WRITE, Operation.FLUSH, Operation.UNMAP, Operation.WRITE)
+_ZERO_CHUNK = 64 << 10
+
+
+class BackendDevice(Protocol):
+    """What a backend tells its device."""
+
+    tray_open: bool
+    medium_locked: bool
+
+    def media_changed(self, loaded: bool) -> None:
+        """There is another medium, or none.  A device with a tray opens or closes it."""
+
+    def eject_requested(self, force: bool) -> None:
+        """Somebody wants the medium: the guest is asked, or with `force` just told."""
+
+    def resized(self) -> None:
+        """The medium has another size."""
+
+
+@dataclass
+class BackendEvents:
+    """What backends tell the machine."""
+
+    emit: Callable[[str, dict[str, Any]], None] = lambda name, data: None
+    """Takes an event and its data."""
+    stop: Callable[[], None] = lambda: None
+    """The guest must stop (run state `io-error`), as a request cannot go on."""
+
+
+_NO_EVENTS = BackendEvents()
+
+
+class _Request(Work):
+    """One request on its way."""
+
+    __slots__ = (
+        "backend",
+        "buffers",
+        "done",
+        "durable",
+        "error",
+        "gate",
+        "kind",
+        "length",
+        "node",
+        "offset",
+        "started",
+        "unmap",
+    )
+
+    def __init__(
+        self, backend: BlockBackend, node: Node, kind: int, offset: int, length: int, buffers: Buffers, done: Done
+    ) -> None:
+        self.backend = backend
+        self.node = node
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.buffers = buffers
+        self.done = done
+        self.unmap = False
+        self.durable = False
+        self.error = 0
+        self.gate = 0
+        self.started = 0
+
+    def run(self) -> None:
+        try:
+            self._perform(self.node, self.kind)
+            if self.durable:
+                self.node.flush()
+        except OSError as error:
+            self.error = error.errno or errno.EIO
+        except BlockError:
+            self.error = errno.EIO
+        else:
+            self.error = 0
+
+    def _perform(self, node: Node, kind: int) -> None:
+        if kind == READ:
+            node.readv(self.offset, self.buffers)
+        elif kind == WRITE:
+            detect = self.backend.detect_zeroes
+            if detect != "off" and is_zero(self.buffers):
+                node.write_zeroes(self.offset, self.length, detect == "unmap")
+            else:
+                node.writev(self.offset, self.buffers)
+        elif kind == FLUSH:
+            node.flush()
+        elif kind == DISCARD:
+            node.discard(self.offset, self.length)
+        else:
+            node.write_zeroes(self.offset, self.length, self.unmap)
+
+    def fail(self) -> None:
+        self.error = errno.EIO
+
+    def complete(self) -> None:
+        self.backend._ended(self)
+
+
+class BlockBackend:
+    """A drive.  Without a context, requests are carried out before the call returns.
+
+    `node` None is a drive without a medium.  `read_only` says what the drive is where the medium would let it write.
+    """
+
+    def __init__(
+        self,
+        node: Node | None = None,
+        context: Context | None = None,
+        *,
+        name: str = "",
+        serial: str = "",
+        read_only: bool = False,
+        write_cache: bool = True,
+        werror: ErrorPolicy = "enospc",
+        rerror: ErrorPolicy = "report",
+        detect_zeroes: DetectZeroes | None = None,
+        removable: bool = False,
+        events: BackendEvents = _NO_EVENTS,
+        graph: BlockGraph | None = None,
+    ) -> None:
+        self.name = name
+        """The ID of the drive; empty for a node that a device uses by its node name."""
+        self.serial = serial or (node.serial if node is not None else "")
+        self.write_cache = write_cache
+        """Whether there is a volatile write cache; without it, a write is durable once it is done."""
+        self.werror: ErrorPolicy = werror
+        self.rerror: ErrorPolicy = rerror
+        self.detect_zeroes: DetectZeroes = detect_zeroes or (node.detect_zeroes if node is not None else "off")
+        self.removable = removable
+        """Whether the medium can be changed; the device says so."""
+        self.events = events
+        self.context: Context = context or InlineContext()
+        self.stats = BlockStats()
+        self.device: BackendDevice | None = None
+        self.device_id = ""
+        """What the device is called in events: its ID, or its QOM path."""
+        self.io_status_enabled = False
+        """Whether the device shows its I/O status; set by those that do."""
+        self.io_status: Literal["ok", "failed", "nospace"] = "ok"
+        self.throttle: ThrottleMember | None = None
+        """The drive's place in a throttle group."""
+        self.gates: tuple[Gate, ...] = ()
+        """What holds requests up: the drive's own throttle group, then those of filters right below it."""
+        self.in_flight = 0
+        self.held: deque[_Request] = deque()
+        """Requests that failed while the policy is to stop, the first that failed first."""
+        self._read_only = read_only
+        self._draining = 0
+        self._graph = graph
+        self._access = UNUSED
+        self._user: User | None = None
+        self._filters: list[tuple[ThrottleNode, ThrottleMember]] = []
+        self._node: Node | None = None
+        self._set_node(node)
+
+    # ---- The medium
+
+    @property
+    def node(self) -> Node | None:
+        """The root node, None without a medium."""
+        return self._node
+
+    @property
+    def shown_node(self) -> Node:
+        """The node that queries and events name; there must be a medium."""
+        node = self._node
+        assert node is not None
+        while node.implicit and node.file is not None:
+            node = node.file
+        return node
+
+    @property
+    def inserted(self) -> bool:
+        """Whether there is a medium that can be used: in the drive, and the tray closed."""
+        return self._node is not None and not self.tray_open
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the device must not write."""
+        return self._read_only or self._node is None or self._node.read_only
+
+    @property
+    def size(self) -> int:
+        """Length of the medium in bytes; 0 without one."""
+        return self._node.size if self._node is not None else 0
+
+    def _set_node(self, node: Node | None) -> None:
+        """Use another node from now on.  Raises BlockError, with nothing changed, where others are against that."""
+        if self._graph is not None:
+            if node is None:
+                if self._user is not None:
+                    self._graph.detach(self._user)
+                self._user = None
+            elif self._user is None:
+                self._user = self._graph.attach(node, self._description(), self._access)
+            else:
+                self._graph.move(self._user, node)
+        self._node = node
+        self.update_gates()
+
+    def _description(self) -> str:
+        name = self.name or self.device_id
+        return f"block device '{name}'" if name else "an unnamed block device"
+
+    def update_gates(self) -> None:
+        """Find out which throttle groups requests have to pass: after filters below were put in or taken away."""
+        self.drain()
+        for old, member in self._filters:
+            old.passed_on = False
+            member.leave()
+        self._filters = []
+        node = self._node
+        while node is not None and node.is_filter:
+            if isinstance(node, ThrottleNode) and not node.passed_on:
+                node.passed_on = True
+                self._filters.append((node, ThrottleMember(node.group)))
+            node = node.file
+        own = () if self.throttle is None else (self.throttle,)
+        self.gates = (*own, *(member for _, member in self._filters))
+
+    def set_throttle(self, member: ThrottleMember | None) -> None:
+        """Keep to the limits of a group, or of none; return from the one before is the caller's business."""
+        self.throttle = member
+        self.update_gates()
+
+    # ---- Requests
+
+    def read(self, offset: int, buffers: Buffers, done: Done) -> None:
+        """Fill all buffers from `offset` on."""
+        self._request(READ, offset, total(buffers), buffers, done)
+
+    def write(self, offset: int, buffers: Buffers, done: Done) -> None:
+        """Write all buffers from `offset` on.  They must stay as they are until it is done."""
+        self._request(WRITE, offset, total(buffers), buffers, done)
+
+    def flush(self, done: Done) -> None:
+        """Make all writes that are done safe from loss of power."""
+        self._request(FLUSH, 0, 0, (), done)
+
+    def discard(self, offset: int, length: int, done: Done) -> None:
+        """The range is no longer needed: a hint."""
+        self._request(DISCARD, offset, length, (), done)
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool, done: Done) -> None:
+        """Let the range read as zeros; with `unmap` it need take no room."""
+        self._request(ZEROES, offset, length, (), done, unmap)
+
+    def _request(self, kind: int, offset: int, length: int, buffers: Buffers, done: Done, unmap: bool = False) -> None:
+        node = self._node
+        if node is None:
+            done(errno.ENOMEDIUM)
+            return
+        if offset < 0 or length < 0 or offset + length > node.size:
+            self.stats.refuse(_ACCOUNTED[kind])
+            done(errno.EIO)
+            return
+        if kind not in (READ, FLUSH) and self.read_only:
+            self.stats.refuse(_ACCOUNTED[kind])
+            done(errno.EPERM)
+            return
+        request = _Request(self, node, kind, offset, length, buffers, done)
+        request.unmap = unmap
+        request.durable = not self.write_cache and kind in (WRITE, ZEROES)
+        request.started = self.stats.start()
+        self.in_flight += 1
+        if self.gates and not self._draining and kind != FLUSH:
+            self._pass_gates(request)
+        else:
+            self.context.submit(request)
+
+    def _pass_gates(self, request: _Request) -> None:
+        """Go through the gates from `request.gate` on; one that is shut calls back when it opens."""
+        while request.gate < len(self.gates):
+            gate = self.gates[request.gate]
+            request.gate += 1
+            if not gate.enter(request.kind != READ, request.length, lambda: self._let_go(request)):
+                return
+        self.context.submit(request)
+
+    def _let_go(self, request: _Request) -> None:
+        if self._draining:
+            self.context.submit(request)
+        else:
+            self._pass_gates(request)
+
+    def _ended(self, request: _Request) -> None:
+        self.in_flight -= 1
+        kind, error = request.kind, request.error
+        stats = self.stats
+        if error:
+            if self._handle_error(request, error):
+                return
+            if request.error:
+                stats.fail(_ACCOUNTED[kind], request.started)
+                request.done(error)
+                return
+        if kind in (WRITE, ZEROES):
+            stats.highest_offset = max(stats.highest_offset, request.offset + request.length)
+        stats.done(_ACCOUNTED[kind], request.length, request.started)
+        request.done(0)
+
+    # ---- Errors
+
+    def _handle_error(self, request: _Request, error: int) -> bool:
+        """Do what the policy says; return whether the request is held back."""
+        is_read = request.kind == READ
+        policy = self.rerror if is_read else self.werror
+        if policy == "enospc":
+            policy = "stop" if error == errno.ENOSPC else "report"
+        data: dict[str, Any] = {"device": self.name}
+        if self._node is not None:
+            data["node-name"] = self.shown_node.name
+        data["operation"] = "read" if is_read else "write"
+        data["action"] = policy
+        if self.shows_io_status:
+            data["nospace"] = error == errno.ENOSPC
+        data["reason"] = os.strerror(error)
+        if policy == "stop":
+            self.held.append(request)
+            if self.io_status == "ok":
+                self.io_status = "nospace" if error == errno.ENOSPC else "failed"
+            self.events.emit("BLOCK_IO_ERROR", data)
+            self.events.stop()
+            return True
+        self.events.emit("BLOCK_IO_ERROR", data)
+        if policy == "ignore":
+            request.error = 0
+        return False
+
+    @property
+    def shows_io_status(self) -> bool:
+        """Whether query-block tells the I/O status: the device does, and a policy can change it."""
+        return self.io_status_enabled and (self.werror in ("stop", "enospc") or self.rerror == "stop")
+
+    def reset_io_status(self) -> None:
+        """Forget an error, as the guest is about to go on."""
+        self.io_status = "ok"
+
+    def resume(self) -> None:
+        """Repeat what was held back; the guest goes on."""
+        self.reset_io_status()
+        held, self.held = self.held, deque()
+        for request in held:
+            self.in_flight += 1
+            self.context.submit(request)
+
+    # ---- Waiting
+
+    def drain(self, cancel: bool = False) -> None:
+        """Return when nothing is in flight; with `cancel`, what is held back after an error ends with ECANCELED.
+
+        Limits do not hold while this waits.
+        """
+        if self.in_flight:
+            self._settle()
+        if cancel:
+            held, self.held = self.held, deque()
+            for request in held:
+                request.done(errno.ECANCELED)
+
+    def _settle(self) -> None:
+        node = self._node
+        self._draining += 1
+        if node is not None:
+            node.begin_drain()
+        try:
+            for gate in self.gates:
+                gate.release()
+            self.context.settle(lambda: not self.in_flight)
+        finally:
+            self._draining -= 1
+            if node is not None:
+                node.end_drain()
+
+    # ---- For firmware and monitors
+
+    def preadv(self, offset: int, buffers: Buffers) -> None:
+        """Fill all buffers from `offset` on, now.  Raises OSError."""
+        node = self._usable(offset, total(buffers))
+        with self.context.lock:
+            node.readv(offset, buffers)
+
+    def pread(self, offset: int, length: int) -> bytearray:
+        """Return `length` bytes from `offset` on.  Raises OSError."""
+        self._usable(offset, length)
+        data = bytearray(length)
+        self.preadv(offset, (memoryview(data),))
+        return data
+
+    def pwritev(self, offset: int, buffers: Buffers) -> None:
+        """Write all buffers from `offset` on, now.  Raises OSError."""
+        node = self._usable(offset, total(buffers))
+        if self.read_only:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        with self.context.lock:
+            node.writev(offset, buffers)
+            if not self.write_cache:
+                node.flush()
+
+    def flush_now(self) -> None:
+        """Make everything written safe from loss of power, now.  Raises OSError."""
+        self.drain()
+        if self._node is not None:
+            with self.context.lock:
+                self._node.flush()
+
+    def _usable(self, offset: int, length: int) -> Node:
+        """Return the node once what is in flight is done; raises OSError where the range is not there."""
+        self.drain()
+        if self._node is None:
+            raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+        self._node.check_range(offset, length)
+        return self._node
+
+    # ---- The device
+
+    def attach(self, device: BackendDevice, identifier: str = "", *, share_rw: bool = False) -> None:
+        """Let `device` use the drive; raises BlockError where another one does, or where somebody uses its image.
+
+        With `share_rw` others may write to the image at the same time.
+        """
+        if self.device is not None:
+            raise BlockError(f"Drive '{self.name}' is already in use by another device")
+        self.device = device
+        self.device_id = identifier
+        try:
+            self._use(self._device_access(share_rw))
+        except BlockError:
+            self.device = None
+            self.device_id = ""
+            raise
+
+    def _device_access(self, share_rw: bool) -> Access:
+        access = disk_access(self.read_only)
+        return Access(access.used, access.shared | (Permission.WRITE if share_rw else NO_PERMISSIONS))
+
+    def _use(self, access: Access) -> None:
+        """Use the node in this way from now on.  Raises BlockError where others are against that."""
+        before, self._access = self._access, access
+        if self._graph is not None and self._user is not None:
+            self._user.description = self._description()
+            try:
+                self._graph.change(self._user, access)
+            except BlockError:
+                self._access = before
+                raise
+
+    def detach(self) -> None:
+        """The device is gone."""
+        self.drain(cancel=True)
+        self.device = None
+        self.device_id = ""
+        self.io_status_enabled = False
+        self._use(UNUSED)
+
+    def close(self) -> None:
+        """Finish everything, make it safe, and let the node go.  Errors stay silent: nobody waits for the data."""
+        self.drain(cancel=True)
+        node = self._node
+        if node is None:
+            return
+        with self.context.lock:
+            if not node.read_only:
+                with suppress(OSError, BlockError):
+                    node.flush()
+            self._set_node(None)
+            node.release()
+
+    # ---- The tray
+
+    @property
+    def tray_open(self) -> bool:
+        """Whether the tray of the device is open."""
+        return self.device is not None and self.removable and self.device.tray_open
+
+    @property
+    def locked(self) -> bool:
+        """Whether the guest keeps the tray from being opened."""
+        return self.device is not None and self.device.medium_locked
+
+    def eject(self, open: bool) -> None:  # noqa: A002 - what the guest did with the tray
+        """The guest moved the tray: DEVICE_TRAY_MOVED."""
+        self.events.emit("DEVICE_TRAY_MOVED", {"device": self.name, "id": self.device_id, "tray-open": open})
+
+    def _change_medium(self, loaded: bool) -> None:
+        """Tell the device; a tray that moves for that is reported."""
+        device = self.device
+        if device is None:
+            return
+        before = device.tray_open
+        device.media_changed(loaded)
+        if device.tray_open != before:
+            self.eject(device.tray_open)
+
+    def open_tray(self, force: bool = False) -> bool:
+        """Open the tray; return False where the guest has it locked and was asked instead.  Raises BlockError."""
+        self._require_removable()
+        device = self.device
+        if device is None or device.tray_open:
+            return True
+        locked = device.medium_locked
+        if locked:
+            device.eject_requested(force)
+        if locked and not force:
+            return False
+        self._change_medium(False)
+        return True
+
+    def close_tray(self) -> None:
+        """Close the tray.  Raises BlockError."""
+        self._require_removable()
+        if self.device is not None and self.device.tray_open:
+            self._change_medium(True)
+
+    def _require_removable(self) -> None:
+        if self.device is not None and not self.removable:
+            raise BlockError(f"Device '{self.name or self.device_id}' is not removable")
+
+    def remove_medium(self) -> Node | None:
+        """Take the medium out, and return its root node: it is the caller's to close now.  Raises BlockError."""
+        node = self._node
+        if node is None:
+            return None
+        self.drain(cancel=True)
+        self._set_node(None)
+        if self.device is not None and self.removable and not self.device.tray_open:
+            # A drive without a tray notices at once.
+            self._change_medium(False)
+        return node
+
+    def insert_medium(self, node: Node) -> None:
+        """Put a medium in; raises BlockError where there is one, or where it cannot be used like this."""
+        if self._node is not None:
+            raise BlockError(f"There already is a medium in device '{self.name or self.device_id}'")
+        if node.read_only and self._access.used & Permission.WRITE:
+            self._access = disk_access(True)
+        self._set_node(node)
+        self.detect_zeroes = node.detect_zeroes
+        if self.device is not None and self.removable and not self.device.tray_open:
+            self._change_medium(True)
+
+    def replace_node(self, node: Node) -> Node | None:
+        """Let the drive show another node from now on without the device noticing; return the one before."""
+        self.drain()
+        before = self._node
+        self._set_node(node)
+        for request in self.held:
+            request.node = node
+        return before
+
+    def resize(self, size: int) -> None:
+        """Make the medium `size` bytes long, and tell the device.  Raises OSError or BlockError."""
+        self.drain()
+        if self._node is None:
+            raise BlockError(f"Device '{self.name or self.device_id}' has no medium")
+        with self.context.lock:
+            self._node.truncate(size)
+        if self.device is not None:
+            self.device.resized()

@@ -1,0 +1,176 @@
+"""I/O contexts: where the requests of disks are carried out.
+
+A context has one worker thread, started with the first request, and a lock.  The worker does node I/O under that lock
+and without the machine lock, and takes the machine lock only to tell the devices; it does both for many requests at a
+time where many wait.  Requests are carried out in the order in which they came, so a flush covers every write that came
+before it.
+
+Lock order: whoever holds the machine lock may take a context's lock, never the other way round.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+_BATCH = 32
+_BATCH_NS = 500_000
+"""A batch ends after so many requests or so much time: those that are done do not wait for ever for those behind."""
+
+
+class Work(ABC):
+    """Something to be done in a context."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do it; with the context's lock held."""
+
+    @abstractmethod
+    def fail(self) -> None:
+        """:meth:`run` raised what it should not have."""
+
+    @abstractmethod
+    def complete(self) -> None:
+        """Tell whoever waits for it; with the machine lock held."""
+
+
+def _run(work: Work) -> None:
+    try:
+        work.run()
+    except Exception:  # noqa: BLE001 - a broken driver must not take the thread with it
+        traceback.print_exc(file=sys.stderr)
+        work.fail()
+
+
+class InlineContext:
+    """A context without a thread: work is done when it is given."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.lock = threading.RLock()
+        self._queue: deque[Work] = deque()
+        self._running = False
+
+    def submit(self, work: Work) -> None:
+        """Do `work`; behind what is being done, where this is called from the completion of other work."""
+        self._queue.append(work)
+        if not self._running:
+            self._work_off()
+
+    def _work_off(self) -> None:
+        before, self._running = self._running, True
+        try:
+            while self._queue:
+                work = self._queue.popleft()
+                with self.lock:
+                    _run(work)
+                work.complete()
+        finally:
+            self._running = before
+
+    def settle(self, settled: Callable[[], bool]) -> None:
+        """Do work until `settled`; also from within a completion."""
+        while not settled() and self._queue:
+            self._work_off()
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class IoContext:
+    """A context with a worker thread.  Methods are called with the machine lock held."""
+
+    def __init__(self, machine_lock: Any, name: str = "") -> None:
+        self.name = name
+        """The ID of the `iothread` object; empty for the main context."""
+        self.lock = threading.RLock()
+        self.thread: threading.Thread | None = None
+        self._machine_lock = machine_lock
+        self._queue: deque[Work] = deque()
+        self._finished: deque[Work] = deque()
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._awake = False
+        self._closing = False
+
+    def submit(self, work: Work) -> None:
+        """Have `work` done."""
+        self._queue.append(work)
+        if not self._awake:
+            self._awake = True
+            if self.thread is None:
+                self._start()
+            self._wake.release()
+
+    def _start(self) -> None:
+        self.thread = threading.Thread(target=self._serve, name=self.name or "block", daemon=True)
+        self.thread.start()
+
+    def start(self) -> None:
+        """Start the thread before there is work, as an `iothread` object does."""
+        if self.thread is None:
+            self._start()
+
+    def _serve(self) -> None:
+        while True:
+            self._wake.acquire()
+            while True:
+                with self.lock:
+                    self._run_some()
+                with self._machine_lock:
+                    self._complete()
+                    if not self._queue:
+                        # Under the machine lock nobody can submit now.
+                        self._awake = False
+                        if self._closing:
+                            return
+                        break
+
+    def _run_some(self) -> None:
+        queue, finished = self._queue, self._finished
+        end = monotonic_ns() + _BATCH_NS
+        for _ in range(_BATCH):
+            if not queue:
+                return
+            work = queue.popleft()
+            _run(work)
+            finished.append(work)
+            if monotonic_ns() >= end:
+                return
+
+    def _complete(self) -> None:
+        finished = self._finished
+        while finished:
+            finished.popleft().complete()
+
+    def settle(self, settled: Callable[[], bool]) -> None:
+        """Return once `settled`, or when there is nothing left to do.
+
+        This thread helps instead of waiting: it does what waits in the queue as soon as the worker lets it, and
+        completes what is done.  So the machine lock is kept throughout, and nothing else happens meanwhile.
+        """
+        while not settled():
+            with self.lock:
+                self._run_some()
+            if not self._finished and not self._queue:
+                return
+            self._complete()
+
+    def close(self) -> None:
+        """Do what is left, and end the thread."""
+        self.settle(lambda: False)
+        self._closing = True
+        if self.thread is not None and not self._awake:
+            self._awake = True
+            self._wake.release()
+
+
+Context = InlineContext | IoContext

@@ -1,0 +1,53 @@
+"""The state of a VM in a qcow2 image: data behind the end of the disk, in the active tables ("VM state").
+
+It starts where the first L2 table does that the disk does not need.  A snapshot made afterwards has it; then it is
+dropped from the active tables.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyvm.block.drivers.qcow2.disk import Disk
+from pyvm.block.drivers.qcow2.structures import MAX_L1_BYTES, MAX_SIZE
+from pyvm.block.vectors import Buffers, total
+
+if TYPE_CHECKING:
+    from pyvm.block.drivers.qcow2.driver import Qcow2Node
+
+
+def start(disk: Disk) -> int:
+    """Return where the state of a VM starts, as an offset on the disk."""
+    return disk.l1_entries(disk.header.size) * disk.mapping.table_span()
+
+
+def _place(disk: Disk, offset: int, length: int) -> int:
+    first = start(disk) + offset
+    if offset < 0 or first + length > MAX_SIZE:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return first
+
+
+def read(node: Qcow2Node, offset: int, buffers: Buffers) -> None:
+    """Fill the buffers with what is kept at `offset` of the state.  Raises OSError."""
+    disk = node.disk
+    disk.image.check_usable()
+    length = total(buffers)
+    disk.reader.readv(_place(disk, offset, length), length, buffers)
+
+
+def write(node: Qcow2Node, offset: int, buffers: Buffers, write_disk: Callable[[int, int, Buffers], None]) -> None:
+    """Write the state at `offset`; `write_disk` writes behind the end of the disk as well.  Raises OSError."""
+    disk = node.disk
+    length = total(buffers)
+    if not length:
+        return
+    first = _place(disk, offset, length)
+    entries = disk.l1_entries(first + length)
+    if entries * 8 > MAX_L1_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    disk.grow_l1(entries)
+    write_disk(first, length, buffers)

@@ -1,0 +1,257 @@
+"""The graph of all block nodes of a machine: names, who holds what, and who may do what with which node.
+
+Nodes are held by other nodes (as children), by users outside of the graph (disks, jobs, exports) and by the monitor
+(`-blockdev`, blockdev-add); one that nobody holds is closed.  What each user and parent does with a node, and what it
+lets others do, must go together; all of it together is what a host file is locked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyvm.block.errors import BlockError
+from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, PERMISSION_NAMES, Access, Node, Permission
+from pyvm.block.throttling import ThrottleGroups
+from pyvm.clock import Clock, RunningClock
+from pyvm.options import is_identifier
+
+_MAX_NAME = 31
+
+
+@dataclass
+class User:
+    """Somebody outside of the graph who uses a node."""
+
+    node: Node
+    description: str
+    """What errors call it: ``block device 'virtio0'``."""
+    access: Access
+    name: str = "root"
+    """What the node is to it."""
+    order: int = 0
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One use of a node, by a user or by a parent."""
+
+    description: str
+    name: str
+    access: Access
+    order: int
+
+
+class BlockGraph:
+    """All nodes.  Methods are called with the machine lock held; those that change something raise BlockError."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.nodes: dict[str, Node] = {}
+        """By node name, the oldest first."""
+        self.monitor_nodes: list[Node] = []
+        """Those that the monitor holds."""
+        self.device_names: set[str] = set()
+        """Names of drives, which share their name space with nodes."""
+        self.throttle_groups = ThrottleGroups(clock or RunningClock())
+        self._users: list[User] = []
+        self._orders: dict[Node, int] = {}
+        self._next_order = 0
+        self._next_name = 0
+        self._applied: dict[Node, Access] = {}
+
+    # ---- Names
+
+    def check_name(self, name: str) -> None:
+        """Raise BlockError unless a new node can have this name."""
+        if not is_identifier(name):
+            raise BlockError(f"Invalid node-name: '{name}'")
+        if name in self.device_names:
+            raise BlockError(f"node-name={name} is conflicting with a device id")
+        if name in self.nodes:
+            raise BlockError(f"Duplicate nodes with node-name='{name}'")
+        if len(name) > _MAX_NAME:
+            raise BlockError("Node name too long")
+
+    def make_name(self) -> str:
+        """Return a name for a node that was given none: ``#block123``, its last two digits random."""
+        name = f"#block{self._next_name}{os.urandom(1)[0] % 100:02}"
+        self._next_name += 1
+        return name
+
+    def add_device_name(self, name: str) -> None:
+        """A drive is called `name`."""
+        if name in self.device_names:
+            raise BlockError(f"Device with id '{name}' already exists")
+        if name in self.nodes:
+            raise BlockError(f"Device name '{name}' conflicts with an existing node name")
+        self.device_names.add(name)
+
+    def find(self, name: str) -> Node:
+        """Return the node with this name."""
+        node = self.nodes.get(name)
+        if node is None:
+            raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node
+
+    # ---- Nodes
+
+    def add(self, node: Node) -> None:
+        """Take in a node that was opened, under the name that it has."""
+        self.nodes[node.name] = node
+        self._orders[node] = self._take_order()
+        node.on_released = self._forget
+
+    def _take_order(self) -> int:
+        self._next_order += 1
+        return self._next_order
+
+    def _forget(self, node: Node) -> None:
+        """A node was closed."""
+        self.nodes.pop(node.name, None)
+        self._orders.pop(node, None)
+        self._applied.pop(node, None)
+
+    def give_to_monitor(self, node: Node) -> None:
+        """The monitor holds `node` from now on, in the place of whoever opened it."""
+        self.monitor_nodes.append(node)
+
+    def delete(self, name: str) -> None:
+        """Take a node from the monitor, as blockdev-del does, and close it."""
+        node = self.nodes.get(name)
+        if node is None:
+            raise BlockError(f"Failed to find node with node-name='{name}'")
+        if node not in self.monitor_nodes:
+            raise BlockError(f"Node {name} is not owned by the monitor")
+        if node.references > 1:
+            raise BlockError(f"Node {name} is in use")
+        self.monitor_nodes.remove(node)
+        node.release()
+
+    def close(self) -> None:
+        """Take all nodes from the monitor, those first that were opened last."""
+        while self.monitor_nodes:
+            self.monitor_nodes.pop().release()
+
+    def parents(self, node: Node) -> Iterator[tuple[Node, str]]:
+        """Yield the parents of a node, with what they call it."""
+        for parent in self.nodes.values():
+            for child in parent.children:
+                if child.node is node:
+                    yield parent, child.label
+
+    def users(self, node: Node) -> list[User]:
+        """Return who uses a node from outside of the graph."""
+        return [user for user in self._users if user.node is node]
+
+    # ---- Permissions
+
+    def attach(self, node: Node, description: str, access: Access, name: str = "root") -> User:
+        """Let somebody use `node`.  The reference to it is the caller's."""
+        user = User(node, description, access, name, self._take_order())
+        self._users.append(user)
+        try:
+            self.refresh()
+        except BlockError:
+            self._users.remove(user)
+            raise
+        return user
+
+    def change(self, user: User, access: Access) -> None:
+        """Let a user use its node in another way."""
+        before, user.access = user.access, access
+        try:
+            self.refresh()
+        except BlockError:
+            user.access = before
+            raise
+
+    def move(self, user: User, node: Node) -> None:
+        """Let a user use another node."""
+        before, user.node = user.node, node
+        try:
+            self.refresh()
+        except BlockError:
+            user.node = before
+            raise
+
+    def detach(self, user: User) -> None:
+        """A user has gone."""
+        self._users.remove(user)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Check that all uses of all nodes go together, and let the host know; nothing is changed on failure."""
+        wanted = self._compute()
+        done: list[tuple[Node, Access]] = []
+        try:
+            for node, access in wanted.items():
+                before = self._applied.get(node)
+                if access != before:
+                    node.set_access(access)
+                    if before is not None:
+                        done.append((node, before))
+        except BlockError:
+            for node, access in reversed(done):
+                node.set_access(access)
+            raise
+        self._applied = wanted
+
+    def _compute(self) -> dict[Node, Access]:
+        """Return what is done with each node altogether."""
+        uses: dict[Node, list[_Use]] = {node: [] for node in self.nodes.values()}
+        for user in self._users:
+            uses.setdefault(user.node, []).append(_Use(user.description, user.name, user.access, user.order))
+        computed: dict[Node, Access] = {}
+        for node in self._parents_first():
+            access = _combine(node, uses.get(node, []))
+            computed[node] = access
+            for child in node.children:
+                use = _Use(
+                    f"node '{node.name}'",
+                    child.label,
+                    node.child_access(child, access.used, access.shared),
+                    self._orders.get(node, 0),
+                )
+                uses.setdefault(child.node, []).append(use)
+        return computed
+
+    def _parents_first(self) -> list[Node]:
+        order: list[Node] = []
+        seen: set[Node] = set()
+
+        def visit(node: Node) -> None:
+            if node not in seen:
+                seen.add(node)
+                for child in node.children:
+                    visit(child.node)
+                order.append(node)
+
+        for node in self.nodes.values():
+            visit(node)
+        return order[::-1]
+
+
+def _combine(node: Node, uses: list[_Use]) -> Access:
+    uses = sorted(uses, key=lambda use: -use.order)
+    for strict in uses:
+        for other in uses:
+            refused = other.access.used & ~strict.access.shared
+            if other is not strict and refused:
+                raise BlockError(
+                    f"Permission conflict on node '{node.name}': permissions '{permission_names(refused)}' are both "
+                    f"required by {other.description} (uses node '{node.name}' as '{other.name}' child) and unshared "
+                    f"by {strict.description} (uses node '{node.name}' as '{strict.name}' child)."
+                )
+    used, shared = NO_PERMISSIONS, ALL_PERMISSIONS
+    for use in uses:
+        used |= use.access.used
+        shared &= use.access.shared
+    if node.read_only and used & (Permission.WRITE | Permission.WRITE_UNCHANGED):
+        raise BlockError("Block node is read-only")
+    return Access(used, shared)
+
+
+def permission_names(permissions: Permission) -> str:
+    """Return permissions as QEMU names them."""
+    return ", ".join(name for permission, name in PERMISSION_NAMES.items() if permission & permissions)

@@ -1,0 +1,404 @@
+"""Options of block nodes: which drivers there are, what each takes, and how a file name turns into options.
+
+One structure stands for a node whatever it was typed as: ``{"driver": "qcow2", "node-name": "a", "file": {...} or
+"name", "cache": {"direct": True}, ...}``.  `-blockdev` and QMP give it whole, and it is checked before anything is
+opened; `-drive` gives a file name and options that are text, and the format may have to be found out first.
+
+A driver is a row of :data:`DRIVERS`.  Its module is imported when it is used, and has a function::
+
+    make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> Node
+
+`own` are the driver's own options, checked and of the types that its row gives them; the node takes over `children`
+once it is made.  A protocol driver whose row has `prefixes` is also chosen by file names that begin with one of them
+and a colon; its module then has ``parse_filename(name: str) -> dict[str, Any]``, which returns the own options that the
+name stands for.  Both raise BlockError.  A row without a module is a driver of QEMU that pyvm does not have (yet): it
+is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from pyvm.block.errors import BlockError
+from pyvm.block.node import UNUSED, Access, DetectZeroes
+from pyvm.errors import ConfigError
+from pyvm.options import parse_boolean, parse_number, parse_size
+
+Tree = dict[str, Any]
+"""Options of a node, with those of its children inside."""
+
+
+class Dialect(Enum):
+    """How options were given, on which their types and what is said about mistakes depend."""
+
+    JSON = "json"
+    KEYVAL = "keyval"
+    """Text, checked like JSON: `-blockdev` with ``key=value``."""
+    DRIVE = "drive"
+    """Text: `-drive`, sizes with suffixes."""
+
+
+Kind = Literal["string", "boolean", "integer", "node", "node-or-null", "any"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a driver."""
+
+    kind: Kind = "string"
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    members: Mapping[str, Option] = field(default_factory=dict)
+    """Of a structure."""
+
+
+def _choice(*choices: str) -> Option:
+    return Option(choices=choices)
+
+
+_BOOLEAN = Option("boolean")
+_INTEGER = Option("integer")
+_STRING = Option()
+_FILE = Option("node", required=True)
+
+GENERIC: dict[str, Option] = {
+    "driver": Option(required=True),
+    "node-name": _STRING,
+    "discard": _choice("ignore", "unmap"),
+    "cache": Option(members={"direct": _BOOLEAN, "no-flush": _BOOLEAN}),
+    "read-only": _BOOLEAN,
+    "auto-read-only": _BOOLEAN,
+    "force-share": _BOOLEAN,
+    "detect-zeroes": _choice("off", "on", "unmap"),
+}
+"""What every node takes."""
+
+_HOST_FILE = {
+    "filename": Option(required=True),
+    "aio": _choice("threads", "native", "io_uring"),
+    "locking": _choice("auto", "on", "off"),
+    "pr-manager": _STRING,
+    "aio-max-batch": _INTEGER,
+    "drop-cache": _BOOLEAN,
+    "x-check-cache-dropped": _BOOLEAN,
+}
+_NULL = {"size": _INTEGER, "latency-ns": _INTEGER, "read-zeroes": _BOOLEAN}
+_QCOW2 = {
+    "file": _FILE,
+    "backing": Option("node-or-null"),
+    "data-file": Option("node"),
+    "lazy-refcounts": _BOOLEAN,
+    "pass-discard-request": _BOOLEAN,
+    "pass-discard-snapshot": _BOOLEAN,
+    "pass-discard-other": _BOOLEAN,
+    "overlap-check": Option("any"),
+    "cache-size": _INTEGER,
+    "l2-cache-size": _INTEGER,
+    "l2-cache-entry-size": _INTEGER,
+    "refcount-cache-size": _INTEGER,
+    "cache-clean-interval": _INTEGER,
+}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One driver; see the head of this module."""
+
+    name: str
+    kind: Literal["protocol", "format", "filter"]
+    module: str = ""
+    make: str = "make"
+    options: Mapping[str, Option] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
+    takes_file: bool = True
+    """Whether a plain file name is the file below it, as for most formats and filters."""
+
+
+_PACKAGE = "pyvm.block.drivers"
+_ROWS = (
+    Driver("file", "protocol", f"{_PACKAGE}.file", options=_HOST_FILE, prefixes=("file",)),
+    Driver("host_device", "protocol", f"{_PACKAGE}.host_device", options=_HOST_FILE, prefixes=("host_device",)),
+    Driver("host_cdrom", "protocol", f"{_PACKAGE}.host_device", "make_cdrom", _HOST_FILE, prefixes=("host_cdrom",)),
+    Driver("null-co", "protocol", f"{_PACKAGE}.null", options=_NULL, prefixes=("null-co",)),
+    Driver("null-aio", "protocol", f"{_PACKAGE}.null", "make_aio", _NULL, prefixes=("null-aio",)),
+    Driver("raw", "format", f"{_PACKAGE}.raw", options={"file": _FILE, "offset": _INTEGER, "size": _INTEGER}),
+    Driver("qcow2", "format", "pyvm.block.open", "make_qcow2", _QCOW2),
+    Driver(
+        "throttle",
+        "filter",
+        f"{_PACKAGE}.throttle",
+        options={"throttle-group": Option(required=True), "file": _FILE},
+    ),
+    Driver("copy-on-read", "filter", f"{_PACKAGE}.copy_on_read", options={"file": _FILE, "bottom": _STRING}),
+    # Network drivers: a module here makes them work.
+    Driver("nbd", "protocol", prefixes=("nbd", "nbd+tcp", "nbd+unix")),
+    Driver("ssh", "protocol", prefixes=("ssh",)),
+    Driver("http", "protocol", prefixes=("http",)),
+    Driver("https", "protocol", prefixes=("https",)),
+)
+_MISSING_PROTOCOLS = {
+    "blkdebug": ("blkdebug",),
+    "blklogwrites": (),
+    "blkreplay": (),
+    "blkverify": ("blkverify",),
+    "ftp": ("ftp",),
+    "ftps": ("ftps",),
+    "gluster": ("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"),
+    "iscsi": ("iscsi", "iser"),
+    "nfs": ("nfs",),
+    "nvme": ("nvme",),
+    "quorum": (),
+    "rbd": ("rbd",),
+    "vvfat": ("fat",),
+}
+_MISSING_FORMATS = "bochs cloop dmg luks parallels qcow qed replication vdi vhdx vmdk vpc".split()
+_MISSING_FILTERS = "compress copy-before-write preallocate snapshot-access".split()
+
+
+def _build() -> dict[str, Driver]:
+    table = {row.name: row for row in _ROWS}
+    for name, prefixes in _MISSING_PROTOCOLS.items():
+        table[name] = Driver(name, "protocol", prefixes=prefixes)
+    for name in _MISSING_FORMATS:
+        table[name] = Driver(name, "format")
+    for name in _MISSING_FILTERS:
+        table[name] = Driver(name, "filter")
+    return table
+
+
+DRIVERS: dict[str, Driver] = _build()
+"""Every driver of QEMU, by name."""
+_PREFIXES = {prefix: row for row in DRIVERS.values() for prefix in row.prefixes}
+
+
+def find_driver(name: str) -> Driver:
+    """Return a driver that is there.  Raises BlockError."""
+    driver = DRIVERS.get(name)
+    if driver is None:
+        raise BlockError(f"Unknown driver '{name}'")
+    if not driver.module:
+        raise BlockError(f"Driver '{name}' is not supported by pyvm yet")
+    return driver
+
+
+@dataclass
+class Settings:
+    """What every node takes, ready for use."""
+
+    name: str
+    path: str = ""
+    """The file name that led to this node, where there was one."""
+    read_only: bool = False
+    auto_read_only: bool = False
+    force_share: bool = False
+    unmap: bool = False
+    direct: bool = False
+    no_flush: bool = False
+    detect_zeroes: DetectZeroes = "off"
+    probed: bool = False
+    """Whether the format was found out."""
+    access: Access = UNUSED
+    """How whoever opens it uses it, for now."""
+
+
+# ---- Values
+
+
+def check_tree(tree: Mapping[str, Any], dialect: Dialect, path: str = "") -> Tree:
+    """Return the options of a node and all inside it, checked and of their types, for `-blockdev` and QMP.
+
+    Raises BlockError.
+    """
+    name = tree.get("driver")
+    if name is None:
+        raise BlockError(f"Parameter '{path}driver' is missing")
+    if not isinstance(name, str):
+        raise BlockError(f"Invalid parameter type for '{path}driver', expected: string")
+    if name not in DRIVERS:
+        raise BlockError(f"Parameter 'driver' does not accept value '{name}'")
+    driver = find_driver(name)
+    known = {**GENERIC, **driver.options}
+    checked = _check_members(tree, known, dialect, path)
+    for key, option in known.items():
+        if option.required and key not in checked:
+            raise BlockError(f"Parameter '{path}{key}' is missing")
+    return checked
+
+
+def _check_members(given: Mapping[str, Any], known: Mapping[str, Option], dialect: Dialect, path: str) -> Tree:
+    checked: Tree = {}
+    for key, option in known.items():
+        if key in given:
+            checked[key] = _check_value(given[key], option, dialect, path, key)
+    for key in given:
+        if key not in known:
+            raise BlockError(f"Parameter '{path}{key}' is unexpected")
+    return checked
+
+
+def _check_value(value: Any, option: Option, dialect: Dialect, path: str, key: str) -> Any:
+    if option.members:
+        if not isinstance(value, dict):
+            raise BlockError(f"Invalid parameter type for '{path}{key}', expected: object")
+        return _check_members(value, option.members, dialect, f"{path}{key}.")
+    if option.kind in ("node", "node-or-null"):
+        return _check_reference(value, option, dialect, path, key)
+    return convert(value, option, dialect, f"{path}{key}", key)
+
+
+def _check_reference(value: Any, option: Option, dialect: Dialect, path: str, key: str) -> Any:
+    if isinstance(value, dict):
+        return check_tree(value, dialect, f"{path}{key}.")
+    if isinstance(value, str):
+        return None if not value and option.kind == "node-or-null" else value
+    if value is None and option.kind == "node-or-null":
+        return None
+    expected = "BlockdevRef" if option.kind == "node" else "BlockdevRefOrNull"
+    raise BlockError(f"Invalid parameter type for '{path}{key}', expected: {expected}")
+
+
+def convert(value: Any, option: Option, dialect: Dialect, path: str, key: str) -> Any:
+    """Return the value of an option as its kind has it.  Raises BlockError."""
+    kind = option.kind
+    if kind == "any":
+        return value
+    if kind == "string":
+        if not isinstance(value, str):
+            raise BlockError(f"Invalid parameter type for '{path}', expected: string")
+        if option.choices and value not in option.choices:
+            raise BlockError(_wrong_choice(option, dialect, key, value))
+        return value
+    if isinstance(value, bool if kind == "boolean" else int) and isinstance(value, bool) == (kind == "boolean"):
+        if kind == "integer" and value < 0:
+            raise BlockError(f"Parameter '{path}' expects a non-negative number")
+        return value
+    if dialect is Dialect.JSON or not isinstance(value, str):
+        raise BlockError(f"Invalid parameter type for '{path}', expected: {kind}")
+    try:
+        if kind == "boolean":
+            return parse_boolean(path, value)
+        return parse_size(path, value) if dialect is Dialect.DRIVE else parse_number(path, value)
+    except ConfigError as error:
+        if kind == "integer" and dialect is Dialect.KEYVAL:
+            raise BlockError(f"Parameter '{path}' expects integer") from None
+        raise BlockError(str(error)) from None
+
+
+def _wrong_choice(option: Option, dialect: Dialect, key: str, value: str) -> str:
+    if dialect is Dialect.DRIVE and key == "discard":
+        return "Invalid discard option"
+    if dialect is Dialect.DRIVE:
+        return f"invalid parameter value: {value}"
+    return f"Parameter '{key}' does not accept value '{value}'"
+
+
+# ---- File names
+
+
+def parse_filename(name: str) -> tuple[Driver, Tree]:
+    """Return the protocol driver that a file name stands for, and its own options.  Raises BlockError."""
+    driver = protocol_of(name)
+    if driver is None:
+        return _local_driver(name), {"filename": name}
+    if not driver.module:
+        raise BlockError(f"Protocol '{driver.name}' is not supported by pyvm yet: '{name}'")
+    if driver.module in _LOCAL:
+        return driver, {"filename": name.partition(":")[2]}
+    return driver, parse_by(driver, name)
+
+
+def parse_by(driver: Driver, name: str) -> Tree:
+    """Return the options that a file name stands for to one driver.  Raises BlockError."""
+    from importlib import import_module
+
+    return dict(import_module(driver.module).parse_filename(name))
+
+
+_LOCAL = (f"{_PACKAGE}.file", f"{_PACKAGE}.host_device")
+
+
+def protocol_of(name: str) -> Driver | None:
+    """Return the driver of the protocol that a file name begins with, None for a path.  Raises BlockError."""
+    protocol, colon, _ = name.partition(":")
+    if not colon or "/" in protocol:
+        return None
+    driver = _PREFIXES.get(protocol)
+    if driver is None:
+        raise BlockError(f"Unknown protocol '{protocol}'")
+    return driver
+
+
+def _local_driver(path: str) -> Driver:
+    import os
+    import stat
+
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return DRIVERS["file"]
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        return DRIVERS["host_cdrom" if _is_cdrom(path) else "host_device"]
+    return DRIVERS["file"]
+
+
+def _is_cdrom(path: str) -> bool:
+    """Whether the device answers as a CD-ROM drive."""
+    import fcntl
+    import os
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(descriptor, _CDROM_DRIVE_STATUS, _CDSL_CURRENT)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+_CDROM_DRIVE_STATUS = 0x5326
+_CDSL_CURRENT = 0x7FFFFFFF
+
+
+def parse_pseudo(name: str) -> Tree:
+    """Return the options that a ``json:{...}`` file name is.  Raises BlockError."""
+    import json
+
+    text = name.removeprefix("json:")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "too deeply nested")
+        raise BlockError(f"Could not parse the JSON options: JSON parse error, {reason}") from None
+    if not isinstance(value, dict):
+        raise BlockError("Invalid JSON object given")
+    return unflatten(value)
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """Return options with dotted names put into structures.  Raises BlockError where they contradict one another."""
+    tree: Tree = {}
+    for key, value in flat.items():
+        if isinstance(value, dict):
+            value = unflatten(value)  # noqa: PLW2901 - the same in its final form
+        *parents, last = key.split(".")
+        node = tree
+        for depth, part in enumerate(parents, 1):
+            below = node.setdefault(part, {})
+            if not isinstance(below, dict):
+                raise BlockError(f"Parameters '{'.'.join(parents[:depth])}.*' used inconsistently")
+            node = below
+        present = node.get(last)
+        if isinstance(present, dict) and isinstance(value, dict):
+            present.update(value)
+        elif isinstance(present, dict) and present:
+            raise BlockError(f"Parameters '{key}.*' used inconsistently")
+        else:
+            node[last] = value
+    return tree

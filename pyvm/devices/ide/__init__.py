@@ -1,0 +1,1 @@
+"""IDE: the two channels of the PIIX3 with their disks and CD drives."""

@@ -1,0 +1,110 @@
+"""Numbers of the SCSI standards that all logical units share.
+
+Primary commands, SPC-4; block devices, SBC-3; multimedia, MMC-5 (which is INF-8090 for ATAPI); status codes, SAM-5.
+"""
+
+from __future__ import annotations
+
+# Status (SAM-5, 5.3)
+STATUS_GOOD = 0x00
+STATUS_CHECK_CONDITION = 0x02
+STATUS_BUSY = 0x08
+STATUS_RESERVATION_CONFLICT = 0x18
+STATUS_TASK_SET_FULL = 0x28
+STATUS_TASK_ABORTED = 0x40
+
+# Peripheral device types (SPC-4, 6.6.2)
+TYPE_DISK = 0x00
+TYPE_ROM = 0x05
+NO_LUN = 0x7F
+"""Peripheral qualifier and type of a logical unit that there cannot be."""
+NOT_CONNECTED = 0x3F
+"""Peripheral qualifier and type of a logical unit that there might be."""
+
+# Operation codes: primary commands
+TEST_UNIT_READY = 0x00
+REQUEST_SENSE = 0x03
+INQUIRY = 0x12
+MODE_SELECT_6 = 0x15
+RESERVE_6 = 0x16
+RELEASE_6 = 0x17
+MODE_SENSE_6 = 0x1A
+SEND_DIAGNOSTIC = 0x1D
+PREVENT_ALLOW = 0x1E
+MODE_SELECT_10 = 0x55
+RESERVE_10 = 0x56
+RELEASE_10 = 0x57
+MODE_SENSE_10 = 0x5A
+PERSISTENT_RESERVE_IN = 0x5E
+PERSISTENT_RESERVE_OUT = 0x5F
+REPORT_LUNS = 0xA0
+
+# Operation codes: block devices
+REZERO_UNIT = 0x01
+FORMAT_UNIT = 0x04
+READ_6 = 0x08
+WRITE_6 = 0x0A
+SEEK_6 = 0x0B
+START_STOP = 0x1B
+READ_CAPACITY_10 = 0x25
+READ_10 = 0x28
+WRITE_10 = 0x2A
+SEEK_10 = 0x2B
+WRITE_VERIFY_10 = 0x2E
+VERIFY_10 = 0x2F
+SYNCHRONIZE_CACHE_10 = 0x35
+WRITE_SAME_10 = 0x41
+UNMAP = 0x42
+READ_16 = 0x88
+WRITE_16 = 0x8A
+WRITE_VERIFY_16 = 0x8E
+VERIFY_16 = 0x8F
+SYNCHRONIZE_CACHE_16 = 0x91
+WRITE_SAME_16 = 0x93
+SERVICE_ACTION_IN_16 = 0x9E
+READ_12 = 0xA8
+WRITE_12 = 0xAA
+WRITE_VERIFY_12 = 0xAE
+VERIFY_12 = 0xAF
+SA_READ_CAPACITY_16 = 0x10
+
+# Operation codes: multimedia
+READ_SUB_CHANNEL = 0x42
+READ_TOC = 0x43
+GET_CONFIGURATION = 0x46
+GET_EVENT_STATUS = 0x4A
+READ_DISC_INFORMATION = 0x51
+READ_DVD_STRUCTURE = 0xAD
+READ_CD_MSF = 0xB9
+SET_CD_SPEED = 0xBB
+MECHANISM_STATUS = 0xBD
+READ_CD = 0xBE
+
+# Vital product data (SPC-4, 7.8; SBC-3, 6.5)
+VPD_SUPPORTED = 0x00
+VPD_SERIAL = 0x80
+VPD_IDENTIFICATION = 0x83
+VPD_BLOCK_LIMITS = 0xB0
+VPD_CHARACTERISTICS = 0xB1
+VPD_PROVISIONING = 0xB2
+
+# Mode pages (SPC-4, 7.5; SBC-3, 6.4; MMC-5, 7; page 04h and 05h are SCSI-2's)
+PAGE_ERROR_RECOVERY = 0x01
+PAGE_GEOMETRY = 0x04
+PAGE_FLEXIBLE = 0x05
+PAGE_CACHING = 0x08
+PAGE_AUDIO = 0x0E
+PAGE_CAPABILITIES = 0x2A
+PAGE_ALL = 0x3F
+
+PC_CURRENT = 0
+PC_CHANGEABLE = 1
+PC_DEFAULT = 2
+PC_SAVED = 3
+
+_CDB_LENGTHS = (6, 10, 10, 0, 16, 12, 0, 0)
+
+
+def cdb_length(opcode: int) -> int:
+    """Return the bytes in a CDB with this operation code; 0 for those of variable or vendor-specific length."""
+    return _CDB_LENGTHS[opcode >> 5]

@@ -1,0 +1,236 @@
+"""Int 19h and 18h: finding something to boot, with a menu before that where the user wants one.
+
+BIOS Boot Specification 1.01 (Compaq, Phoenix, Intel), sections 4 and 6: what is tried comes from a list by priority,
+and a boot sector that gives up calls int 18h to have the next one tried.  What a CD-ROM boots is El Torito's affair
+(:mod:`.cdrom_boot`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pyvm.firmware.bios import data_area as area
+from pyvm.firmware.bios.cdrom_boot import CdBootError
+from pyvm.firmware.bios.core import Core
+from pyvm.firmware.bios.disk import Disk, DiskError
+from pyvm.firmware.bios.drives import FIRST_DISK, SECTOR, Drive, Drives
+from pyvm.firmware.bios.keyboard import Keyboard
+from pyvm.firmware.bios.machine import DEFAULT_SPLASH_MS, DiskKind
+from pyvm.firmware.bios.registers import FLAG_FIXED, FLAG_INTERRUPTS, Registers
+from pyvm.firmware.bios.video import Video
+from pyvm.memory import GuestMemoryError
+
+BOOT_ADDRESS: Final = 0x7C00
+STACK_TOP: Final = 0x7000
+BOOT_SIGNATURE: Final = b"\x55\xaa"
+_ENTRY_AX: Final = 0xAA55
+_MILLISECOND: Final = 1_000_000
+_NO_CHOICE: Final = 0xFF
+_ESCAPE_SCAN: Final = 0x01
+_KEYS: Final = "123456789abcdefghijklmnopqrstuvwxyz"
+_LETTERS: Final[dict[DiskKind, str]] = {"floppy": "a", "disk": "c", "cdrom": "d"}
+_NAMES: Final[dict[DiskKind, str]] = {"floppy": "Floppy", "disk": "Hard Disk", "cdrom": "DVD/CD"}
+
+
+class BootError(Exception):
+    """A drive does not boot; the text is for the screen."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to boot from."""
+
+    drive: Drive
+    place: tuple[int, int]
+    """Its priority: lower is earlier."""
+
+
+class Boot:
+    """The services, and the menu."""
+
+    def __init__(self, core: Core, drives: Drives, disk: Disk, video: Video, keyboard: Keyboard) -> None:
+        self._core = core
+        self._ebda = core.ebda
+        self._drives = drives
+        self._disk = disk
+        self._video = video
+        self._keyboard = keyboard
+        self._order = core.machine.boot.order
+        self._started = False
+
+    def initialise(self) -> None:
+        """Take over the order for this start of the machine; at each reset."""
+        boot = self._core.machine.boot
+        self._order = boot.order if self._started or boot.once is None else boot.once
+        self._started = True
+        self._ebda.set_byte(area.BOOT_CHOICE, _NO_CHOICE)
+        self._disk.emulation.clear()
+        self._drives.forget()
+
+    # -- the list ---------------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Entry]:
+        """Return every drive, in the order in which the menu shows and int 19h tries them."""
+        entries = []
+        for drive in (*self._drives.floppies, *self._drives.disks, *self._drives.cds):
+            place = self._place(drive)
+            if place is not None:
+                entries.append(Entry(drive, place))
+        return sorted(entries, key=lambda entry: entry.place)
+
+    def _place(self, drive: Drive) -> tuple[int, int] | None:
+        index, letter = drive.disk.bootindex, _LETTERS[drive.disk.kind]
+        if index is not None:
+            return 0, index
+        if self._core.machine.boot.strict and any(disk.bootindex is not None for disk in self._core.machine.disks):
+            return None
+        position = self._order.find(letter)
+        return (1, position) if position >= 0 else (2, "acd".index(letter))
+
+    def _to_try(self) -> list[Entry]:
+        """Return what int 19h tries: of floppy drives and hard disks the first only, and what the menu chose first."""
+        entries = self._all()
+        choice = self._ebda.byte(area.BOOT_CHOICE)
+        if choice < len(entries):
+            entries.insert(0, entries.pop(choice))
+        result: list[Entry] = []
+        for entry in entries:
+            kind = entry.drive.disk.kind
+            if kind == "cdrom" or all(other.drive.disk.kind != kind for other in result):
+                result.append(entry)
+        return result
+
+    # -- the menu ---------------------------------------------------------------------------------------------------
+
+    def start(self, registers: Registers) -> None:
+        """Go on from POST: offer the menu, or boot."""
+        boot = self._core.machine.boot
+        registers.goto = "start"
+        if boot.menu and self._all():
+            self._video.print("Press ESC for boot menu.\n\n")
+            milliseconds = DEFAULT_SPLASH_MS if boot.splash_time is None else max(boot.splash_time, 0)
+            self._core.push_deadline(registers, milliseconds * _MILLISECOND)
+            registers.goto = "menu_prompt"
+
+    def menu_prompt(self, registers: Registers) -> None:
+        """Wait for Esc while the prompt is shown."""
+        key = self._keyboard.take()
+        if key is not None and key >> 8 == _ESCAPE_SCAN:
+            self._core.drop_deadline(registers)
+            self._show_menu()
+            registers.goto = "menu_choice"
+        elif self._core.time_left(registers):
+            registers.goto = "menu_prompt"
+        else:
+            registers.goto = "start"
+
+    def _show_menu(self) -> None:
+        lines = [f"{key}. {self._title(entry.drive)}" for key, entry in zip(_KEYS, self._all(), strict=False)]
+        self._video.print("Select boot device:\n\n" + "\n".join(lines) + "\n")
+
+    def _title(self, drive: Drive) -> str:
+        kind = _NAMES[drive.disk.kind]
+        if drive.disk.kind == "floppy":
+            return f"{kind} [Drive {'AB'[drive.number & 1]}]"
+        size = drive.disk.backend.size
+        text = f"{size >> 20} MiB" if size < 10 << 30 else f"{size >> 30} GiB"
+        return f"{kind} [{drive.disk.name}] ({drive.disk.interface}, {text if size else 'no medium'})"
+
+    def menu_choice(self, registers: Registers) -> None:
+        """Wait for the key of an entry; Esc boots in the usual order."""
+        registers.goto = "menu_choice"
+        key = self._keyboard.take()
+        if key is None:
+            return
+        character = chr(key & 0xFF).lower()
+        index = _KEYS.find(character) if key & 0xFF else -1
+        if key >> 8 == _ESCAPE_SCAN:
+            registers.goto = "start"
+        elif 0 <= index < len(self._all()):
+            self._choose(index)
+            registers.goto = "start"
+
+    def _choose(self, index: int) -> None:
+        drive = self._all()[index].drive
+        if drive.disk.kind == "disk":
+            self._drives.put_first(drive)
+            index = next(place for place, entry in enumerate(self._all()) if entry.drive.number == FIRST_DISK)
+        self._ebda.set_byte(area.BOOT_CHOICE, index)
+        self._video.print("\n")
+
+    # -- int 19h and 18h --------------------------------------------------------------------------------------------
+
+    def first(self, registers: Registers) -> None:
+        """Int 19h: boot."""
+        self._disk.emulation.clear()
+        self._boot_from(registers, 0)
+
+    def next(self, registers: Registers) -> None:
+        """Int 18h: what was booted has given up; try the one behind it."""
+        self._disk.emulation.clear()
+        self._boot_from(registers, self._ebda.byte(area.BOOT_NEXT))
+
+    def _boot_from(self, registers: Registers, first: int) -> None:
+        entries = self._to_try()
+        for index in range(first, len(entries)):
+            self._ebda.set_byte(area.BOOT_NEXT, index + 1)
+            drive = entries[index].drive
+            self._video.print(f"Booting from {_NAMES[drive.disk.kind]}...\n")
+            try:
+                segment, number = self._load(drive)
+            except BootError as error:
+                self._video.print(f"Boot failed: {error}\n\n")
+                continue
+            self._enter(registers, segment, number)
+            return
+        self._ebda.set_byte(area.BOOT_NEXT, len(entries))
+        self._nothing(registers)
+
+    def _load(self, drive: Drive) -> tuple[int, int]:
+        """Load what `drive` boots; return (segment, drive number) to start it with.  Raises BootError."""
+        if drive.disk.kind == "cdrom":
+            try:
+                return self._disk.emulation.load(drive)
+            except CdBootError as error:
+                raise BootError(f"Could not read from CDROM (code {error.code:04x})") from None
+            except GuestMemoryError:
+                raise BootError("the CDROM's boot image does not fit in memory") from None
+        number = FIRST_DISK if drive.disk.kind == "disk" else 0
+        current = self._drives.find(number) or drive
+        try:
+            self._disk.transfer(current, BOOT_ADDRESS, 0, 1, False)
+        except DiskError:
+            raise BootError("could not read the boot disk") from None
+        if self._core.memory.read(BOOT_ADDRESS + SECTOR - 2, 2) != BOOT_SIGNATURE:
+            raise BootError("not a bootable disk")
+        return BOOT_ADDRESS >> 4, number
+
+    def _enter(self, registers: Registers, segment: int, number: int) -> None:
+        """Enter what was loaded with the drive's number in DL."""
+        for name in ("eax", "ebx", "ecx", "edx", "esi", "edi", "ebp", "ds", "es", "ss"):
+            setattr(registers, name, 0)
+        registers.ax, registers.dl = _ENTRY_AX, number
+        registers.esp = STACK_TOP
+        registers.eflags = FLAG_FIXED | FLAG_INTERRUPTS
+        # Some boot sectors take for granted that the segment is 0.
+        registers.cs, registers.eip = segment & 0xF000, (segment & 0x0FFF) << 4
+
+    def _nothing(self, registers: Registers) -> None:
+        timeout = self._core.machine.boot.reboot_timeout
+        registers.ss, registers.esp = 0, STACK_TOP
+        if timeout is None or timeout < 0:
+            self._video.print("No bootable device.\n")
+            registers.goto = "halt"
+        else:
+            self._video.print(f"No bootable device.  Retrying in {timeout // 1000} seconds.\n")
+            self._core.push_deadline(registers, timeout * _MILLISECOND)
+            registers.goto = "retry"
+
+    def retry(self, registers: Registers) -> None:
+        """Wait, then start the machine again."""
+        registers.goto = "retry"
+        if self._core.time_left(registers) == 0:
+            self._video.print("Rebooting.\n")
+            self._core.reset_machine()
+            registers.goto = "halt"

@@ -1,0 +1,92 @@
+"""What the BIOS is told about its machine: a record that the machine fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pyvm.block.vectors import Buffers
+    from pyvm.clock import Clock
+    from pyvm.firmware.e820 import E820Entry
+    from pyvm.memory import GuestMemory, IoSpace
+
+DiskKind = Literal["disk", "cdrom", "floppy"]
+DEFAULT_ORDER = "cad"
+DEFAULT_SPLASH_MS = 2500
+
+
+class DiskBackend(Protocol):
+    """The part of a block backend that firmware uses; failures are raised as OSError."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the medium, 0 without one."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the medium cannot be written."""
+
+    @property
+    def inserted(self) -> bool:
+        """Whether there is a medium."""
+
+    def preadv(self, offset: int, buffers: Buffers) -> None:
+        """Fill the buffers from `offset` on."""
+
+    def pwritev(self, offset: int, buffers: Buffers) -> None:
+        """Write the buffers from `offset` on."""
+
+
+@dataclass(frozen=True)
+class BiosDisk:
+    """One drive.  `bootindex` is the user's, lowest first; None leaves the place to the boot order."""
+
+    kind: DiskKind
+    backend: DiskBackend
+    name: str
+    bootindex: int | None = None
+    interface: str = "virtio"
+    """How it is attached: "ide", "scsi", "virtio" or "floppy"."""
+    pci_address: int | None = None
+    """The controller's bus << 8 | slot << 3 | function, for the device path of EDD."""
+    channel: int = 0
+    """The IDE channel."""
+    unit: int = 0
+    """The unit on its IDE channel or SCSI bus, or the number of a floppy drive."""
+
+
+@dataclass(frozen=True)
+class BootConfig:
+    """What `-boot` says.  Times are in milliseconds."""
+
+    order: str = DEFAULT_ORDER
+    """Drive letters in the order in which they are tried: a floppy, c hard disk, d CD-ROM, n network."""
+    once: str | None = None
+    """The order at the first start of the machine, where it differs."""
+    menu: bool = False
+    splash_time: int | None = None
+    """How long the menu's prompt is shown; None is the default time."""
+    strict: bool = False
+    """Whether only drives with a bootindex are tried."""
+    reboot_timeout: int | None = None
+    """After how long a machine that found nothing to boot starts again; None: never."""
+
+
+@dataclass
+class BiosMachine:
+    """The machine.  `mmio` has the VGA window at 0xa0000-0xbffff and the display's other registers."""
+
+    memory: GuestMemory
+    ports: IoSpace
+    mmio: IoSpace
+    clock: Clock
+    disks: Sequence[BiosDisk] = ()
+    e820: Sequence[E820Entry] = ()
+    serial_ports: Sequence[int] = ()
+    """The first port of each serial port, COM1 first; 0 where a number is missing."""
+    boot: BootConfig = field(default_factory=BootConfig)
+    console_on_serial: bool = False
+    """Whether COM1 is a console: it shows the text of the screen and its input comes in as keys."""
+    cpus: int = 1

@@ -1,0 +1,87 @@
+"""The built-in BIOS on this machine: what it is told of the board, and how its services reach a vCPU's registers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyvm.firmware.bios.bios import Bios
+from pyvm.firmware.bios.machine import BiosDisk, BiosMachine
+from pyvm.firmware.bios.machine import BootConfig as BiosBootConfig
+from pyvm.firmware.bios.registers import Registers
+from pyvm.firmware.bios.rom import ROM_SIZE, ROM_START
+from pyvm.machine.board import SERIAL_PORTS
+
+if TYPE_CHECKING:
+    from pyvm.config import MachineConfig
+    from pyvm.firmware.e820 import E820Entry
+    from pyvm.machine.board import Board
+
+_GENERAL = struct.Struct("<16Q")
+_NAMES = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+_SEGMENTS = ("cs", "ds", "es", "ss")
+_REAL_MODE_LIMIT = 0xFFFF
+_CODE16 = 0x9B00
+
+
+class BuiltInBios:
+    """The services of one machine.  `disks` are all drives that can be booted from."""
+
+    def __init__(self, board: Board, config: MachineConfig, disks: Sequence[BiosDisk], e820: list[E820Entry]) -> None:
+        boot = config.boot
+        self._vcpus = board.vcpus
+        self._bios = Bios(
+            BiosMachine(
+                memory=board.memory,
+                ports=board.ports,
+                mmio=board.mmio,
+                clock=board.clock,
+                disks=disks,
+                e820=e820,
+                serial_ports=[base if board.has_serial(number) else 0 for number, (base, _) in enumerate(SERIAL_PORTS)],
+                boot=BiosBootConfig(
+                    order=boot.order,
+                    once=boot.once,
+                    menu=boot.menu,
+                    splash_time=boot.splash_time,
+                    strict=boot.strict,
+                    reboot_timeout=None if boot.reboot_timeout < 0 else boot.reboot_timeout,
+                ),
+                console_on_serial=config.text_console,
+                cpus=config.smp.cpus,
+            )
+        )
+
+    def start(self) -> None:
+        """Put the BIOS into the memory of the reset machine, and the boot processor at its first instruction."""
+        self._bios.install()
+        self._vcpus.set_firmware(ROM_START, ROM_SIZE)
+        segment, offset = self._bios.entry
+        code = (segment, segment << 4, _REAL_MODE_LIMIT, _CODE16)
+        self._vcpus.set_registers(0, {"cs": code, "rip": offset})
+
+    def call(self, vcpu: int) -> None:
+        """Run the service at whose entry point a vCPU is."""
+        state = self._vcpus.registers(vcpu)
+        general = list(_GENERAL.unpack(state["gpr"]))
+        registers = Registers(
+            **{name: general[index] & 0xFFFFFFFF for index, name in enumerate(_NAMES)},
+            eip=state["rip"],
+            eflags=state["rflags"],
+            **{name: state[name][0] for name in _SEGMENTS},
+        )
+        self._bios.call(registers)
+        for index, name in enumerate(_NAMES):
+            general[index] = getattr(registers, name) & 0xFFFFFFFF
+        changed: dict[str, Any] = {
+            "gpr": _GENERAL.pack(*general),
+            "rip": registers.eip & 0xFFFF,
+            "rflags": registers.eflags,
+        }
+        for name in _SEGMENTS:
+            selector, _, limit, attributes = state[name]
+            new = getattr(registers, name) & 0xFFFF
+            if new != selector:
+                changed[name] = (new, new << 4, limit, attributes)
+        self._vcpus.set_registers(vcpu, changed)

@@ -1,0 +1,270 @@
+"""Disk devices on their buses: what `-device` asks for, and the drives that need no device of their own.
+
+A device names its drive; what is behind it comes from :class:`pyvm.machine.storage.Storage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyvm.block.backend import BlockBackend
+from pyvm.block.errors import BlockError
+from pyvm.config import DeviceConfig
+from pyvm.devices.properties import DeviceModel, in_use, not_found
+from pyvm.errors import ConfigError
+from pyvm.firmware.bios.machine import BiosDisk, DiskKind
+from pyvm.machine import cmos
+
+if TYPE_CHECKING:
+    from pyvm.config import DriveConfig, MachineConfig
+    from pyvm.devices.floppy import FloppyController
+    from pyvm.devices.pci.function import PciFunction
+    from pyvm.devices.scsi.bus import ScsiBus
+    from pyvm.devices.scsi.target import ScsiTarget
+    from pyvm.devices.virtio.blk import VirtioBlk
+    from pyvm.devices.virtio.scsi import VirtioScsi
+    from pyvm.machine.board import Board
+    from pyvm.machine.storage import Storage
+
+IDE_BUSES = ("ide.0", "ide.1")
+FLOPPY_BUS = "floppy-bus.0"
+_UNITS = 2
+_NEXT_FREE = 0xFFFFFFFF
+_ISA_BRIDGE_SLOT, _IDE_FUNCTION = 1, 1
+_FLOPPY_PORT, _FLOPPY_DIR_PORT, _FLOPPY_IRQ = 0x3F0, 0x3F7, 6
+
+
+@dataclass
+class _Floppy:
+    """A floppy drive that the controller will have."""
+
+    backend: BlockBackend
+    kind: str = "auto"
+
+
+@dataclass
+class Disks:
+    """Makes disk devices.  Errors are ConfigErrors and ValueErrors."""
+
+    board: Board
+    config: MachineConfig
+    storage: Storage
+    bootable: list[BiosDisk] = field(default_factory=list)
+    """What firmware may boot from, in the order of plugging."""
+    scsi_buses: dict[str, ScsiBus] = field(default_factory=dict)
+    _scsi_hosts: dict[str, tuple[PciFunction, str | None]] = field(default_factory=dict)
+    _floppies: list[_Floppy | None] = field(default_factory=lambda: [None, None])
+
+    # ---- Back ends
+
+    def _backend(self, model: DeviceModel, values: dict[str, Any], *, removable: bool = False) -> BlockBackend:
+        """Return the drive that a device names; a drive for media may be empty."""
+        name = values["drive"]
+        if name is None:
+            if not removable:
+                raise ConfigError("drive property not set")
+            return self.storage.empty_backend()
+        try:
+            backend = self.storage.backend(name, values.get("iothread"))
+        except KeyError:
+            raise not_found(model, "drive", name) from None
+        except BlockError as error:
+            raise ConfigError(str(error)) from None
+        if backend.device is not None:
+            raise in_use(model, "drive", name)
+        if not removable and backend.node is None:
+            raise ConfigError("Device needs media, but drive is empty")
+        for policy in ("werror", "rerror"):
+            if values.get(policy, "auto") != "auto":
+                setattr(backend, policy, values[policy])
+        return backend
+
+    def _boot(
+        self,
+        kind: DiskKind,
+        backend: BlockBackend,
+        values: dict[str, Any],
+        interface: str,
+        function: PciFunction | None,
+        *,
+        channel: int = 0,
+        unit: int = 0,
+    ) -> None:
+        address = None if function is None else function.slot << 3 | function.fn
+        name = backend.name or (backend.node.name if backend.node is not None else "")
+        self.bootable.append(
+            BiosDisk(
+                kind,
+                backend,
+                name,
+                bootindex=values.get("bootindex"),
+                interface=interface,
+                pci_address=address,
+                channel=channel,
+                unit=unit,
+            )
+        )
+
+    # ---- Virtio
+
+    def make_virtio_disk(self, model: DeviceModel, values: dict[str, Any]) -> VirtioBlk:
+        """Return a virtio block device on its drive."""
+        from pyvm.devices.virtio.blk import VirtioBlk
+        from pyvm.devices.virtio.blk_options import keywords
+
+        return VirtioBlk(self._backend(model, values), **keywords(values, cpus=self.config.smp.cpus))
+
+    def virtio_disk_plugged(self, disk: VirtioBlk, function: PciFunction, values: dict[str, Any]) -> None:
+        """Let firmware boot from a virtio block device that is on the bus now."""
+        self._boot("disk", disk.backend, values, "virtio", function)
+
+    # ---- IDE
+
+    def plug_ide(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
+        """Put a disk or a CD-ROM drive on one of the two IDE channels."""
+        if device.bus is not None and device.bus not in IDE_BUSES:
+            raise ConfigError(f"Bus '{device.bus}' not found")
+        number, unit = self._ide_place(device.bus, values["unit"])
+        is_cd = model.name == "ide-cd"
+        backend = self._backend(model, values, removable=is_cd)
+        identity = {"serial": values["serial"], "model": values["model"], "version": values["ver"]}
+        drive = self._ide_cd(backend, values, identity) if is_cd else self._ide_disk(backend, values, identity)
+        self.board.ide.channels[number].attach(unit, drive)
+        kind: DiskKind = "cdrom" if is_cd else "disk"
+        self._boot(kind, backend, values, "ide", self.board.ide, channel=number, unit=unit)
+        return drive
+
+    def _ide_place(self, bus: str | None, wanted: int) -> tuple[int, int]:
+        numbers = range(len(IDE_BUSES)) if bus is None else (IDE_BUSES.index(bus),)
+        for number in numbers:
+            for unit in range(_UNITS) if wanted == _NEXT_FREE else (wanted,):
+                if unit >= _UNITS:
+                    raise ConfigError(f"Can't create IDE unit {unit}, bus supports only {_UNITS} units")
+                if not self.board.ide.channels[number].drives[unit].present:
+                    return number, unit
+        if wanted != _NEXT_FREE:
+            raise ConfigError(f"IDE unit {wanted} is in use")
+        raise ConfigError(f"Bus '{bus}' is full" if bus else "No free 'IDE' bus found for device")
+
+    @staticmethod
+    def _ide_cd(backend: BlockBackend, values: dict[str, Any], identity: dict[str, Any]) -> Any:
+        from pyvm.devices.ide.atapi import AtapiCd
+
+        return AtapiCd(backend, wwn=values["wwn"], **identity)
+
+    @staticmethod
+    def _ide_disk(backend: BlockBackend, values: dict[str, Any], identity: dict[str, Any]) -> Any:
+        from pyvm.devices.ide.disk import IdeDisk
+        from pyvm.devices.ide.geometry import Geometry
+
+        if values["write-cache"] != "auto":
+            backend.write_cache = values["write-cache"] == "on"
+        given = (values["cyls"], values["heads"], values["secs"])
+        if any(given) and not all(given):
+            raise ValueError("cyls, heads and secs must be given together")
+        return IdeDisk(
+            backend,
+            wwn=values["wwn"],
+            geometry=Geometry(*given) if any(given) else None,
+            logical_block_size=values["logical_block_size"],
+            physical_block_size=values["physical_block_size"],
+            rotation_rate=values["rotation_rate"],
+            trim=values["discard_granularity"] != 0,
+            **identity,
+        )
+
+    # ---- SCSI
+
+    def make_scsi_host(self, device: DeviceConfig, values: dict[str, Any]) -> VirtioScsi:
+        """Return a virtio SCSI host with an empty bus."""
+        from pyvm.devices.virtio.scsi import VirtioScsi, keywords
+
+        iothread = values["iothread"]
+        if iothread is not None and iothread not in self.storage.iothreads:
+            raise ConfigError(f"Device '{iothread}' not found")
+        name = f"{device.id}.0" if device.id else f"scsi.{len(self.scsi_buses)}"
+        host = VirtioScsi(bus_name=name, **keywords(values, cpus=self.config.smp.cpus))
+        self.scsi_buses[name] = host.bus
+        return host
+
+    def scsi_host_plugged(self, host: VirtioScsi, function: PciFunction, values: dict[str, Any]) -> None:
+        """Remember where on the PCI bus a host is."""
+        self._scsi_hosts[host.bus.name] = (function, values["iothread"])
+
+    def plug_scsi(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> ScsiTarget:
+        """Put a logical unit on a SCSI bus."""
+        from pyvm.devices.scsi.properties import make_cd, make_disk
+
+        if device.bus is not None and device.bus not in self.scsi_buses:
+            raise ConfigError(f"Bus '{device.bus}' not found")
+        if not self.scsi_buses:
+            raise ConfigError(f"No 'SCSI' bus found for device '{model.name}'")
+        bus = self.scsi_buses[device.bus] if device.bus is not None else next(iter(self.scsi_buses.values()))
+        function, iothread = self._scsi_hosts[bus.name]
+        is_cd = model.name == "scsi-cd"
+        backend = self._backend(model, {**values, "iothread": iothread}, removable=is_cd or values["removable"])
+        make: Callable[[BlockBackend, dict[str, Any]], ScsiTarget] = make_cd if is_cd else make_disk
+        unit = make(backend, values)
+        address = bus.plug(unit, values["channel"], values["scsi-id"], values["lun"])
+        self._boot("cdrom" if is_cd else "disk", backend, values, "scsi", function, unit=address.target)
+        name = device.id or f"{bus.name}/{address.channel}:{address.target}:{address.lun}"
+        self.board.components[name] = unit
+        return unit
+
+    # ---- Floppy
+
+    def plug_floppy(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
+        """Put a drive on the floppy controller."""
+        if device.bus not in (None, FLOPPY_BUS):
+            raise ConfigError(f"Bus '{device.bus}' not found")
+        unit = values["unit"]
+        if unit == _NEXT_FREE:
+            unit = self._floppies.index(None) if None in self._floppies else len(self._floppies)
+        if unit >= len(self._floppies):
+            raise ConfigError(f"Can't create floppy unit {unit}, bus supports only {len(self._floppies)} units")
+        if self._floppies[unit] is not None:
+            raise ConfigError(f"Floppy unit {unit} is in use")
+        backend = self._backend(model, values, removable=True)
+        self._floppies[unit] = _Floppy(backend, values["drive-type"])
+        self._boot("floppy", backend, values, "floppy", None, unit=unit)
+        return backend
+
+    def add_floppy_controller(self) -> FloppyController:
+        """Solder on the floppy controller, with the drives that were plugged in."""
+        from pyvm.devices.floppy import FloppyController
+        from pyvm.devices.floppy_media import TYPE_NAMES, DriveType
+
+        board = self.board
+        types = [None if item is None else TYPE_NAMES.get(item.kind) for item in self._floppies]
+        controller = FloppyController(
+            board.isa_irq(_FLOPPY_IRQ),
+            board.dma,
+            board.clock,
+            [None if item is None else item.backend for item in self._floppies],
+            types=types,
+        )
+        board.components["floppy"] = controller
+        board.ports.add(_FLOPPY_PORT, 6, controller.read, controller.write, "fdc", max_access=1)
+        board.ports.add(_FLOPPY_DIR_PORT, 1, controller.dir_read, controller.ccr_write, "fdc dir", max_access=1)
+        kinds = [DriveType.NONE if drive is None else drive.kind for drive in controller.drives]
+        cmos.describe_floppies(board.rtc, (kinds[0].value, kinds[1].value))
+        return controller
+
+    # ---- Drives without a device
+
+    def device_for(self, drive: DriveConfig) -> DeviceConfig | None:
+        """Return the device that a drive stands for; None where another device uses it, or none is to."""
+        if drive.interface == "none" or self.storage.drives[drive.id].backend.device is not None:
+            return None
+        properties: dict[str, Any] = {"drive": drive.id}
+        if drive.interface == "virtio":
+            return DeviceConfig("virtio-blk-pci", properties=properties, origin=drive.origin)
+        properties["unit"] = str(drive.unit)
+        if drive.interface == "floppy":
+            return DeviceConfig("floppy", bus=FLOPPY_BUS, properties=properties, origin=drive.origin)
+        if drive.bus >= len(IDE_BUSES):
+            raise ConfigError(f"{drive.origin}: machine type does not support if=ide,bus={drive.bus},unit={drive.unit}")
+        driver = "ide-cd" if drive.media == "cdrom" else "ide-hd"
+        return DeviceConfig(driver, bus=IDE_BUSES[drive.bus], properties=properties, origin=drive.origin)

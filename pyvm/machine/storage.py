@@ -1,0 +1,388 @@
+"""Disks of a machine: block nodes, drives, I/O threads and throttle groups, made from the configuration.
+
+Devices ask for the backend that their `drive` property names, and never see a node.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyvm.block.backend import BackendEvents, BlockBackend
+from pyvm.block.context import IoContext
+from pyvm.block.errors import BlockError
+from pyvm.block.graph import BlockGraph
+from pyvm.block.node import Node
+from pyvm.block.open import Opener, open_node, print_warning
+from pyvm.block.options import Dialect, Tree, unflatten
+from pyvm.block.throttling import Limits, ThrottleMember
+from pyvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyvm.clock import Clock
+    from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig, ObjectConfig
+
+_TEMPORARY = "/var/tmp"
+"""Where temporary images are unless $TMPDIR says: they may be too large for a file system in memory."""
+
+
+@dataclass
+class StorageEvents:
+    """What storage tells the machine."""
+
+    emit: Callable[[str, dict[str, Any]], None]
+    """Takes an event and its data; called with the machine lock held."""
+    stop: Callable[[], None]
+    """The guest must stop soon, in run state `io-error`; called with the machine lock held, on any thread."""
+    call_soon: Callable[..., None]
+    """Takes a function and its arguments, to be called in the main loop; from any thread, without the lock."""
+
+
+@dataclass
+class Drive:
+    """One drive of the command line, or one that was plugged in later."""
+
+    config: DriveConfig
+    backend: BlockBackend
+    throttle: ThrottleMember | None = None
+
+
+@dataclass
+class IoThread:
+    """One `iothread` object."""
+
+    id: str
+    context: IoContext
+    properties: dict[str, int] = field(default_factory=dict)
+
+
+_IOTHREAD_DEFAULTS = {"poll-max-ns": 32768, "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0}
+
+
+class Storage:
+    """All disks of one machine.  Methods are called with the machine lock held, which `lock` is.
+
+    Making it opens everything that `config` names: throttle groups and I/O threads, block nodes, then drives, each in
+    the order given.  Raises ConfigError, with nothing left open.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        lock: Any,
+        clock: Clock,
+        events: StorageEvents,
+        *,
+        warn: Callable[[str], None] = print_warning,
+    ) -> None:
+        self.graph = BlockGraph(clock)
+        self.drives: dict[str, Drive] = {}
+        """By ID, in the order in which they were made."""
+        self.iothreads: dict[str, IoThread] = {}
+        self.context = IoContext(lock)
+        """The context of disks without an I/O thread."""
+        self._lock = lock
+        self._events = events
+        self._backend_events = BackendEvents(emit=events.emit, stop=events.stop)
+        self._warn = warn
+        self._anonymous: list[BlockBackend] = []
+        """Backends of nodes that devices use by their node name."""
+        try:
+            self._open_all(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_all(self, config: MachineConfig) -> None:
+        for item in config.objects:
+            _with_origin(item.origin, self.add_object, item)
+        for blockdev in config.blockdevs:
+            _with_origin(blockdev.origin, self._add_blockdev, blockdev)
+        for drive in (*config.drives, *config.default_drives):
+            _with_origin(drive.origin, self.add_drive, drive)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Keep all workers from nodes meanwhile: what is opened may share some with disks that are in use."""
+        with ExitStack() as stack:
+            stack.enter_context(self.context.lock)
+            for thread in self.iothreads.values():
+                stack.enter_context(thread.context.lock)
+            yield
+
+    # ---- Objects
+
+    def add_object(self, item: ObjectConfig) -> None:
+        """Make a throttle group or an I/O thread; other objects are left alone.  Raises BlockError."""
+        if item.type == "throttle-group":
+            limits = {name.removeprefix("x-"): int(value) for name, value in item.properties.items()}
+            self.graph.throttle_groups.add(item.id, Limits(limits))
+        elif item.type == "iothread":
+            context = IoContext(self._lock, item.id)
+            context.start()
+            given = {name: int(value) for name, value in item.properties.items()}
+            self.iothreads[item.id] = IoThread(item.id, context, {**_IOTHREAD_DEFAULTS, **given})
+
+    # ---- Nodes
+
+    def _add_blockdev(self, blockdev: BlockdevConfig) -> None:
+        self.add_node(blockdev.options, Dialect.JSON if blockdev.typed else Dialect.KEYVAL)
+
+    def add_node(self, tree: Tree, dialect: Dialect = Dialect.JSON) -> Node:
+        """Open a node for the monitor, as `-blockdev` and blockdev-add do.  Raises BlockError."""
+        with self._quiet():
+            node = open_node(tree, self.graph, dialect=dialect, warn=self._warn)
+        self.graph.give_to_monitor(node)
+        self.watch(node)
+        return node
+
+    def watch(self, node: Node) -> None:
+        """Report it when damage is found in `node` or in what is below it: BLOCK_IMAGE_CORRUPTED."""
+        if hasattr(node, "on_corrupted"):
+            node.on_corrupted = lambda data: self._events.call_soon(self._corrupted, node, data)
+        for child in node.children:
+            self.watch(child.node)
+
+    def _corrupted(self, node: Node, data: dict[str, Any]) -> None:
+        names = [backend.name for backend in self.backends() if backend.node is node]
+        self._events.emit("BLOCK_IMAGE_CORRUPTED", {**data, "device": names[0] if names else ""})
+
+    # ---- Drives
+
+    def add_drive(self, config: DriveConfig) -> BlockBackend:
+        """Make the drive that a `-drive` describes, and open what is in it.  Raises BlockError."""
+        with self._quiet():
+            node = None if config.empty else self._open_drive(config)
+        try:
+            self.graph.add_device_name(config.id)
+        except BlockError:
+            if node is not None:
+                node.release()
+            raise
+        try:
+            backend = BlockBackend(
+                node,
+                self._context_of(node),
+                name=config.id,
+                read_only=config.readonly and not config.empty,
+                write_cache=config.writeback,
+                werror=config.werror,
+                rerror=config.rerror,
+                detect_zeroes=config.detect_zeroes,
+                events=self._backend_events,
+                graph=self.graph,
+            )
+        except BaseException:
+            self.graph.device_names.discard(config.id)
+            if node is not None:
+                node.release()
+            raise
+        backend.stats.account_invalid = config.account_invalid
+        backend.stats.account_failed = config.account_failed
+        for seconds in config.stats_intervals:
+            backend.stats.add_interval(seconds)
+        drive = self.drives[config.id] = Drive(config, backend)
+        limits = Limits(config.limits)
+        if limits.enabled:
+            drive.throttle = self.graph.throttle_groups.join(config.throttle_group or config.id, limits)
+            backend.set_throttle(drive.throttle)
+        return backend
+
+    def _open_drive(self, config: DriveConfig) -> Node:
+        tree: Tree = {
+            **unflatten(config.options),
+            "read-only": config.readonly or config.snapshot,
+            "discard": "unmap" if config.discard else "ignore",
+        }
+        cache: Tree = tree.setdefault("cache", {})
+        cache.update({"direct": config.direct, "no-flush": config.no_flush})
+        if config.format is not None:
+            tree["driver"] = config.format
+        name = tree.pop("node-name", None) if config.snapshot else None
+        opener = Opener(self.graph, Dialect.DRIVE, warn=self._warn)
+        node = opener.open(config.file or None, tree, aio=config.aio)
+        try:
+            if config.snapshot:
+                node = self._add_overlay(node, config, name)
+            if config.copy_on_read:
+                node = self._add_copy_on_read(node)
+        except BaseException:
+            node.release()
+            raise
+        self.watch(node)
+        return node
+
+    def _add_overlay(self, node: Node, config: DriveConfig, name: str | None) -> Node:
+        """Put a temporary image in front of `node`: what the guest writes is gone when the machine ends."""
+        from pyvm.block.create import create_image
+
+        directory = os.environ.get("TMPDIR") or _TEMPORARY
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="vl.", dir=directory)
+        except OSError as error:
+            raise BlockError(f"Could not get temporary filename: {error.strerror}") from None
+        os.close(descriptor)
+        try:
+            create_image(path, "qcow2", node.size, {})
+            tree: Tree = {
+                "driver": "qcow2",
+                "file": {"driver": "file", "filename": path, "locking": "off"},
+                "backing": node.name,
+                "cache": {"no-flush": True},
+                "discard": "unmap" if config.discard else "ignore",
+            }
+            if name is not None:
+                tree["node-name"] = name
+            overlay = Opener(self.graph, Dialect.JSON, warn=self._warn).open(None, tree)
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+        node.release()  # the overlay holds it
+        return overlay
+
+    def _add_copy_on_read(self, node: Node) -> Node:
+        from pyvm.block.drivers.copy_on_read import CopyOnReadNode
+
+        copier = CopyOnReadNode(node, name=self.graph.make_name())
+        copier.implicit = True
+        self.graph.add(copier)
+        return copier
+
+    def remove_drive(self, name: str) -> None:
+        """Close a drive that no device uses.  Raises BlockError."""
+        drive = self.drives.get(name)
+        if drive is None:
+            raise BlockError(f"Device '{name}' not found")
+        if drive.backend.device is not None:
+            raise BlockError(f"Device '{name}' is in use")
+        self._close_drive(drive)
+
+    def _close_drive(self, drive: Drive) -> None:
+        drive.backend.set_throttle(None)
+        if drive.throttle is not None:
+            self.graph.throttle_groups.leave(drive.throttle)
+        drive.backend.close()
+        self.graph.device_names.discard(drive.config.id)
+        self.drives.pop(drive.config.id, None)
+
+    # ---- Backends
+
+    def backend(self, name: str, iothread: str | None = None) -> BlockBackend:
+        """Return what a device's `drive` property names: a drive by its ID, or a node by its name.
+
+        `iothread` is the ID of the I/O thread that is to serve it.  Raises BlockError; KeyError where there is neither
+        a drive nor a node of that name.
+        """
+        drive = self.drives.get(name)
+        if drive is not None:
+            backend = drive.backend
+        else:
+            node = self.graph.nodes[name]
+            context = self._context_of(node)
+            backend = BlockBackend(node.hold(), context, events=self._backend_events, graph=self.graph)
+            self._anonymous.append(backend)
+        if iothread is not None:
+            try:
+                self.set_iothread(backend, iothread)
+            except BlockError:
+                self.give_back(backend)
+                raise
+        return backend
+
+    def empty_backend(self) -> BlockBackend:
+        """Return a backend without a medium, for a drive that nobody gave one."""
+        backend = BlockBackend(None, self.context, events=self._backend_events, graph=self.graph)
+        self._anonymous.append(backend)
+        return backend
+
+    def give_back(self, backend: BlockBackend) -> None:
+        """A device does not need its backend any more; a drive stays."""
+        if backend.device is not None:
+            backend.detach()
+        if backend in self._anonymous:
+            self._anonymous.remove(backend)
+            backend.close()
+
+    def backends(self) -> Iterator[BlockBackend]:
+        """Yield all backends: the drives, then those of nodes."""
+        yield from (drive.backend for drive in self.drives.values())
+        yield from self._anonymous
+
+    def set_iothread(self, backend: BlockBackend, name: str) -> None:
+        """Let an I/O thread serve a backend.  Raises BlockError where the nodes below are served elsewhere."""
+        thread = self.iothreads.get(name)
+        if thread is None:
+            raise BlockError(f"Device '{name}' not found")
+        others = self._nodes_elsewhere(backend, thread.context)
+        if backend.node is not None and not others.isdisjoint(_tree(backend.node)):
+            raise BlockError("Cannot change iothread of active block backend")
+        backend.drain()
+        backend.context = thread.context
+
+    def _nodes_elsewhere(self, backend: BlockBackend, context: IoContext) -> set[Node]:
+        """Return the nodes that other contexts than `context` serve, for others than `backend`."""
+        nodes: set[Node] = set()
+        for other in self.backends():
+            if other is not backend and other.context is not context and other.node is not None:
+                nodes.update(_tree(other.node))
+        return nodes
+
+    def _context_of(self, node: Node | None) -> IoContext:
+        """Return the context that serves `node` or what is below it already, otherwise the main one."""
+        if node is not None:
+            nodes = set(_tree(node))
+            for other in self.backends():
+                if other.node is not None and not nodes.isdisjoint(_tree(other.node)):
+                    assert isinstance(other.context, IoContext)
+                    return other.context
+        return self.context
+
+    # ---- Life
+
+    def pause(self) -> None:
+        """The guest has stopped: finish what is in flight, and make it safe.  What errors held back stays so."""
+        for backend in self.backends():
+            backend.drain()
+        for backend in self.backends():
+            node = backend.node
+            if node is not None and not node.read_only:
+                with backend.context.lock, suppress(OSError, BlockError):
+                    node.flush()
+
+    def resume(self) -> None:
+        """The guest is about to run: repeat what errors held back."""
+        for backend in self.backends():
+            backend.resume()
+
+    def drain(self) -> None:
+        """Return when nothing is in flight."""
+        for backend in self.backends():
+            backend.drain()
+
+    def close(self) -> None:
+        """Finish everything, and close all images."""
+        while self._anonymous:
+            self._anonymous.pop().close()
+        for drive in list(self.drives.values())[::-1]:
+            self._close_drive(drive)
+        self.graph.close()
+        for thread in self.iothreads.values():
+            thread.context.close()
+        self.context.close()
+
+
+def _tree(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from _tree(child.node)
+
+
+def _with_origin(origin: str, action: Callable[[Any], Any], argument: Any) -> None:
+    try:
+        action(argument)
+    except (BlockError, ConfigError) as error:
+        raise ConfigError(f"{origin}: {error}" if origin else str(error)) from None
