@@ -7,22 +7,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.bios.bios import Bios
+from pyvm.firmware.bios.core import Core
 from pyvm.firmware.bios.machine import BiosDisk, BiosMachine
 from pyvm.firmware.bios.machine import BootConfig as BiosBootConfig
+from pyvm.firmware.bios.pci import Pci
 from pyvm.firmware.bios.registers import Registers
 from pyvm.firmware.bios.rom import ROM_SIZE, ROM_START
+from pyvm.firmware.bios.video import TEXT_80X25, Video
 from pyvm.machine.board import SERIAL_PORTS
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
     from pyvm.firmware.e820 import E820Entry
     from pyvm.machine.board import Board
+    from pyvm.machine.video import Display
 
 _GENERAL = struct.Struct("<16Q")
 _NAMES = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _SEGMENTS = ("cs", "ds", "es", "ss")
 _REAL_MODE_LIMIT = 0xFFFF
 _CODE16 = 0x9B00
+
+
+def show_text_screen(board: Board, display: Display) -> None:
+    """Leave the display in text mode as a BIOS does, for a kernel that is entered without one."""
+    core = Core(BiosMachine(memory=board.memory, ports=board.ports, mmio=board.mmio, clock=board.clock))
+    Video(core, Pci(core)).set_mode(TEXT_80X25, clear=False)
+    display.clear_text()
 
 
 class BuiltInBios:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyvm.firmware.e820 import E820Entry
     from pyvm.machine.bios import BuiltInBios
     from pyvm.machine.board import Board
+    from pyvm.machine.video import Display
 
 _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
 _REAL_MODE_IDT_LIMIT = 0x3FF
@@ -54,8 +55,12 @@ class Boot:
     tables: Tables
     disks: Callable[[], Sequence[BiosDisk]]
     """Returns all drives that the BIOS may boot from."""
+    boot_order: Callable[[], bytes]
+    """Returns the devices with a boot index, as firmware in the guest wants to have them."""
+    display: Display | None = None
     installed: InstalledTables | None = None
     _bios: BuiltInBios | None = field(default=None, init=False)
+    _started: bool = field(default=False, init=False)
 
     def describe_to_guest(self) -> None:
         """Offer what the machine is, its tables and the user's files in fw_cfg; once.  Raises ConfigError."""
@@ -81,8 +86,9 @@ class Boot:
         board, boot = self.board, self.config.boot
         low, high = low_ram_end(board.memory.blocks), high_ram_end(board.memory.blocks)
         cmos.describe_memory(board.rtc, low, high - FOUR_GIB, self.config.smp.cpus)
-        cmos.describe_boot_order(board.rtc, boot.once or boot.order)
         board.fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", boot.reboot_timeout))
+        if order := self.boot_order():
+            board.fw_cfg.add_file("bootorder", order)
         if boot.splash_time is not None:
             board.fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", boot.splash_time))
         if boot.bios is not None and self.tables.info.vga:
@@ -97,6 +103,8 @@ class Boot:
         A firmware file does this itself.  Without a kernel the BIOS looks for something to boot.
         """
         board, boot = self.board, self.config.boot
+        first, self._started = not self._started, True
+        cmos.describe_boot_order(board.rtc, boot.once if first and boot.once else boot.order)
         if boot.bios is not None:
             return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
@@ -109,8 +117,12 @@ class Boot:
             # Loaders and decompressors are not needed by a machine without a kernel.
             from pyvm.firmware.loader import load_kernel
 
+            if self.display is not None:
+                from pyvm.machine.bios import show_text_screen
+
+                show_text_screen(board, self.display)
             arguments = (boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
-            state = load_kernel(board.memory, *arguments, text_screen=self.tables.info.vga)
+            state = load_kernel(board.memory, *arguments, text_screen=self.display is not None)
         except BootError as error:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))

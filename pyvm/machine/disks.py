@@ -35,6 +35,15 @@ _NEXT_FREE = 0xFFFFFFFF
 _ISA_BRIDGE_SLOT, _IDE_FUNCTION = 1, 1
 _FLOPPY_PORT, _FLOPPY_DIR_PORT, _FLOPPY_IRQ = 0x3F0, 0x3F7, 6
 
+# Open Firmware device paths, as SeaBIOS reads them from fw_cfg.
+_BOOT_PATHS = {
+    "virtio": "/pci@i0cf8/scsi@{place}/disk@0,0",
+    "scsi": "/pci@i0cf8/scsi@{place}/channel@0/disk@{unit:x},{lun:x}",
+    "ide": "/pci@i0cf8/ide@{place}/drive@{channel}/disk@{unit}",
+    "floppy": "/pci@i0cf8/isa@1/fdc@03f0/floppy@{unit}",
+}
+_BOOT_STRICT = "HALT"
+
 
 @dataclass
 class _Floppy:
@@ -54,6 +63,8 @@ class Disks:
     bootable: list[BiosDisk] = field(default_factory=list)
     """What firmware may boot from, in the order of plugging."""
     scsi_buses: dict[str, ScsiBus] = field(default_factory=dict)
+    _boot_paths: list[tuple[int, str]] = field(default_factory=list)
+    """Boot indices, and the paths by which firmware in the guest knows those devices."""
     _scsi_hosts: dict[str, tuple[PciFunction, str | None]] = field(default_factory=dict)
     _floppies: list[_Floppy | None] = field(default_factory=lambda: [None, None])
 
@@ -91,21 +102,37 @@ class Disks:
         *,
         channel: int = 0,
         unit: int = 0,
+        lun: int = 0,
     ) -> None:
         address = None if function is None else function.slot << 3 | function.fn
+        index = values.get("bootindex")
+        index = None if index is None or index < 0 else index
+        if index is not None:
+            if any(index == other for other, _ in self._boot_paths):
+                raise ConfigError(f"The bootindex {index} has already been used")
+            place = "" if function is None else f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
+            path = _BOOT_PATHS[interface].format(place=place, channel=channel, unit=unit, lun=lun)
+            self._boot_paths.append((index, path))
         name = backend.name or (backend.node.name if backend.node is not None else "")
         self.bootable.append(
             BiosDisk(
                 kind,
                 backend,
                 name,
-                bootindex=values.get("bootindex"),
+                bootindex=index,
                 interface=interface,
                 pci_address=address,
                 channel=channel,
                 unit=unit,
             )
         )
+
+    def boot_order(self) -> bytes:
+        """Return the devices with a boot index as firmware in the guest wants to have them; empty without any."""
+        lines = [path for _, path in sorted(self._boot_paths)]
+        if self.config.boot.strict:
+            lines.append(_BOOT_STRICT)
+        return b"" if not lines else "\n".join(lines).encode() + b"\0"
 
     # ---- Virtio
 
@@ -208,7 +235,9 @@ class Disks:
         make: Callable[[BlockBackend, dict[str, Any]], ScsiTarget] = make_cd if is_cd else make_disk
         unit = make(backend, values)
         address = bus.plug(unit, values["channel"], values["scsi-id"], values["lun"])
-        self._boot("cdrom" if is_cd else "disk", backend, values, "scsi", function, unit=address.target)
+        self._boot(
+            "cdrom" if is_cd else "disk", backend, values, "scsi", function, unit=address.target, lun=address.lun
+        )
         name = device.id or f"{bus.name}/{address.channel}:{address.target}:{address.lun}"
         self.board.components[name] = unit
         return unit

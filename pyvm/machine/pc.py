@@ -111,7 +111,8 @@ class Pc:
 
         plugged = self._plugger.plugged
         tables = Tables(describe(self.board, config, vga=plugged.display is not None))
-        self._boot = Boot(self.board, config, tables, lambda: self._plugger.disks.bootable)
+        disks = self._plugger.disks
+        self._boot = Boot(self.board, config, tables, lambda: disks.bootable, disks.boot_order, display=plugged.display)
         self._boot.describe_to_guest()
         self.reset_hardware()
 

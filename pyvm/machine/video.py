@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyvm.machine.board import Board
 
 _TEXT_BASE = 0xB8000
+_BLANK = b" \x07"
 
 
 class Display:
@@ -36,3 +37,8 @@ class Display:
             self._text = self._vcpus.overlay(_TEXT_BASE, r.TEXT_RAM_SIZE, self.vga.text_ram)
         else:
             self._text.show(_TEXT_BASE)
+
+    def clear_text(self) -> None:
+        """Fill text memory with blanks, in grey on black."""
+        if self.vga.direct:
+            self.vga.text_ram.view[:] = _BLANK * (self.vga.text_ram.size // len(_BLANK))

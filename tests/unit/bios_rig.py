@@ -162,9 +162,7 @@ class Rig:
     def _add_vga(self) -> Vga:
         vga = Vga(self.clock)
         self.ports.add(r.PORT_BASE, r.PORT_COUNT, vga.port_read, vga.port_write, "vga", max_access=1)
-        self.ports.add(
-            r.DISPI_INDEX_PORT, r.DISPI_PORT_COUNT, vga.dispi_read, vga.dispi_write, "dispi", max_access=2
-        )
+        self.ports.add(r.DISPI_INDEX_PORT, r.DISPI_PORT_COUNT, vga.dispi_read, vga.dispi_write, "dispi", max_access=2)
         self.mmio.add(r.WINDOW_BASE, r.WINDOW_SIZE, vga.window_read, vga.window_write, "window")
         self.pci.attach(vga, 2)
         vga.config_write(0x10, 4, FRAME_BUFFER)
@@ -185,8 +183,8 @@ class Rig:
 
     def call(self, vector: int, flags: int = 0x202, **values: Any) -> Registers:
         """Execute `int vector` with the registers given, which must point to this BIOS; and the `iret`."""
-        ip, segment, flags = CALLER[1], CALLER[0], flags
-        for index, word in enumerate((ip, segment, flags)):
+        segment, offset = CALLER
+        for index, word in enumerate((offset, segment, flags)):
             self.memory.write_u16(STACK + 2 * index, word)
         return self.trap(f"int{vector:02x}", **values)
 
@@ -232,7 +230,7 @@ class Rig:
             ends.append(self.resume(fetched))
         return ends
 
-    def keys(self) -> list[int]:
+    def typed(self) -> list[int]:
         """Return all codes that int 16h AH=10 gives."""
         found = []
         while True:

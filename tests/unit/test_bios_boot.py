@@ -122,7 +122,11 @@ class TestOrder:
 
 class TestMenu:
     def rig(self, **values: object) -> tuple[Rig, Registers]:
-        disks = (hard_disk(boot_disk(code=b"one")), hard_disk(boot_disk(code=b"two"), name="other"), floppy(boot_disk()))
+        disks = (
+            hard_disk(boot_disk(code=b"one")),
+            hard_disk(boot_disk(code=b"two"), name="other"),
+            floppy(boot_disk()),
+        )
         rig = Rig(disks, boot=BootConfig(menu=True, **values), start=False)  # type: ignore[arg-type]
         return rig, rig.trap("post", esp=0)
 

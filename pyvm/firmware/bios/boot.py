@@ -28,6 +28,7 @@ _ENTRY_AX: Final = 0xAA55
 _MILLISECOND: Final = 1_000_000
 _NO_CHOICE: Final = 0xFF
 _ESCAPE_SCAN: Final = 0x01
+_UNITS: Final = ((30, "GiB"), (20, "MiB"))
 _KEYS: Final = "123456789abcdefghijklmnopqrstuvwxyz"
 _LETTERS: Final[dict[DiskKind, str]] = {"floppy": "a", "disk": "c", "cdrom": "d"}
 _NAMES: Final[dict[DiskKind, str]] = {"floppy": "Floppy", "disk": "Hard Disk", "cdrom": "DVD/CD"}
@@ -134,7 +135,8 @@ class Boot:
         if drive.disk.kind == "floppy":
             return f"{kind} [Drive {'AB'[drive.number & 1]}]"
         size = drive.disk.backend.size
-        text = f"{size >> 20} MiB" if size < 10 << 30 else f"{size >> 30} GiB"
+        shift, unit = next((pair for pair in _UNITS if size >= 10 << pair[0]), (10, "KiB"))
+        text = f"{size >> shift} {unit}"
         return f"{kind} [{drive.disk.name}] ({drive.disk.interface}, {text if size else 'no medium'})"
 
     def menu_choice(self, registers: Registers) -> None:

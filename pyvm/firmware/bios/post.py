@@ -153,7 +153,7 @@ class Post:
 
     def _set_up_chips(self) -> None:
         core = self._core
-        for port, value in (*_PIC_SETUP, *_PIT_SETUP, *_DMA_SETUP):
+        for port, value in (*_PIT_SETUP, *_DMA_SETUP):
             core.outb(port, value)
         core.set_cmos(rtc.STATUS_A, _RTC_RATE)
         core.set_cmos(rtc.STATUS_B, rtc.B_24_HOURS)
@@ -165,6 +165,8 @@ class Post:
             core.bda.set_byte(area.KEYBOARD_LEDS, 0x80)  # no keyboard answers
         command = _COMMAND_SYSTEM | _COMMAND_TRANSLATE | COMMAND_MOUSE_OFF | COMMAND_KEYBOARD_IRQ
         self._hardware.set_command_byte(command)
+        for port, value in _PIC_SETUP:  # the last: what the others caused is forgotten
+            core.outb(port, value)
 
     def _describe_ports(self) -> None:
         bda = self._core.bda
