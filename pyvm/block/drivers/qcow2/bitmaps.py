@@ -22,6 +22,7 @@ from pyvm.block.drivers.qcow2.records import (
     BITMAP_IN_USE,
     BITMAP_OFFSET_MASK,
     BITMAP_RESERVED_MASK,
+    MAX_BITMAP_BYTES,
     MAX_BITMAP_NAME,
     MAX_BITMAPS,
     MAX_GRANULARITY_BITS,
@@ -59,10 +60,12 @@ def load(disk: Disk, bitmap: Bitmap) -> bytearray:
         raise BlockError(f"Bitmap '{bitmap.name}' is inconsistent and cannot be used")
     cluster = disk.header.cluster_size
     length = length_for(disk.header.size, bitmap.granularity_bits)
-    if bitmap.kind != BITMAP_DIRTY_TRACKING or bitmap.table_size != -(-length // cluster):
+    whole = bitmap.table_size == -(-length // cluster) and length <= MAX_BITMAP_BYTES
+    if bitmap.kind != BITMAP_DIRTY_TRACKING or not whole:
         raise BlockError(f"Bitmap '{bitmap.name}' is broken")
+    table = _table(disk, bitmap)
     content = bytearray(length)
-    for index, entry in enumerate(_table(disk, bitmap)):
+    for index, entry in enumerate(table):
         offset = entry & BITMAP_OFFSET_MASK
         start, stop = index * cluster, min((index + 1) * cluster, length)
         if entry & BITMAP_RESERVED_MASK or offset % cluster or (offset and entry & BITMAP_ALL_ONES):
@@ -112,6 +115,8 @@ def check_name(disk: Disk, name: str, granularity_bits: int) -> None:
         raise BlockError(
             f"Granularity is not between {1 << MIN_GRANULARITY_BITS} and {1 << MAX_GRANULARITY_BITS} bytes"
         )
+    if length_for(disk.header.size, granularity_bits) > MAX_BITMAP_BYTES:
+        raise BlockError("Too much space will be occupied by the bitmap. Use larger granularity")
     if any(it.name == name for it in disk.bitmaps):
         raise BlockError(f"Bitmap already exists: {name}")
     if len(disk.bitmaps) >= MAX_BITMAPS:

@@ -213,17 +213,18 @@ class _Check:
             offset = entry & OFFSET_MASK
             if not offset or offset & (header.cluster_size - 1) or offset >= length:
                 continue
-            if offset in known:
-                refcount, wrong = known[offset]
-                self.result.corruptions += wrong
-            else:
+            refcount, wrong = known.get(offset, (-1, 0))
+            if refcount < 0:
                 refcount = int(disk.refcounts.counts(np.array([offset >> bits], np.uint64))[0])
-                wrong = self._check_l2_flags(offset)
-                known[offset] = refcount, 0 if self._fix_errors else wrong
             if (refcount == 1) != bool(entry & COPIED):
                 self._flag(f"L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
                 image.l1[index] = entry ^ COPIED if self._fix_errors else entry
                 fixed_l1 = fixed_l1 or self._fix_errors
+            if offset in known:
+                self.result.corruptions += wrong
+            else:
+                wrong = self._check_l2_flags(offset)
+                known[offset] = refcount, 0 if self._fix_errors else wrong
         if fixed_l1:
             disk.file.write(header.l1_table_offset, walk.encode_table(np.frombuffer(image.l1, np.uint64)))
         if self._fix_errors:

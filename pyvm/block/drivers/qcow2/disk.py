@@ -71,6 +71,7 @@ class Disk:
         self.snapshots_bytes = 0
         """How long the snapshot table is."""
         self.bitmaps: list[Bitmap] = []
+        self._preallocated: bool | None = None
         self._requests = 0
         self._cleaned = time.monotonic()
 
@@ -264,6 +265,29 @@ class Disk:
             image.tables.add_range(Kind.INACTIVE_L1, it.l1_table_offset, it.l1_size * 8)
         if old_bytes:
             self.refcounts.release(old_offset, old_bytes)
+
+    def is_preallocated(self) -> bool:
+        """Whether much of what has a place on the host has no data there: found out once, as far as needed."""
+        if self._preallocated is None:
+            self._preallocated = self._find_preallocation()
+        return self._preallocated
+
+    def _find_preallocation(self) -> bool:
+        import numpy as np
+
+        taken = self.file.allocated_bytes()
+        if taken is None:
+            return False
+        present = self.image.clusters(taken)
+        threshold = max(present * 10 // 9, present + 2)
+        refcounts = getattr(self, "refcounts", None) or Refcounts(self.image, 0)
+        cluster, end, used = 0, self.image.clusters(self.file.length()), 0
+        while cluster < end and used < threshold:
+            stop, counts = refcounts.part(cluster)
+            if counts is not None:
+                used += int(np.count_nonzero(counts[: end - cluster]))
+            cluster = stop
+        return used >= threshold
 
     def view(self, l1: array[int]) -> Reader:
         """Return what reads through another L1 table."""

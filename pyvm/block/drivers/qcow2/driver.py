@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping as Dictionary
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pyvm.block.drivers.file import SECTOR
@@ -203,7 +204,12 @@ class Qcow2Node(Node):
         self.disk.image.check_usable()
         length = min(length, self.size - offset)
         self.check_range(offset, length)
-        return self.disk.reader.status(offset, length)
+        extent = self.disk.reader.status(offset, length)
+        if extent.data and extent.node is not None and extent.offset is not None and self.disk.is_preallocated():
+            # Nothing may have been written there yet: the file knows.
+            below = extent.node.block_status(extent.offset, extent.length)
+            return replace(extent, length=below.length, zero=below.zero)
+        return extent
 
     # ---- Reading
 

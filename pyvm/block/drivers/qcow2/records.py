@@ -18,6 +18,7 @@ MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = 64 << 20
 MAX_BITMAP_TABLE_ENTRIES = 0x8000000
 MAX_BITMAP_NAME = 1023
+MAX_BITMAP_BYTES = 512 << 20
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 
 # Snapshot table: l1_table_offset, l1_size, id_str_size, name_size, date_sec, date_nsec, vm_clock_nsec, vm_state_size,

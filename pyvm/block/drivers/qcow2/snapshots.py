@@ -16,7 +16,7 @@ from pyvm.block.drivers.qcow2 import bitmaps, vmstate, walk
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.records import NO_ICOUNT, Snapshot
 from pyvm.block.drivers.qcow2.refcounts import Reason
-from pyvm.block.drivers.qcow2.structures import COPIED, MAX_SNAPSHOTS, OFFSET_MASK
+from pyvm.block.drivers.qcow2.structures import COPIED, MAX_L1_BYTES, MAX_SIZE, MAX_SNAPSHOTS, OFFSET_MASK
 from pyvm.block.drivers.qcow2.tables import encode_entries
 from pyvm.block.drivers.qcow2.tally import Tally
 from pyvm.block.errors import BlockError
@@ -165,6 +165,8 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     size = snapshot.disk_size if snapshot.disk_size is not None else old_size
     if header.external_data:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    if size > MAX_SIZE or disk.l1_entries(size) * 8 > MAX_L1_BYTES:
+        raise BlockError(f"Snapshot '{snapshot.name}' is of a disk that is too large")
     if size != old_size:
         bitmaps.check_resizable(disk)
     disk.changing_data()

@@ -88,6 +88,9 @@ class TableCache:
         self._slices: dict[int, array[int]] = {}
         self._dirty: set[int] = set()
 
+    def __len__(self) -> int:
+        return len(self._slices)
+
     @property
     def dirty(self) -> bool:
         """Whether there is something to write."""
