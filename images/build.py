@@ -1,10 +1,11 @@
 """Builds guests for tests, benchmarks and people: a Debian kernel and an initramfs with busybox and the real qemu-ga.
 
-    python -m images.build [demo|generic]...    build (or find in the cache) and print the paths as JSON
+    python -m images.build [demo|generic|disk]...   build (or find in the cache) and print the paths as JSON
 
-No privilege and no loop device is needed: packages come by apt-get download, are read in place, and the initramfs is
-written as an archive.  The result lies in the cache directory ($PYVM_CACHE, or pyvm in the user's cache directory)
-under a name made from this recipe and the versions of the packages; it is built anew when either changes.
+The disk is another matter: see images.disk.  For the others no privilege is needed: packages come by apt-get download,
+are read in place, and the initramfs is written as an archive.  The result lies in the cache directory ($PYVM_CACHE, or
+pyvm in the user's cache directory) under a name made from this recipe and the versions of the packages; it is built
+anew when either changes.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def cache_directory() -> Path:
 def _recipe_digest(recipe: Recipe) -> str:
     digest = hashlib.sha256(repr(recipe).encode())
     for path in sorted(HERE.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc" and path.name not in ("demo.py", "progress.py"):
+        other = path.name in ("demo.py", "progress.py") or path.relative_to(HERE).parts[0].startswith("disk")
+        if path.is_file() and path.suffix != ".pyc" and not other:
             digest.update(f"{path.relative_to(HERE)} {path.stat().st_mode & 0o111}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -217,15 +219,24 @@ def _utc_zone() -> bytes:
     return part(b"2") + part(b"2") + b"\nUTC0\n"
 
 
-def _compile(source: Path) -> bytes:
+def compile_static(source: Path) -> bytes:
     """Return a static x86-64 program made from `source`."""
+    return _compile(source, "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
+
+
+def compile_boot_sector(source: Path) -> bytes:
+    """Return what `source`, in assembler, makes at the address that a BIOS loads boot sectors to."""
+    return _compile(source, "-nostdlib", "-static", "-Wl,--build-id=none,-Ttext=0x7c00,--oformat=binary")
+
+
+def _compile(source: Path, *options: str) -> bytes:
     names = ["x86_64-linux-gnu-gcc", *(["gcc"] if platform.machine() == "x86_64" else [])]
     compiler = next((found for name in names if (found := shutil.which(name))), None)
     if compiler is None:
         raise BuildError(f"no C compiler for x86-64: {' or '.join(names)} is needed")
     with tempfile.TemporaryDirectory() as directory:
         program = Path(directory) / source.stem
-        command = [compiler, "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program)]
+        command = [compiler, *options, str(source), "-o", str(program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(f"{compiler} cannot compile {source.name}: {done.stderr.strip().splitlines()[-1]}")
@@ -281,7 +292,7 @@ def _initramfs(kernel: _Kernel, busybox: bytes, agent: dict[str, debian.PackageF
         archive.file(f"{LIBRARIES}/{name}", data, 0o755)
     linker = elf.interpreter(agent[AGENT].data or b"") or ""
     archive.symlink(f"lib/{PurePosixPath(linker).name}", f"{LIBRARIES.partition('/')[2]}/{PurePosixPath(linker).name}")
-    archive.file("usr/local/bin/bench", _compile(HERE / "guest" / "bench.c"), 0o755)
+    archive.file("usr/local/bin/bench", compile_static(HERE / "guest" / "bench.c"), 0o755)
     _add_modules(archive, kernel)
     _add_overlay(archive)
     return archive.to_bytes()
@@ -291,7 +302,7 @@ def _initramfs(kernel: _Kernel, busybox: bytes, agent: dict[str, debian.PackageF
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Hold the cache: a second build of the same guest waits, then finds it done."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
@@ -395,7 +406,7 @@ def build(name: str = "demo", *, quiet: bool = False) -> Image:
     recipe = RECIPES[name]
     directory = cache_directory() / "images"
     prefix = f"{name}-{_recipe_digest(recipe)}"
-    with _locked(directory):
+    with locked(directory):
         cached = _cached(directory, prefix)
         apt = debian.Apt(cache_directory())
         try:
@@ -407,11 +418,11 @@ def build(name: str = "demo", *, quiet: bool = False) -> Image:
                 raise
             print(f"guest {name}: using the one built before, since {error}", file=sys.stderr)
             current = cached[0]
-        _forget_others(directory, name, keep=current.kernel.parent)
+        forget_others(directory, name, keep=current.kernel.parent)
         return current
 
 
-def _forget_others(directory: Path, name: str, keep: Path) -> None:
+def forget_others(directory: Path, name: str, keep: Path) -> None:
     """Remove guests of earlier recipes and versions, but not those of the last day: somebody may be running one."""
     for path in directory.glob(f"{name}-*"):
         if path != keep and path.is_dir() and keep.stat().st_mtime - path.stat().st_mtime > 24 * 3600:
@@ -420,9 +431,11 @@ def _forget_others(directory: Path, name: str, keep: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Build the guests named and print their descriptions."""
+    from images.disk import build_disk
+
     try:
         for name in arguments or ["demo"]:
-            print(build(name).to_json())
+            print((build_disk() if name == "disk" else build(name)).to_json())
     except (BuildError, debian.PackageError, elf.ElfError, OSError) as error:
         print(f"images.build: {error}", file=sys.stderr)
         return 1

@@ -22,6 +22,8 @@ ARCHITECTURE = "amd64"
 LISTS_GOOD_FOR = 7 * 24 * 3600
 """How long lists of our own are used before they are fetched again, in seconds."""
 
+DOWNLOADS_AT_A_TIME = 64
+
 
 class PackageError(RuntimeError):
     """A package cannot be found, fetched or read; the message is for the person at the prompt."""
@@ -80,6 +82,21 @@ class Apt:
             options += [f"Dir::State::status={self._state}/status"]
         return [word for option in options for word in ("-o", option)]
 
+    def closure(self, names: Iterable[str]) -> list[Package]:
+        """Return what apt-get would install of these packages, and all they depend on, on a machine with none.
+
+        A name may be a pattern of apt, such as ?essential.
+        """
+        self._state.mkdir(parents=True, exist_ok=True)
+        nothing = self._state / "nothing-installed"
+        nothing.touch()
+        options = ("-o", f"Dir::State::status={nothing}", "-o", "APT::Install-Recommends=false")
+        done = self._run("apt-get", "--quiet", "--simulate", *options, "install", *names)
+        if done.returncode != 0:
+            raise PackageError(f"cannot tell which packages to install: {_last_line(done.stderr)}")
+        found = re.findall(r"^Inst (\S+) \((\S+) ", done.stdout, re.MULTILINE)
+        return [Package(name, version, ()) for name, version in sorted(found)]
+
     def _run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         full = [command[0], *self._options(), *command[1:]]
@@ -123,17 +140,31 @@ class Apt:
         path = self._files / package.file_name
         if path.exists():
             return path
+        self._download([package])
+        return path
+
+    def fetch_all(self, packages: Iterable[Package]) -> dict[str, Path]:
+        """Return the packages' files by name, downloading those that are not there, many at a time."""
+        wanted = {package.name: package for package in packages}
+        missing = [package for package in wanted.values() if not (self._files / package.file_name).exists()]
+        for first in range(0, len(missing), DOWNLOADS_AT_A_TIME):
+            self._download(missing[first : first + DOWNLOADS_AT_A_TIME])
+        return {name: self._files / package.file_name for name, package in wanted.items()}
+
+    def _download(self, packages: list[Package]) -> None:
         work = self._files / f"partial.{os.getpid()}"
         work.mkdir(parents=True, exist_ok=True)
         try:
-            done = self._run("apt-get", "--quiet", "download", f"{package.name}={package.version}", cwd=work)
-            downloaded = next(iter(work.glob("*.deb")), None)
-            if done.returncode != 0 or downloaded is None:
-                raise PackageError(f"cannot download {package.name} {package.version}: {_last_line(done.stderr)}")
-            downloaded.rename(path)
+            wanted = [f"{package.name}={package.version}" for package in packages]
+            done = self._run("apt-get", "--quiet", "download", *wanted, cwd=work)
+            for package in packages:
+                # Packages for all architectures are kept under the name of ours.
+                downloaded = next(iter(work.glob(f"{package.file_name.rpartition('_')[0]}_*.deb")), None)
+                if done.returncode != 0 or downloaded is None:
+                    raise PackageError(f"cannot download {package.name} {package.version}: {_last_line(done.stderr)}")
+                downloaded.rename(self._files / package.file_name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return path
 
 
 def _last_line(text: str) -> str:
@@ -152,6 +183,17 @@ def _contents(path: Path) -> Iterator[tarfile.TarFile]:
             # A reader that has what it wanted may leave early.
             process.stdout.close()
             process.terminate()
+
+
+def date(path: Path) -> int:
+    """Return when the package at `path` was built, in seconds since 1970."""
+    # An ar archive (deb(5)): a magic of 8 bytes, then a header, of which a name has 16 bytes and the date 12.
+    with path.open("rb") as file:
+        header = file.read(36)
+    if not header.startswith(b"!<arch>\n") or not header[24:].strip().isdigit():
+        path.unlink(missing_ok=True)
+        raise PackageError(f"{path.name} is damaged and has been removed: it is not a Debian package")
+    return int(header[24:])
 
 
 @dataclass(frozen=True)

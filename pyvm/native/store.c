@@ -8,6 +8,8 @@
 
 #include "engine.h"
 
+#define CR0_PG (UINT64_C(1) << 31)
+
 enum { PAGE_SHIFT = 12, PAGE_SIZE = 1 << PAGE_SHIFT, PART_SHIFT = 6, MMU_MODE_MASK = 15, NO_PAGE = -1 };
 
 static uint64_t parts(uint64_t offset, uint64_t length) {
@@ -30,6 +32,14 @@ void store_note_block(Engine *engine, const void *block) {
     if (second != NO_PAGE) note_part(engine, (uint64_t)second, 0, size - here ? size - here : 1);
 }
 
+/* Let stores to this page be plain until code is translated there, where there never was any.  That is known by the
+ * address of the code, so it can be done only as long as a page has one address: without paging, and with A20 open. */
+static void leave_alone(Engine *engine, char *entry, uint64_t page) {
+    bool code = __atomic_load_n(&engine->code_pages[page / 64], __ATOMIC_RELAXED) >> (page % 64) & 1;
+    if (!code && !(engine->env->cr[0] & CR0_PG) && engine->env->a20_mask == -1)
+        FIELD(entry, uint64_t, TLB_ENTRY_WRITE) &= ~(uint64_t)TLB_NOTDIRTY;
+}
+
 /* Where a store goes that only looks as if it might change code; NULL where it may, or where it is of another kind. */
 static void *beside_code(Env *env, uint64_t address, unsigned size, uint32_t operation) {
     Engine *engine = current_engine;
@@ -45,6 +55,7 @@ static void *beside_code(Env *env, uint64_t address, unsigned size, uint32_t ope
     uint64_t ram = address + FIELD(numbers, uint64_t, place >> TLB_ENTRY_BITS << TLB_NUMBER_BITS);
     uint64_t page = ram >> PAGE_SHIFT;
     if (page >= engine->code_page_count || engine->code_parts[page] & parts(offset, size)) return NULL;
+    leave_alone(engine, entry, page);
     return (void *)(address + FIELD(entry, uint64_t, TLB_ENTRY_HOST));
 }
 

@@ -240,3 +240,16 @@ def test_a20(rig: Rig) -> None:
     assert rig.get("a20_mask") == 0xFFEFFFFF
     rig.engine.reset_vcpu(0)
     assert rig.get("a20_mask") == 0xFFFFFFFF
+
+
+def test_code_that_is_written_run_and_written_again_without_paging(rig: Rig) -> None:
+    """Stores to the page are plain at first, and must not be any more once there is code."""
+    # mov edi, 0x20000; mov byte [edi + 8], 1 (twice); then: mov eax, 1; ret, is stored there, called, changed, called
+    program = code("bf 00000200", "c6 47 08 01", "c6 47 08 02", "c7 07 b8010000", "c7 47 04 00c39090")
+    program += code("ff d7", "89 c1", "c6 47 01 02", "ff d7", "89 c2", "c6 47 01 03", "ff d7", "89 c3")
+    # the same from a page that is next to it, across the border of both: the store of four bytes changes the first one
+    program += code("8d b7 fe0f0000", "c7 46 00 9090b805", "c7 46 04 000000c3", "ff d6", "89 c5")
+    program += code("c7 46 02 b8060000", "ff d6", DONE_HLT)
+    rig.protected(program)
+    rig.run_until_port()
+    assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rbp", "rax")] == [1, 2, 3, 5, 6]
