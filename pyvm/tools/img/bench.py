@@ -1,0 +1,105 @@
+"""``pyvm-img bench``: say how long a number of requests to an image takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvm.tools.img.arguments import scan
+from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.opening import ImageChoice
+from pyvm.tools.img.sizes import INT64_MAX, parse_integer, parse_size
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+
+_LONG = {
+    "object": "object=",
+    "image-opts": "image-opts",
+    "force-share": "U",
+    "flush-interval": "flush-interval=",
+    "pattern": "pattern=",
+    "no-drain": "no-drain",
+}
+_INT_MAX = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is sent."""
+
+    count: int
+    size: int
+    step: int
+    offset: int
+    flush_interval: int
+    write: bool
+    write_through: bool
+    pattern: int
+
+
+def run(argv: list[str]) -> int:
+    """Run the subcommand; return its exit status."""
+    arguments = scan(argv, "hc:d:f:ni:o:qs:S:t:wU", _LONG)
+    count = parse_integer(arguments.get("c") or "75000", "Invalid request count specified")
+    depth = parse_integer(arguments.get("d") or "64", "Invalid queue depth specified", 1)
+    aio = arguments.get("i")
+    if aio not in (None, "threads", "native", "io_uring"):
+        raise ImgError(f"Invalid aio option: {aio}")
+    offset = parse_size("offset", arguments.get("o") or "0")
+    size = parse_size("buffer size", arguments.get("s") or "4096", 0, _INT_MAX)
+    step = parse_size("step_size", arguments.get("S") or "0", 0, _INT_MAX) or size
+    flush_interval = parse_integer(arguments.get("flush-interval") or "0", "Invalid flush interval specified")
+    pattern = parse_integer(arguments.get("pattern") or "0", "Invalid pattern byte specified", 0, 255)
+    write = "w" in arguments
+    cache = arguments.cache("t", "writeback", "Invalid cache mode")
+    filename = arguments.operand()
+    if not write and flush_interval:
+        raise ImgError("--flush-interval is only available in write tests")
+    if flush_interval and flush_interval < depth:
+        raise ImgError("Flush interval can't be smaller than depth")
+    if "n" in arguments and aio is None:
+        aio = "native"
+    arguments.add_objects()
+    node = ImageChoice.of(arguments).open(filename, writable=write, cache=cache, quiet="q" in arguments, aio=aio)
+    plan = _Run(count, size, step, offset, flush_interval, write, not cache.writeback, pattern)
+    try:
+        if node.size < 1:
+            raise ImgError("Image is empty")
+        _announce(plan, depth)
+        began = time.monotonic()
+        _send(node, plan)
+        print(f"Run completed in {time.monotonic() - began:3.3f} seconds.")
+    finally:
+        node.release()
+    return 0
+
+
+def _announce(plan: _Run, depth: int) -> None:
+    kind = "write" if plan.write else "read"
+    print(
+        f"Sending {plan.count} {kind} requests, {plan.size} bytes each, {depth} in parallel (starting at offset"
+        f" {plan.offset}, step size {plan.step})"
+    )
+    if plan.flush_interval:
+        print(f"Sending flush every {plan.flush_interval} requests")
+
+
+def _send(node: Node, plan: _Run) -> None:
+    """Send the requests one after the other: a node does one at a time."""
+    buffer = memoryview(bytearray([plan.pattern]) * plan.size)
+    send = node.writev if plan.write else node.readv
+    offset, end = plan.offset, node.size
+    try:
+        for number in range(1, plan.count + 1):
+            send(offset, (buffer,))
+            if plan.write and plan.write_through:
+                node.flush()
+            if plan.flush_interval and number % plan.flush_interval == 0:
+                node.flush()
+            offset += plan.step
+            if end <= offset < INT64_MAX:
+                offset %= end
+    except OSError as error:
+        raise ImgError(f"Failed request: {error.strerror}") from None

@@ -1,0 +1,167 @@
+"""``pyvm-img commit``: write what an image has into an image below it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyvm.tools.img.arguments import IMAGE_LONG, Cache, scan
+from pyvm.tools.img.console import Progress
+from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.opening import ImageChoice, as_qcow2
+from pyvm.tools.img.sizes import parse_size
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+
+_CHUNK = 2 << 20
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """An image of the chain: its name, its format, and its name in the header of the image above."""
+
+    filename: str
+    format: str
+    known_as: str
+
+
+def run(argv: list[str]) -> int:
+    """Run the subcommand; return its exit status."""
+    arguments = scan(argv, "f:ht:b:dpqr:", IMAGE_LONG)
+    rate = parse_size("rate limit", arguments.get("r") or "0")
+    filename = arguments.operand()
+    arguments.add_objects()
+    cache = arguments.cache("t", "writeback", "Invalid cache option: {}")
+    quiet = "q" in arguments
+    choice = ImageChoice.of(arguments)
+    base = arguments.get("b")
+    chain = _look(choice, filename, base, cache, quiet=quiet)
+    progress = Progress("p" in arguments and not quiet)
+    empty = "d" not in arguments and base is None
+    try:
+        _commit(choice, filename, chain, cache, progress, rate, empty=empty)
+        progress.update(100.0)
+    finally:
+        progress.close()
+    if not quiet:
+        print("Image committed.")
+    return 0
+
+
+def _look(choice: ImageChoice, filename: str, base: str | None, cache: Cache, *, quiet: bool) -> list[_Layer]:
+    """Return the images below the top one, down to the base.  Raises ImgError."""
+    from pyvm.block.status import backing_of
+
+    # As it is going to be opened: now is the time to find that it is in use.
+    top = choice.open(filename, writable=True, cache=cache, quiet=quiet)
+    chain: list[_Layer] = []
+    try:
+        above, node = top, backing_of(top)
+        if node is None and base is None:
+            raise ImgError("Image does not have a backing file")
+        while node is not None:
+            image = as_qcow2(above)
+            chain.append(_Layer(node.filename, node.driver, (image.header.backing_file if image else None) or ""))
+            if base is None or _is_named(chain[-1], base):
+                return chain
+            above, node = node, backing_of(node)
+    finally:
+        top.release()
+    raise ImgError(f"Did not find '{base}' in the backing chain of '{filename}'")
+
+
+def _is_named(layer: _Layer, name: str) -> bool:
+    return name in (layer.filename, layer.known_as) or os.path.realpath(name) == os.path.realpath(layer.filename)
+
+
+def _commit(
+    choice: ImageChoice,
+    filename: str,
+    chain: list[_Layer],
+    cache: Cache,
+    progress: Progress,
+    rate: int,
+    *,
+    empty: bool,
+) -> None:
+    """Copy into the last image of `chain`, and make the top one empty where that is asked for."""
+    nodes: list[Node] = []
+    below = chain[-1]
+    try:
+        base = ImageChoice(below.format).open(below.filename, writable=True, resize=True, cache=cache)
+        nodes.append(base)
+        top = choice.open(filename, writable=empty, backing=False, cache=cache)
+        nodes.append(top)
+        for layer in chain[:-1]:
+            nodes.append(ImageChoice(layer.format).open(layer.filename, backing=False))
+        if base.size < top.size:
+            base.truncate(top.size)
+        _copy(nodes[1:], base, progress, rate)
+        # What is thrown away must be safe elsewhere before.
+        base.flush()
+        if empty:
+            _make_empty(top)
+    finally:
+        for node in nodes:
+            node.release()
+
+
+def _make_empty(top: Node) -> None:
+    image = as_qcow2(top)
+    if image is None:
+        raise ImgError("Could not empty the image: Operation not supported")
+    try:
+        image.make_empty()
+        image.flush()
+    except OSError as error:
+        raise ImgError(f"Could not empty {top.filename}: {error.strerror}") from None
+
+
+def _copy(layers: Sequence[Node], base: Node, progress: Progress, rate: int) -> None:
+    from pyvm.tools.img.copying import Pace
+
+    pace = Pace(rate)
+    buffer = bytearray(_CHUNK)
+    size = layers[0].size
+    for start, end, source in _runs(layers):
+        try:
+            if source is None:
+                base.write_zeroes(start, end - start, True)
+                pace.sent(0)
+            else:
+                for position in range(start, end, _CHUNK):
+                    with memoryview(buffer)[: min(_CHUNK, end - position)] as view:
+                        source.readv(position, (view,))
+                        base.writev(position, (view,))
+                        pace.sent(len(view))
+                    progress.part(position, size)
+        except OSError as error:
+            raise ImgError(f"Error while committing at byte {start}: {error.strerror}") from None
+        progress.part(end, size)
+
+
+def _runs(layers: Sequence[Node]) -> Iterator[tuple[int, int, Node | None]]:
+    """Yield what any of the layers has, the topmost one counts: start, end, and which; None for zeros."""
+    size = layers[0].size
+    offset = 0
+    while offset < size:
+        length = size - offset
+        found = False
+        source: Node | None = None
+        for layer in layers:
+            if offset >= layer.size:
+                # Behind the end of a shorter layer there are zeros, whatever is below it.
+                found = True
+                break
+            extent = layer.block_status(offset, min(length, layer.size - offset))
+            length = extent.length
+            if extent.allocated:
+                found = True
+                source = None if extent.zero else layer
+                break
+        if found:
+            yield offset, offset + length, source
+        offset += length

@@ -1,0 +1,146 @@
+"""``pyvm-img info``: what an image is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pyvm.tools.img.arguments import IMAGE_LONG, scan
+from pyvm.tools.img.console import print_json
+from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.opening import ImageChoice, as_qcow2
+from pyvm.tools.img.sizes import human
+from pyvm.tools.img.snapshots import describe_snapshots, print_snapshots
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+
+_LONG = {
+    **IMAGE_LONG,
+    "format": "f",
+    "output": "output=",
+    "backing-chain": "backing-chain",
+    "force-share": "U",
+}
+
+
+def run(argv: list[str]) -> int:
+    """Run the subcommand; return its exit status."""
+    arguments = scan(argv, "hf:U", _LONG)
+    as_json = arguments.json()
+    filename = arguments.operand()
+    arguments.add_objects()
+    choice = ImageChoice.of(arguments)
+    chain = "backing-chain" in arguments
+    images = _collect(filename, choice, chain)
+    if as_json:
+        print_json(images if chain else images[0])
+        return 0
+    for number, image in enumerate(images):
+        if number:
+            print()
+        _print_image(image)
+    return 0
+
+
+def _collect(filename: str, choice: ImageChoice, chain: bool) -> list[dict[str, Any]]:
+    """Describe an image and, with `chain`, all that is below it."""
+    images: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    while True:
+        if filename in seen:
+            raise ImgError(f"Backing file '{filename}' creates an infinite loop.")
+        seen.add(filename)
+        node = choice.open(filename, backing=False)
+        try:
+            image = describe(node)
+        finally:
+            node.release()
+        images.append(image)
+        if not chain or "backing-filename" not in image:
+            return images
+        if "full-backing-filename" not in image:
+            raise ImgError(f"Could not determine the backing file name of '{filename}'")
+        filename = str(image["full-backing-filename"])
+        choice = choice.for_backing(image.get("backing-filename-format"))
+
+
+def describe(node: Node) -> dict[str, Any]:
+    """Return the ImageInfo of an open image, as QMP has it."""
+    qcow2 = as_qcow2(node)
+    info: dict[str, Any] = {"filename": node.filename, "format": node.driver, "virtual-size": node.size}
+    # What is in an external data file does not count.
+    allocated = (node.file if qcow2 is not None and node.file is not None else node).allocated_bytes()
+    if allocated is not None:
+        info["actual-size"] = allocated
+    if node.cluster_size is not None:
+        info["cluster-size"] = node.cluster_size
+    info["dirty-flag"] = qcow2.is_dirty if qcow2 is not None else False
+    specific = node.format_info()
+    if specific is not None:
+        info["format-specific"] = specific
+    if qcow2 is None:
+        return info
+    header = qcow2.header
+    if header.backing_file is not None:
+        info["backing-filename"] = header.backing_file
+        info["full-backing-filename"] = full_name(node.filename, header.backing_file)
+        if header.backing_format is not None:
+            info["backing-filename-format"] = header.backing_format
+    if qcow2.snapshots:
+        info["snapshots"] = describe_snapshots(qcow2.snapshots)
+    return info
+
+
+def full_name(image: str, backing: str) -> str:
+    """Return the name of a backing file as seen from where the image is named from."""
+    protocol, colon, _ = backing.partition(":")
+    if colon and "/" not in protocol:
+        return backing
+    return os.path.join(os.path.dirname(image), backing)
+
+
+def _print_image(info: Mapping[str, Any]) -> None:
+    size = info["virtual-size"]
+    print(f"image: {info['filename']}")
+    print(f"file format: {info['format']}")
+    print(f"virtual size: {human(size)} ({size} bytes)")
+    print(f"disk size: {human(info['actual-size']) if 'actual-size' in info else 'unavailable'}")
+    if "cluster-size" in info:
+        print(f"cluster_size: {info['cluster-size']}")
+    if info["dirty-flag"]:
+        print("cleanly shut down: no")
+    if "backing-filename" in info:
+        full = info["full-backing-filename"]
+        actual = f" (actual path: {full})" if full != info["backing-filename"] else ""
+        print(f"backing file: {info['backing-filename']}{actual}")
+        if "backing-filename-format" in info:
+            print(f"backing file format: {info['backing-filename-format']}")
+    if "snapshots" in info:
+        print_snapshots(info["snapshots"])
+    if "format-specific" in info:
+        print("Format specific information:")
+        _print_members(info["format-specific"]["data"], 1)
+
+
+def _print_members(members: Mapping[str, Any], depth: int) -> None:
+    from pyvm.monitor.json_writer import wire_order
+
+    for key in wire_order(members):
+        _print_member(key.replace("-", " "), members[key], depth)
+
+
+def _print_member(name: str, value: Any, depth: int) -> None:
+    indent = "    " * depth
+    if isinstance(value, Mapping):
+        print(f"{indent}{name}:")
+        _print_members(value, depth + 1)
+    elif isinstance(value, list):
+        print(f"{indent}{name}:")
+        for index, item in enumerate(value):
+            _print_member(f"[{index}]", item, depth + 1)
+    elif isinstance(value, bool):
+        print(f"{indent}{name}: {'true' if value else 'false'}")
+    else:
+        print(f"{indent}{name}: {value}")

@@ -1,0 +1,118 @@
+"""Copying by the host: ``copy_file_range`` between plain files, which may share blocks instead of copying them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyvm.tools.img.console import Progress
+from pyvm.tools.img.copying import Pace, Settings
+from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.runs import Content, Disks, Run
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+
+_MOST = 16 << 20
+"""Most bytes asked for at once."""
+
+
+class HostCopier:
+    """Copies the disk `source` to `target`, where they are plain files by the host."""
+
+    def __init__(self, source: Disks, target: Node, settings: Settings, progress: Progress) -> None:
+        self._source = source
+        self._target = target
+        self._settings = settings
+        self._progress = progress
+        self._pace = Pace(settings.rate)
+        self._descriptors: dict[str, int | None] = {}
+
+    def run(self) -> None:
+        """Copy everything.  Raises ImgError."""
+        layout = self._settings.layout
+        total = 0
+        if self._progress.enabled:
+            total = sum(run.end - run.start for run in self._source.runs(layout) if self._counts(run))
+        done = 0
+        try:
+            for run in self._source.runs(layout):
+                if run.content is Content.DATA:
+                    self._copy(run)
+                elif run.content is Content.ZERO and not self._settings.target_is_zero:
+                    self._zero(run)
+                if self._counts(run):
+                    done += run.end - run.start
+                    self._progress.part(done, total)
+        finally:
+            for descriptor in self._descriptors.values():
+                if descriptor is not None:
+                    os.close(descriptor)
+
+    def _counts(self, run: Run) -> bool:
+        return run.content is Content.DATA or (run.content is Content.ZERO and not self._settings.target_is_zero)
+
+    def _zero(self, run: Run) -> None:
+        try:
+            self._target.write_zeroes(run.start, run.end - run.start, False)
+        except OSError as error:
+            raise ImgError(f"error while writing at byte {run.start}: {error.strerror}") from None
+
+    def _copy(self, run: Run) -> None:
+        start = self._copy_on_host(run)
+        while start < run.end:
+            count = min(_MOST, run.end - start)
+            buffer = memoryview(bytearray(count))
+            try:
+                self._source.read(start, buffer)
+            except OSError as error:
+                raise ImgError(f"error while reading at byte {start}: {error.strerror}") from None
+            try:
+                self._target.writev(start, (buffer,))
+            except OSError as error:
+                raise ImgError(f"error while writing at byte {start}: {error.strerror}") from None
+            self._pace.sent(count)
+            start += count
+
+    def _copy_on_host(self, run: Run) -> int:
+        """Copy what the host can; return how far that is."""
+        target = self._target
+        if run.node is None or target.driver != "raw" or target.file is None:
+            return run.start
+        begin = target.block_status(0, target.size) if target.size else None
+        origin = self._descriptor(run.node, os.O_RDONLY)
+        into = self._descriptor(target.file, os.O_WRONLY)
+        if origin is None or into is None or begin is None or begin.offset is None:
+            return run.start
+        position = run.start
+        while position < run.end:
+            place = run.place + position - run.start
+            try:
+                count = os.copy_file_range(origin, into, min(_MOST, run.end - position), place, begin.offset + position)
+            except OSError:
+                break
+            if not count:
+                break
+            self._pace.sent(count)
+            position += count
+        return position
+
+    def _descriptor(self, node: Node, flags: int) -> int | None:
+        """Return a descriptor of the file that `node` has open under its locks; None where it is no plain file."""
+        if node.driver != "file":
+            return None
+        if node.path not in self._descriptors:
+            self._descriptors[node.path] = _open_same(node, flags)
+        return self._descriptors[node.path]
+
+
+def _open_same(node: Node, flags: int) -> int | None:
+    try:
+        descriptor = os.open(node.path, flags | os.O_CLOEXEC)
+    except OSError:
+        return None
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) != node.identity:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,147 @@
+"""What is to be copied: images one after the other as one disk, and its runs of data and of zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from pyvm.tools.img.console import warn
+from pyvm.tools.img.errors import ImgError
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+
+_SECTOR = 512
+
+
+class Content(Enum):
+    """What there is in a run."""
+
+    DATA = "data"
+    ZERO = "zero"
+    BELOW = "below"
+    """Nothing of its own: the target's backing file has it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of bytes."""
+
+    start: int
+    end: int
+    content: Content
+    node: Node | None = None
+    """Where its data is found as it is: from `place` on in `node`."""
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the images are looked at."""
+
+    target_backing: int | None = None
+    """Size of the target's backing file, which shows what the source's shows; None where there is none."""
+    salvage: bool = False
+    """Whether what cannot be looked up is taken for data."""
+    quiet: bool = False
+
+
+class Disks:
+    """Images that follow one another, and with `images` those that they are snapshots of.  It owns them."""
+
+    def __init__(self, nodes: Sequence[Node], images: Sequence[Node] = ()) -> None:
+        self.nodes = nodes
+        self._images = images
+        self.size = sum(node.size for node in nodes)
+
+    def close(self) -> None:
+        """Close all images."""
+        for node in (*self.nodes, *self._images):
+            node.release()
+
+    def read(self, start: int, view: memoryview) -> None:
+        """Fill `view` from `start` on.  Raises OSError."""
+        base = 0
+        for node in self.nodes:
+            offset = start - base
+            if offset < node.size:
+                count = min(len(view), node.size - offset)
+                node.readv(offset, (view[:count],))
+                start += count
+                view = view[count:]
+                if not view:
+                    return
+            base += node.size
+
+    def runs(self, layout: Layout) -> Iterator[Run]:
+        """Yield the runs of all images in order.  Raises ImgError."""
+        base = 0
+        for node in self.nodes:
+            offset = 0
+            while offset < node.size:
+                run = _status(node, offset, base, layout)
+                yield run
+                offset = run.end - base
+            base += node.size
+
+
+def _status(node: Node, offset: int, base: int, layout: Layout) -> Run:
+    """Return the run at `offset` of an image that begins at `base`."""
+    from pyvm.block.status import backing_of, chain_status
+
+    start = base + offset
+    has_backing = layout.target_backing is not None
+    try:
+        extent = chain_status(node, offset, node.size - offset, backing_of(node) if has_backing else None)
+    except OSError as error:
+        text = f"error while reading block status at offset {start}: {error.strerror}"
+        if not layout.salvage:
+            raise ImgError(text) from None
+        if not layout.quiet:
+            warn(text)
+        return Run(start, start + min(_SECTOR, node.size - offset), Content.DATA)
+    end = start + extent.length
+    if extent.data and not extent.zero:
+        return Run(start, end, Content.DATA, extent.node, extent.offset or 0)
+    if layout.target_backing is None:
+        # What is neither data nor zeros has to be looked at.
+        return Run(start, end, Content.ZERO if extent.zero else Content.DATA)
+    if start >= layout.target_backing:
+        # Behind the end of the target's backing file there are zeros.
+        is_zero = extent.zero or _is_above(node, offset)
+        return Run(start, end, Content.ZERO if is_zero else Content.DATA)
+    end = min(end, layout.target_backing)
+    return Run(start, end, Content.ZERO if extent.zero else Content.BELOW)
+
+
+def _is_above(node: Node, offset: int) -> bool:
+    """Whether what is below the image ends before `offset`."""
+    from pyvm.block.status import backing_of
+
+    below = backing_of(node)
+    return below is None or below.size <= offset
+
+
+def aligned(runs: Iterator[Run], unit: int, size: int, most: int) -> Iterator[tuple[int, int, Content]]:
+    """Yield runs that begin and end with whole units; one with any data in it is data.
+
+    Neighbouring data is put together, until it is `most` bytes or more.
+    """
+    position = 0
+    for run in runs:
+        last = run.end if run.end == size else run.end // unit * unit
+        if run.content is Content.DATA:
+            if last - position >= most:
+                yield position, last, Content.DATA
+                position = last
+            continue
+        first = -(-run.start // unit) * unit
+        if first < last:
+            if position < first:
+                yield position, first, Content.DATA
+            yield first, last, run.content
+            position = last
+    if position < size:
+        yield position, size, Content.DATA
