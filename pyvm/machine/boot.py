@@ -117,15 +117,18 @@ class Boot:
             # Loaders and decompressors are not needed by a machine without a kernel.
             from pyvm.firmware.loader import load_kernel
 
-            if self.display is not None:
-                from pyvm.machine.bios import show_text_screen
-
-                show_text_screen(board, self.display)
+            self._show_text_screen()
             arguments = (boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
             state = load_kernel(board.memory, *arguments, text_screen=self.display is not None)
         except BootError as error:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
+
+    def _show_text_screen(self) -> None:
+        if self.display is not None:
+            from pyvm.machine.bios import show_text_screen
+
+            show_text_screen(self.board, self.display)
 
     def _start_bios(self, e820: list[E820Entry]) -> None:
         """Let the built-in BIOS start the machine."""
@@ -156,6 +159,7 @@ class Boot:
             return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
+        self._show_text_screen()
         vector = waking_vector(board.memory, self.installed.facs) if self.installed else 0
         segment = (vector >> 4) & 0xFFFF
         board.vcpus.set_registers(
