@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 PAGE_SIZE = 4096
 FOUR_GIB = 1 << 32
@@ -203,6 +204,19 @@ class OverlapError(ValueError):
     """A region was to be mapped over another one."""
 
 
+class Stream(Protocol):
+    """A register through which a buffer is read, piece by piece; it is the first of its region."""
+
+    def peek(self, size: int) -> memoryview | None:
+        """Return what the next reads of `size` bytes will return, one after the other; None where that is not known.
+
+        Reading it must change nothing but how much is left, so that which ends the buffer is not included.
+        """
+
+    def consume(self, count: int) -> None:
+        """So many bytes of that were read."""
+
+
 @dataclass(frozen=True)
 class IoRegion:
     """Registers of one device at one place.
@@ -220,6 +234,8 @@ class IoRegion:
     max_access: int = 8
     ram: DeviceRam | None = None
     """Memory that the CPU may use without asking; the handlers are for everybody else."""
+    stream: Stream | None = None
+    """What knows the next reads of the first register."""
 
     def load(self, offset: int, size: int) -> int:
         """Read `size` bytes at `offset`, in pieces the device understands; behind the region there are ones."""
@@ -276,13 +292,14 @@ class IoSpace:
         min_access: int = 1,
         max_access: int = 8,
         ram: DeviceRam | None = None,
+        stream: Stream | None = None,
     ) -> IoRegion:
         """Map `size` bytes of registers at `base`; return the region, by which it can be removed.
 
         With `ram` they are the memory of a device, which the CPU then uses directly.  Raises :class:`OverlapError`
         where any of these addresses is taken.
         """
-        region = IoRegion(base, size, read, write, name, min_access, max_access, ram)
+        region = IoRegion(base, size, read, write, name, min_access, max_access, ram, stream)
         index = bisect.bisect_right(self._bases, base)
         before = self._regions[index - 1] if index else None
         behind = self._regions[index] if index < len(self._regions) else None

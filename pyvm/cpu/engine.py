@@ -25,8 +25,11 @@ class EngineError(Exception):
 class EngineCallbacks(Protocol):
     """What guest code needs from the rest of the machine; called on the vCPU thread."""
 
-    def port_read(self, port: int, size: int) -> int:
-        """Return what `size` bytes at a port read as."""
+    def port_read(self, port: int, size: int) -> int | memoryview:
+        """Return what `size` bytes at a port read as; or more, in which this and the next reads of the port find it."""
+
+    def port_consume(self, port: int, count: int) -> None:
+        """So many bytes were taken of what was returned ahead."""
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """Write `size` bytes to a port."""

@@ -97,12 +97,22 @@ class _Callbacks:
         self.lapics: list[Lapic] = []
         self.current: Callable[[], int] = lambda: 0
 
-    def port_read(self, port: int, size: int) -> int:
+    def port_read(self, port: int, size: int) -> int | memoryview:
         region = self._port_find(port)
         if region is None:
             return 0xFFFFFFFF
         with self._lock:
+            if region.stream is not None and port == region.base:
+                ahead = region.stream.peek(size)
+                if ahead:
+                    return ahead
             return region.load(port - region.base, size)
+
+    def port_consume(self, port: int, count: int) -> None:
+        region = self._port_find(port)
+        if region is not None and region.stream is not None:
+            with self._lock:
+                region.stream.consume(count)
 
     def port_write(self, port: int, size: int, value: int) -> None:
         region = self._port_find(port)

@@ -217,11 +217,10 @@ class Board:
         self.ports.add(PCI_DATA_PORT, 4, self.pci.data_read, self.pci.data_write, "pci data", max_access=4)
         self.ports.add(GPE0_BASE, GPE0_SIZE, self.acpi.gpe_read, self.acpi.gpe_write, "acpi gpe0", max_access=4)
         for number, channel in enumerate(self.ide.channels):
-            for port, size, read, write in (
-                (COMMAND_PORTS[number], 8, channel.command_read, channel.command_write),
-                (CONTROL_PORTS[number], 1, channel.control_read, channel.control_write),
-            ):
-                self.ports.add(port, size, read, write, f"ide{number}", max_access=4)
+            read, write = channel.command_read, channel.command_write
+            self.ports.add(COMMAND_PORTS[number], 8, read, write, f"ide{number}", max_access=4, stream=channel)
+            read, write = channel.control_read, channel.control_write
+            self.ports.add(CONTROL_PORTS[number], 1, read, write, f"ide{number} control", max_access=1)
         self.ports.add(SMI_PORT, 2, self.acpi.apm_read, self.acpi.apm_write, "apm", max_access=1)
 
     # ---- ISA

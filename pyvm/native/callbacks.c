@@ -2,7 +2,12 @@
  *
  * The vCPU thread runs guest code without the GIL and takes it for each call.  An exception in Python must not unwind
  * through translated code: it is kept, the guest reads all ones, and run() raises it after the current block.
+ *
+ * A device with a buffer that is read word by word through one port may give more than was asked for: what the port
+ * will read as next.  Such reads need no call; the device is told of them before it is asked anything else.
  */
+#include <string.h>
+
 #include "engine.h"
 
 static void keep_failure(Engine *engine) {
@@ -30,10 +35,24 @@ static PyObject *call(Engine *engine, PyObject *function, const uint64_t *values
     return result;
 }
 
+/* Tell the device whose stream was read how far; with the GIL held. */
+static void settle_stream(Engine *engine) {
+    uint64_t values[] = {engine->stream.port, engine->stream.used};
+    bool used = engine->stream.used;
+    engine->stream.used = engine->stream.length = 0;
+    if (used) Py_XDECREF(call(engine, engine->callbacks.port_consume, values, 2));
+}
+
+/* The same at the end of a run, where the GIL is held as well. */
+void callback_settle_stream(Engine *engine) {
+    if (engine->stream.length) settle_stream(engine);
+}
+
 /* Call a function that returns an integer; where it fails or returns None, `otherwise`. */
 static uint64_t call_integer(Engine *engine, PyObject *function, const uint64_t *values, size_t count, uint64_t otherwise,
                              bool *is_none) {
     PyEval_RestoreThread(engine->thread_state);
+    if (engine->stream.length) settle_stream(engine);
     PyObject *result = call(engine, function, values, count);
     uint64_t value = otherwise;
     if (is_none) *is_none = !result || result == Py_None || result == Py_False;
@@ -49,10 +68,48 @@ static uint64_t call_integer(Engine *engine, PyObject *function, const uint64_t 
     return value;
 }
 
+static uint64_t take_from_stream(Engine *engine) {
+    uint64_t value = 0;
+    memcpy(&value, engine->stream.data + engine->stream.used, (size_t)engine->stream.size);
+    engine->stream.used += (size_t)engine->stream.size;
+    return value;
+}
+
+/* A device gave what a port reads as next, as bytes: keep it, and return the first item. */
+static uint64_t start_stream(Engine *engine, PyObject *bytes, uint32_t port, int size) {
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)) {
+        keep_failure(engine);
+        return UINT64_MAX;
+    }
+    size_t length = (size_t)buffer.len < sizeof engine->stream.data ? (size_t)buffer.len : sizeof engine->stream.data;
+    length -= length % (size_t)size;
+    memcpy(engine->stream.data, buffer.buf, length);
+    PyBuffer_Release(&buffer);
+    engine->stream.port = port;
+    engine->stream.size = size;
+    engine->stream.length = length;
+    engine->stream.used = 0;
+    return length ? take_from_stream(engine) : UINT64_MAX;
+}
+
 uint64_t callback_port_read(Engine *engine, uint32_t port, int size) {
     if (!engine) return UINT64_MAX;
+    port &= 0xffff;
+    if (engine->stream.used < engine->stream.length && engine->stream.port == port && engine->stream.size == size)
+        return take_from_stream(engine);
     engine_count(engine, COUNT_PORT);
-    return call_integer(engine, engine->callbacks.port_read, (uint64_t[]){port & 0xffff, (uint64_t)size}, 2, UINT64_MAX, NULL);
+    PyEval_RestoreThread(engine->thread_state);
+    if (engine->stream.length) settle_stream(engine);
+    PyObject *result = call(engine, engine->callbacks.port_read, (uint64_t[]){port, (uint64_t)size}, 2);
+    uint64_t value = UINT64_MAX;
+    if (result && PyLong_Check(result))
+        value = PyLong_AsUnsignedLongLongMask(result);
+    else if (result)
+        value = start_stream(engine, result, port, size);
+    Py_XDECREF(result);
+    engine->thread_state = PyEval_SaveThread();
+    return value;
 }
 
 void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value) {

@@ -59,6 +59,7 @@ typedef struct {
 
 typedef struct {
     PyObject *port_read, *port_write, *mmio_read, *mmio_write;
+    PyObject *port_consume; /* takes a port and a count of bytes */
     PyObject *acknowledge, *msr_read, *msr_write, *cr8_read, *cr8_write, *firmware_call;
 } Callbacks;
 
@@ -121,6 +122,14 @@ typedef struct Engine {
 
     void *env_temp; /* the code generator's handle of env */
     void *label;    /* where the block under translation leaves on a kick */
+
+    /* What the next reads of one port return, as a device has said ahead; see callbacks.c. */
+    struct {
+        uint32_t port;
+        int size;
+        size_t used, length;
+        uint8_t data[4096];
+    } stream;
 
     /* Calls of firmware services: where their OUT instructions are, in linear addresses; see firmware.c. */
     uint64_t firmware_start, firmware_end;
@@ -267,6 +276,7 @@ void firmware_serve(Engine *engine);
 void store_note_block(Engine *engine, const void *block);
 
 /* callbacks.c */
+void callback_settle_stream(Engine *engine);
 void callback_firmware(Engine *engine);
 uint64_t callback_port_read(Engine *engine, uint32_t port, int size);
 void callback_port_write(Engine *engine, uint32_t port, int size, uint32_t value);

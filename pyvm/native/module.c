@@ -78,7 +78,7 @@ static bool take_callbacks(Engine *engine, PyObject *callbacks) {
         size_t offset;
     } slots[] = {
 #define C(member) {#member, offsetof(Callbacks, member)}
-        C(port_read), C(port_write), C(mmio_read), C(mmio_write), C(acknowledge),
+        C(port_read), C(port_write), C(port_consume), C(mmio_read), C(mmio_write), C(acknowledge),
         C(msr_read),  C(msr_write),  C(cr8_read),  C(cr8_write),  C(firmware_call),
 #undef C
     };
@@ -194,6 +194,7 @@ static PyObject *engine_run(EngineObject *self, PyObject *unused) {
     vcpu_unload(engine);
     current_engine = NULL;
     PyEval_RestoreThread(engine->thread_state);
+    callback_settle_stream(engine);
     atomic_store(&engine->stop, false);
     atomic_store(&engine->running, false);
     if (engine->failure) {

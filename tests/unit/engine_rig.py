@@ -56,7 +56,7 @@ class Devices:
     def __init__(self) -> None:
         self.log: list[tuple[str, int, int, int]] = []
         self.noting = True
-        self.port_value = 0xA1B2C3D4
+        self.port_value: int | bytes = 0xA1B2C3D4
         self.mmio_value: Callable[[int, int], int] = lambda gpa, size: 0x1122334455667788
         self.on_port: Callable[[int, int, int], None] = lambda port, size, value: None
         self.on_firmware: Callable[[int], None] = lambda vcpu: None
@@ -72,13 +72,16 @@ class Devices:
         """Return (address, value) of all writes of one kind."""
         return [(address, value) for what, address, _, value in self.log if what == kind]
 
-    def port_read(self, port: int, size: int) -> int:
+    def port_read(self, port: int, size: int) -> int | bytes:
         self._note("in", port, size, 0)
         return self.port_value
 
     def port_write(self, port: int, size: int, value: int) -> None:
         self._note("out", port, size, value)
         self.on_port(port, size, value)
+
+    def port_consume(self, port: int, count: int) -> None:
+        self._note("consume", port, count, 0)
 
     def mmio_read(self, gpa: int, size: int) -> int:
         self._note("read", gpa, size, 0)

@@ -253,3 +253,36 @@ def test_code_that_is_written_run_and_written_again_without_paging(rig: Rig) -> 
     rig.protected(program)
     rig.run_until_port()
     assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rbp", "rax")] == [1, 2, 3, 5, 6]
+
+
+def test_a_device_says_ahead_what_its_port_reads_as(rig: Rig) -> None:
+    """Words of a buffer are read without a call each; the device hears how many before anything else."""
+    rig.devices.port_value = bytes(range(1, 9))
+    # mov dx, 0x1f0; mov edi, 0x2000; mov ecx, 3; cld; rep insw; in ax, dx; out 0x80, al; in ax, dx; in eax, dx
+    program = code("66 ba f001", "bf 00200000", "b9 03000000", "fc", "f3 66 6d", "66 ed", "e6 80", "66 ed", "ed")
+    rig.protected(program + DONE_HLT)
+    rig.run_until_port()
+    assert rig.memory.read(0x2000, 6) == bytes(range(1, 7))
+    assert rig.devices.log == [
+        ("in", 0x1F0, 2, 0),
+        ("consume", 0x1F0, 8, 0),
+        ("out", 0x80, 1, 7),
+        ("in", 0x1F0, 2, 0),
+        ("consume", 0x1F0, 2, 0),
+        ("in", 0x1F0, 4, 0),
+        ("consume", 0x1F0, 4, 0),
+        ("out", 0xF4, 1, 1),
+    ]
+    assert rig.get("rax") == 0x04030201
+
+
+def test_what_was_read_ahead_is_settled_when_the_machine_stops(rig: Rig) -> None:
+    """The device is where the guest is."""
+    rig.devices.port_value = bytes(64)
+    rig.protected(code("66 ba f001", "66 ed", "66 ed", JUMP_TO_SELF))
+    run = rig.start()
+    while not rig.devices.log:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    run.stop()
+    assert rig.devices.log == [("in", 0x1F0, 2, 0), ("consume", 0x1F0, 4, 0)]

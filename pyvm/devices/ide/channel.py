@@ -74,6 +74,17 @@ class Channel:
             return self._read_byte(offset)
         return sum(self._read_byte(offset + index) << (8 * index) for index in range(size))
 
+    def peek(self, size: int) -> memoryview | None:
+        """Return what the data register will read as next, but for the last item of the sector; None without data."""
+        drive = self._selected
+        end = drive.in_end - size
+        return drive.view[drive.position : end] if size > 1 and drive.position < end else None
+
+    def consume(self, count: int) -> None:
+        """Go on behind so many bytes of that."""
+        drive = self._selected
+        drive.position = min(drive.position + count, drive.in_end)
+
     def command_write(self, offset: int, size: int, value: int) -> None:
         """Write the 8 ports of the command block; the data register (offset 0) by 2 or 4 bytes."""
         if not offset:
