@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyvm.block.backend import BlockBackend
 from pyvm.block.errors import BlockError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyvm.devices.scsi.bus import ScsiBus
     from pyvm.devices.scsi.target import ScsiTarget
     from pyvm.devices.virtio.blk import VirtioBlk
+    from pyvm.devices.virtio.pci import AnyVirtioDevice
     from pyvm.devices.virtio.scsi import VirtioScsi
     from pyvm.machine.board import Board
     from pyvm.machine.storage import Storage
@@ -143,9 +144,12 @@ class Disks:
 
         return VirtioBlk(self._backend(model, values), **keywords(values, cpus=self.config.smp.cpus))
 
-    def virtio_disk_plugged(self, disk: VirtioBlk, function: PciFunction, values: dict[str, Any]) -> None:
-        """Let firmware boot from a virtio block device that is on the bus now."""
-        self._boot("disk", disk.backend, values, "virtio", function)
+    def plugged(self, device: AnyVirtioDevice, function: PciFunction, values: dict[str, Any]) -> None:
+        """A virtio device is on the PCI bus now: firmware may boot from a disk, and units go on the bus of a host."""
+        if device.name == "virtio-blk":
+            self._boot("disk", cast("VirtioBlk", device).backend, values, "virtio", function)
+        elif device.name == "virtio-scsi":
+            self._scsi_hosts[cast("VirtioScsi", device).bus.name] = (function, values["iothread"])
 
     # ---- IDE
 
@@ -215,10 +219,6 @@ class Disks:
         host = VirtioScsi(bus_name=name, **keywords(values, cpus=self.config.smp.cpus))
         self.scsi_buses[name] = host.bus
         return host
-
-    def scsi_host_plugged(self, host: VirtioScsi, function: PciFunction, values: dict[str, Any]) -> None:
-        """Remember where on the PCI bus a host is."""
-        self._scsi_hosts[host.bus.name] = (function, values["iothread"])
 
     def plug_scsi(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> ScsiTarget:
         """Put a logical unit on a SCSI bus."""

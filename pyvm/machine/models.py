@@ -1,34 +1,20 @@
-"""The device models that `-device` can name, as data: properties, bus and heading."""
+"""The device models that `-device` can name, as data: properties, bus and heading.
+
+A model's code is loaded when somebody asks for the model: a machine without SCSI does not wait for SCSI.
+"""
 
 from __future__ import annotations
 
-from pyvm.devices.floppy import FloppyController
-from pyvm.devices.ide.atapi import AtapiCd
-from pyvm.devices.ide.disk import IdeDisk
-from pyvm.devices.properties import PCI_PROPERTIES, DeviceModel, Properties, Property
-from pyvm.devices.scsi.properties import CD_PROPERTIES, DISK_PROPERTIES
-from pyvm.devices.virtio.balloon import VirtioBalloon
-from pyvm.devices.virtio.blk import VirtioBlk
-from pyvm.devices.virtio.console import VirtioConsole
-from pyvm.devices.virtio.console_port import ConsolePort
-from pyvm.devices.virtio.pci import AnyVirtioDevice, properties
-from pyvm.devices.virtio.rng import VirtioRng
-from pyvm.devices.virtio.scsi import VirtioScsi
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-VIRTIO_PCI: dict[str, type[AnyVirtioDevice]] = {
-    "virtio-serial-pci": VirtioConsole,
-    "virtio-balloon-pci": VirtioBalloon,
-    "virtio-rng-pci": VirtioRng,
-    "virtio-blk-pci": VirtioBlk,
-    "virtio-scsi-pci": VirtioScsi,
-}
+from pyvm.devices.properties import PCI_PROPERTIES, DeviceModel, Property
+
+if TYPE_CHECKING:
+    from pyvm.devices.virtio.pci import AnyVirtioDevice
+
 _VARIANTS = ("", "-transitional", "-non-transitional")
 """QEMU's names for models with both interfaces, or with the modern one only."""
-
-_CATEGORIES = {"virtio-serial-pci": "Input", "virtio-blk-pci": "Storage", "virtio-scsi-pci": "Storage"}
-_ALIASES = {"virtio-serial-pci": "virtio-serial", "virtio-balloon-pci": "virtio-balloon"}
-_ALIASES |= {"virtio-rng-pci": "virtio-rng", "virtio-blk-pci": "virtio-blk"}
-_ALIASES |= {"virtio-scsi-pci": "virtio-scsi"}
 
 _EXIT_PROPERTIES = {
     "iobase": Property("uint32", 0x501, "first port"),
@@ -45,6 +31,46 @@ _SERIAL_PROPERTIES = {
 }
 
 
+def _serial() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.console import VirtioConsole
+
+    return VirtioConsole
+
+
+def _balloon() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.balloon import VirtioBalloon
+
+    return VirtioBalloon
+
+
+def _rng() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.rng import VirtioRng
+
+    return VirtioRng
+
+
+def _blk() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.blk import VirtioBlk
+
+    return VirtioBlk
+
+
+def _scsi() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.scsi import VirtioScsi
+
+    return VirtioScsi
+
+
+VIRTIO_PCI: dict[str, tuple[str, str, Callable[[], type[AnyVirtioDevice]]]] = {
+    "virtio-serial-pci": ("virtio-serial", "Input", _serial),
+    "virtio-balloon-pci": ("virtio-balloon", "Misc", _balloon),
+    "virtio-rng-pci": ("virtio-rng", "Misc", _rng),
+    "virtio-blk-pci": ("virtio-blk", "Storage", _blk),
+    "virtio-scsi-pci": ("virtio-scsi", "Storage", _scsi),
+}
+"""Virtio devices on PCI: alias, heading, and what loads their code."""
+
+
 def variant(driver: str) -> tuple[str, str]:
     """Return the plain model of a virtio driver name, and its suffix."""
     for suffix in _VARIANTS[1:]:
@@ -53,30 +79,80 @@ def variant(driver: str) -> tuple[str, str]:
     return driver, ""
 
 
-def _virtio_models() -> list[DeviceModel]:
-    models = []
-    for name, device in VIRTIO_PCI.items():
-        table: Properties = {**PCI_PROPERTIES, **properties(device)}
-        for suffix in _VARIANTS:
-            aliases = (_ALIASES[name],) if not suffix else ()
-            models.append(DeviceModel(name + suffix, "PCI", _CATEGORIES.get(name, "Misc"), table, "", aliases))
-    return models
+def _virtio(name: str) -> DeviceModel:
+    from pyvm.devices.virtio.pci import properties
+
+    plain, suffix = variant(name)
+    alias, category, load = VIRTIO_PCI[plain]
+    return DeviceModel(name, "PCI", category, {**PCI_PROPERTIES, **properties(load())}, "", () if suffix else (alias,))
 
 
-def _other_models() -> list[DeviceModel]:
-    return [
-        DeviceModel("ide-hd", "IDE", "Storage", IdeDisk.PROPERTIES, "virtual IDE disk"),
-        DeviceModel("ide-cd", "IDE", "Storage", AtapiCd.PROPERTIES, "virtual IDE CD-ROM"),
-        DeviceModel("scsi-hd", "SCSI", "Storage", DISK_PROPERTIES, "virtual SCSI disk"),
-        DeviceModel("scsi-cd", "SCSI", "Storage", CD_PROPERTIES, "virtual SCSI CD-ROM"),
-        DeviceModel("floppy", "floppy-bus", "Storage", FloppyController.DRIVE_PROPERTIES, "virtual floppy drive"),
-        DeviceModel("VGA", "PCI", "Display", PCI_PROPERTIES, "", ()),
-        DeviceModel("virtserialport", "virtio-serial-bus", "Input", ConsolePort.SERIAL_PROPERTIES),
-        DeviceModel("virtconsole", "virtio-serial-bus", "Input", ConsolePort.CONSOLE_PROPERTIES),
-        DeviceModel("isa-debug-exit", "ISA", "Misc", _EXIT_PROPERTIES),
-        DeviceModel("isa-debugcon", "ISA", "Misc", _DEBUG_PROPERTIES),
-        DeviceModel("isa-serial", "ISA", "Input", _SERIAL_PROPERTIES),
-    ]
+def _ide(name: str) -> DeviceModel:
+    if name == "ide-cd":
+        from pyvm.devices.ide.atapi import AtapiCd
+
+        return DeviceModel(name, "IDE", "Storage", AtapiCd.PROPERTIES, "virtual IDE CD-ROM")
+    from pyvm.devices.ide.disk import IdeDisk
+
+    return DeviceModel(name, "IDE", "Storage", IdeDisk.PROPERTIES, "virtual IDE disk")
 
 
-DEVICE_MODELS: dict[str, DeviceModel] = {model.name: model for model in [*_virtio_models(), *_other_models()]}
+def _scsi_unit(name: str) -> DeviceModel:
+    from pyvm.devices.scsi.properties import CD_PROPERTIES, DISK_PROPERTIES
+
+    if name == "scsi-cd":
+        return DeviceModel(name, "SCSI", "Storage", CD_PROPERTIES, "virtual SCSI CD-ROM")
+    return DeviceModel(name, "SCSI", "Storage", DISK_PROPERTIES, "virtual SCSI disk")
+
+
+def _floppy(name: str) -> DeviceModel:
+    from pyvm.devices.floppy import FloppyController
+
+    return DeviceModel(name, "floppy-bus", "Storage", FloppyController.DRIVE_PROPERTIES, "virtual floppy drive")
+
+
+def _port(name: str) -> DeviceModel:
+    from pyvm.devices.virtio.console_port import ConsolePort
+
+    table = ConsolePort.CONSOLE_PROPERTIES if name == "virtconsole" else ConsolePort.SERIAL_PROPERTIES
+    return DeviceModel(name, "virtio-serial-bus", "Input", table)
+
+
+_LOADERS: dict[str, Callable[[str], DeviceModel]] = {
+    **{name + suffix: _virtio for name in VIRTIO_PCI for suffix in _VARIANTS},
+    "ide-hd": _ide,
+    "ide-cd": _ide,
+    "scsi-hd": _scsi_unit,
+    "scsi-cd": _scsi_unit,
+    "floppy": _floppy,
+    "VGA": lambda name: DeviceModel(name, "PCI", "Display", PCI_PROPERTIES),
+    "virtserialport": _port,
+    "virtconsole": _port,
+    "isa-debug-exit": lambda name: DeviceModel(name, "ISA", "Misc", _EXIT_PROPERTIES),
+    "isa-debugcon": lambda name: DeviceModel(name, "ISA", "Misc", _DEBUG_PROPERTIES),
+    "isa-serial": lambda name: DeviceModel(name, "ISA", "Input", _SERIAL_PROPERTIES),
+}
+_NAMES = {alias: name for name, (alias, _, _) in VIRTIO_PCI.items()}
+"""The models behind aliases."""
+
+
+class DeviceModels(Mapping[str, DeviceModel]):
+    """All models by name; an alias is found as well, but not listed."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, DeviceModel] = {}
+
+    def __getitem__(self, name: str) -> DeviceModel:
+        name = _NAMES.get(name, name)
+        if name not in self._loaded:
+            self._loaded[name] = _LOADERS[name](name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_LOADERS)
+
+    def __len__(self) -> int:
+        return len(_LOADERS)
+
+
+DEVICE_MODELS = DeviceModels()

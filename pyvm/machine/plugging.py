@@ -12,13 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
-from pyvm.devices.virtio.balloon import VirtioBalloon
-from pyvm.devices.virtio.blk import VirtioBlk
-from pyvm.devices.virtio.console import VirtioConsole
-from pyvm.devices.virtio.console_port import ConsolePort
-from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
-from pyvm.devices.virtio.rng import VirtioRng
-from pyvm.devices.virtio.scsi import VirtioScsi
 from pyvm.errors import ConfigError
 from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
@@ -31,6 +24,11 @@ if TYPE_CHECKING:
     from pyvm.config import MachineConfig
     from pyvm.devices.display.vga import Vga
     from pyvm.devices.pci.function import PciFunction
+    from pyvm.devices.virtio.balloon import VirtioBalloon
+    from pyvm.devices.virtio.console import VirtioConsole
+    from pyvm.devices.virtio.console_port import ConsolePort
+    from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
+    from pyvm.devices.virtio.rng import VirtioRng
     from pyvm.machine.board import Board
     from pyvm.machine.storage import Storage
     from pyvm.machine.video import Display
@@ -180,6 +178,8 @@ class Plugger:
             "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, values),
             "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
         }
+        from pyvm.devices.virtio.pci import VirtioPci
+
         made = makers[plain](model, device, values)
         function = VirtioPci(
             model.name,
@@ -194,10 +194,7 @@ class Plugger:
         self._board.components[name] = function
         self._board.components[f"{name}/virtio"] = made
         self.plugged.virtio.append(made)
-        if isinstance(made, VirtioBlk):
-            self.disks.virtio_disk_plugged(made, function, values)
-        elif isinstance(made, VirtioScsi):
-            self.disks.scsi_host_plugged(made, function, values)
+        self.disks.plugged(made, function, values)
         return function
 
     def _attach(self, function: PciFunction, values: dict[str, Any]) -> None:
@@ -214,6 +211,8 @@ class Plugger:
         return display.vga
 
     def _make_console(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioConsole:
+        from pyvm.devices.virtio.console import VirtioConsole
+
         del model
         console = VirtioConsole(max_ports=values["max_ports"], emergency_write=values["emergency-write"])
         console.on_guest_open = self._guest_opened
@@ -231,6 +230,8 @@ class Plugger:
         del model, device
         if self.plugged.balloon is not None:
             raise ConfigError("Only one balloon device is supported")
+        from pyvm.devices.virtio.balloon import VirtioBalloon
+
         balloon = VirtioBalloon(
             self._board.clock,
             deflate_on_oom=values["deflate-on-oom"],
@@ -247,6 +248,8 @@ class Plugger:
         name = values["rng"]
         if name is not None and not any(item.id == name and item.type in _RNG_TYPES for item in self._config.objects):
             raise ConfigError(f"Property '{model.name}.rng' can't find value '{name}'")
+        from pyvm.devices.virtio.rng import VirtioRng
+
         source = self._random_source(name)
         return VirtioRng(self._board.clock, source, max_bytes=values["max-bytes"], period=values["period"])
 
@@ -274,6 +277,8 @@ class Plugger:
             if not buses:
                 raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{model.name}'")
             console = next(iter(buses.values()))
+        from pyvm.devices.virtio.console_port import ConsolePort
+
         chardev = self._chardev(model, values)
         is_console = model.name == "virtconsole"
         port = ConsolePort(nr=values["nr"], name=values["name"] or "", chardev=chardev, console=is_console)
