@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import functools
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +58,15 @@ class RamBlock:
         return self.gpa + self.size
 
 
+class RamBacking(Protocol):
+    """Memory of the host that somebody else made, to be guest RAM."""
+
+    mapping: mmap.mmap
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give whole pages back to the host; they read as zeros afterwards.  Raises OSError."""
+
+
 class GuestMemory:
     """Guest RAM as devices see it.
 
@@ -64,27 +74,33 @@ class GuestMemory:
     of one block and raises :class:`GuestMemoryError` otherwise.
     """
 
-    def __init__(self, size: int, blocks: list[RamBlock]) -> None:
+    def __init__(self, size: int, blocks: list[RamBlock], backing: RamBacking | None = None) -> None:
+        """The RAM is made here, or is `backing`, which then stays open when this is closed."""
         self.size = size
         self.blocks = blocks
         self._starts = [block.gpa for block in blocks]
-        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, size)
-            self.mapping = mmap.mmap(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self._backing = backing
+        if backing is None:
+            self.fd, self.mapping = _made_memory(size)
+        else:
+            self.fd, self.mapping = -1, backing.mapping
         self._bytes = memoryview(self.mapping)
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self.on_write: Callable[[int, int], None] = lambda gpa, length: None
         """Told (GPA, length) after each write by a device."""
+        self.on_writes: Callable[[Sequence[int], Sequence[int]], None] = self._each_write
+        """The same for many writes at once, which a CPU may do faster; the lengths may be 0."""
+
+    def _each_write(self, gpas: Sequence[int], lengths: Sequence[int]) -> None:
+        for gpa, length in zip(gpas, lengths, strict=True):
+            if length:
+                self.on_write(gpa, length)
 
     def close(self) -> None:
         """Drop the mapping; every view must have been released."""
         self._bytes.release()
-        self.mapping.close()
-        os.close(self.fd)
+        if self._backing is None:
+            self.mapping.close()
+            os.close(self.fd)
 
     def offset(self, gpa: int, length: int) -> int:
         """Return the offset in the mapping of the `length` bytes at `gpa`, all of them RAM of one block."""
@@ -148,11 +164,34 @@ class GuestMemory:
         offset = self.offset(gpa, length)
         if offset % PAGE_SIZE or length % PAGE_SIZE or not length:
             raise GuestMemoryError(gpa, length)
-        mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
-        if self._libc.fallocate(self.fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+        if self._backing is None:
+            punch_hole(self.fd, offset, length)
+        else:
+            self._backing.discard(offset, length)
         self.on_write(gpa, length)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a part of a file back, all of it pages; it reads as zeros afterwards.  Raises OSError."""
+    mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    if _libc().fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def _made_memory(size: int) -> tuple[int, mmap.mmap]:
+    fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+        return fd, mmap.mmap(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 class DeviceRam:

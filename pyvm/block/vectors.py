@@ -28,6 +28,8 @@ def copy_in(buffers: Buffers, data: bytes | memoryview) -> None:
 
 def behind(buffers: Buffers, count: int) -> Buffers:
     """Return what is left of `buffers` behind their first `count` bytes."""
+    if count >= total(buffers):  # nearly always, and a list may be long
+        return ()
     for index, buffer in enumerate(buffers):
         if count < len(buffer):
             return (buffer[count:], *buffers[index + 1 :])
@@ -45,6 +47,9 @@ class Cursor:
 
     def take(self, count: int) -> list[memoryview]:
         """Return the next `count` bytes, which must be there."""
+        if not self._index and not self._start and count == total(self._buffers):
+            self._index = len(self._buffers)
+            return list(self._buffers)
         taken = []
         while count:
             buffer = self._buffers[self._index]

@@ -144,21 +144,13 @@ class RingMemory:
         return view
 
     def _mark_written(self, chain: Chain, written: int) -> None:
-        """Say which RAM was changed, neighbouring segments together."""
-        on_write = self.memory.on_write
-        start = end = 0
-        for gpa, length in zip(chain.addresses, map(len, chain.writable), strict=True):
-            if gpa != end:
-                if end:
-                    on_write(start, end - start)
-                start = gpa
-            end = gpa + length
-            written -= length
-            if written <= 0:
-                end += written
-                break
-        if end > start:
-            on_write(start, end - start)
+        """Say which RAM was changed: whole segments, the last of them perhaps in part."""
+        lengths = list(map(len, chain.writable))
+        if written < sum(lengths):
+            for index, length in enumerate(lengths):
+                lengths[index] = max(min(length, written), 0)
+                written -= length
+        self.memory.on_writes(chain.addresses, lengths)
 
     def _indirect_table(self, gpa: int, length: int, flags: int) -> memoryview:
         """Return the view of an indirect table, which stands at the end of a chain and has no table below it."""
