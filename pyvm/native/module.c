@@ -514,18 +514,21 @@ static PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py
     Py_RETURN_NONE;
 }
 
-/* The same for two lists, of addresses and lengths: the segments of one request. */
+/* The same for two sequences, of addresses and lengths: the segments of one request. */
 static PyObject *engine_invalidate_many(EngineObject *self, PyObject *const *args, Py_ssize_t count) {
-    if (count != 2 || !PyList_Check(args[0]) || !PyList_Check(args[1]) || PyList_GET_SIZE(args[0]) != PyList_GET_SIZE(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "invalidate_many(gpas, lengths): two lists of one length");
-        return NULL;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[0]); i++) {
-        unsigned long long gpa = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(args[0], i));
-        unsigned long long length = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(args[1], i));
-        if (PyErr_Occurred()) return NULL;
+    PyObject *gpas = count == 2 ? PySequence_Fast(args[0], "a sequence of addresses is needed") : NULL;
+    PyObject *lengths = gpas ? PySequence_Fast(args[1], "a sequence of lengths is needed") : NULL;
+    bool fit = lengths && PySequence_Fast_GET_SIZE(gpas) == PySequence_Fast_GET_SIZE(lengths);
+    if (!fit && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "invalidate_many(gpas, lengths): as many of each");
+    for (Py_ssize_t i = 0; fit && i < PySequence_Fast_GET_SIZE(gpas); i++) {
+        unsigned long long gpa = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(gpas, i));
+        unsigned long long length = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(lengths, i));
+        if (PyErr_Occurred()) break;
         memory_invalidate(&self->engine, gpa, length);
     }
+    Py_XDECREF(gpas);
+    Py_XDECREF(lengths);
+    if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -578,7 +581,7 @@ static PyMethodDef engine_methods[] = {
     {"invalidate", (PyCFunction)(void (*)(void))engine_invalidate, METH_FASTCALL,
      "invalidate(gpa, length)\n\nDrop translations of RAM that a device wrote; from any thread."},
     {"invalidate_many", (PyCFunction)(void (*)(void))engine_invalidate_many, METH_FASTCALL,
-     "invalidate_many(gpas, lengths)\n\nThe same for the segments of one request, two lists."},
+     "invalidate_many(gpas, lengths)\n\nThe same for the segments of one request."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},
     {NULL, NULL, 0, NULL},
 };

@@ -286,3 +286,25 @@ def test_what_was_read_ahead_is_settled_when_the_machine_stops(rig: Rig) -> None
     time.sleep(0.05)
     run.stop()
     assert rig.devices.log == [("in", 0x1F0, 2, 0), ("consume", 0x1F0, 4, 0)]
+
+
+def test_segments_of_one_request_are_told_together(rig: Rig) -> None:
+    """As lists or tuples, of one or many; lengths may be 0."""
+    rig.memory.write(0x20000, code("b8 01000000", "c3"))
+    rig.memory.write(0x21000, code("b8 02000000", "c3"))
+
+    def change(port: int, size: int, value: int) -> None:
+        if port == 0x80:
+            for gpa in (0x20001, 0x21001):
+                rig.memory.view(gpa, 1)[0] += 4
+            rig.engine.invalidate_many((0x20001,), [1])
+            rig.engine.invalidate_many([0x500, 0x21000], (0, 0x100))
+
+    rig.devices.on_port = change
+    calls = code("bf 00000200", "ff d7", "89 c1", "be 00100200", "ff d6", "89 c2")
+    rig.protected(calls + code("e6 80", "ff d7", "89 c3", "ff d6", DONE_HLT))
+    rig.run_until_port()
+    assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rax")] == [1, 2, 5, 6]
+    for wrong in (((1,), ()), ((1,), (-1,)), (1, 2), ((1,),)):
+        with pytest.raises((TypeError, OverflowError)):
+            rig.engine.invalidate_many(*wrong)

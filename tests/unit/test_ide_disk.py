@@ -413,3 +413,7 @@ def test_any_boot_sector_gives_a_geometry(sector: bytes, size: int) -> None:
     assert 1 <= found.cylinders <= 16383
     assert 1 <= found.heads <= 16
     assert 1 <= found.sectors <= 63
+
+
+def test_io_status_is_shown() -> None:
+    assert disk().backend.io_status_enabled

@@ -75,10 +75,13 @@ class Channel:
         return sum(self._read_byte(offset + index) << (8 * index) for index in range(size))
 
     def peek(self, size: int) -> memoryview | None:
-        """Return what the data register will read as next, but for the last item of the sector; None without data."""
+        """Return what the data register will read as next, but for the last item of the block; None without data.
+
+        These are whole items: the last one may be cut short by the end of the block.
+        """
         drive = self._selected
-        end = drive.in_end - size
-        return drive.view[drive.position : end] if size > 1 and drive.position < end else None
+        whole = (drive.in_end - drive.position - 1) // size * size
+        return drive.view[drive.position : drive.position + whole] if size > 1 and whole > 0 else None
 
     def consume(self, count: int) -> None:
         """Go on behind so many bytes of that."""

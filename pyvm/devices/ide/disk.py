@@ -94,6 +94,7 @@ class IdeDisk(DiskTransfers):
         self._initial_write_cache = backend.write_cache
         self._set_state(self._power_on_state())
         backend.attach(self)
+        backend.io_status_enabled = True
 
     def _guess_geometry(self) -> Geometry:
         sectors = self.backend.size // c.SECTOR
