@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from images.build import Image
 
 CONNECT_INTERVAL = 0.001
+CONSOLE_INTERVAL = 0.02
 PORT_NAME = "bench.0"
 
 
@@ -30,6 +31,8 @@ class Emulator:
 
     name: str
     command: tuple[str, ...]
+    image_tool: tuple[str, ...] = ()
+    """Its tool for disk images: pyvm-img, qemu-img."""
 
     def version(self) -> str:
         """Return the first line of what --version prints."""
@@ -64,9 +67,12 @@ class Lines:
 
     def receive(self) -> Any:
         """Return the next message."""
-        line = self._reader.readline()
+        try:
+            line = self._reader.readline()
+        except ConnectionError:
+            line = b""
         if not line:
-            raise BenchmarkError("the connection has ended")
+            raise BenchmarkError("the connection has ended: the emulator's own messages are above")
         return json.loads(line.lstrip(b"\xff"))
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -136,8 +142,18 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def booted(emulator: Emulator, image: Image, directory: Path, memory: int, seconds: float = 180) -> Iterator[Guest]:
-    """Boot the guest with one processor and yield it when its agent has answered for the first time."""
+def booted(
+    emulator: Emulator,
+    image: Image,
+    directory: Path,
+    memory: int,
+    seconds: float = 180,
+    options: Sequence[str] = (),
+) -> Iterator[Guest]:
+    """Boot the guest with one processor and yield it when its agent has answered for the first time.
+
+    `options` are words of the command line for what else the machine has.
+    """
     agent_path, port_path, console = directory / "ga", directory / "port", directory / "console"
     command = [
         *emulator.command,
@@ -148,6 +164,7 @@ def booted(emulator: Emulator, image: Image, directory: Path, memory: int, secon
         *("-device", "virtserialport,chardev=ga0,name=org.qemu.guest_agent.0"),
         *("-chardev", f"socket,path={port_path},server=on,wait=off,id=bench0"),
         *("-device", f"virtserialport,chardev=bench0,name={PORT_NAME}"),
+        *options,
     ]
     for path in (agent_path, port_path):
         path.unlink(missing_ok=True)
@@ -171,13 +188,13 @@ def booted(emulator: Emulator, image: Image, directory: Path, memory: int, secon
         _stop(process)
 
 
-def seconds_to_greeting(emulator: Emulator, directory: Path) -> float:
+def seconds_to_greeting(emulator: Emulator, directory: Path, options: Sequence[str] = ()) -> float:
     """Return how long a stopped machine takes from its start to the QMP greeting."""
     path = directory / "qmp"
     path.unlink(missing_ok=True)
-    options = ("-S", "-nodefaults", "-display", "none", "-qmp", f"unix:{path},server=on,wait=off")
+    words = ("-S", "-nodefaults", "-display", "none", "-qmp", f"unix:{path},server=on,wait=off", *options)
     start = time.monotonic()
-    process = subprocess.Popen([*emulator.command, *options], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([*emulator.command, *words], stdin=subprocess.DEVNULL)
     try:
         client = connect(path, process)
         client.settimeout(30)
@@ -187,5 +204,27 @@ def seconds_to_greeting(emulator: Emulator, directory: Path) -> float:
         taken = time.monotonic() - start
         monitor.close()
         return taken
+    finally:
+        _stop(process)
+
+
+def seconds_to_text(emulator: Emulator, options: Sequence[str], console: Path, text: bytes, seconds: float) -> float:
+    """Return how long a machine takes from its start until `text` is on its first serial line, kept in `console`."""
+    console.unlink(missing_ok=True)
+    words = ("-nodefaults", "-display", "none", "-serial", f"file:{console}", *options)
+    start = time.monotonic()
+    process = subprocess.Popen([*emulator.command, *words], stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            written = console.read_bytes() if console.exists() else b""
+            taken = time.monotonic() - start
+            if text in written:
+                return taken
+            if process.poll() is not None:
+                raise BenchmarkError(f"the emulator ended with status {process.returncode}")
+            if taken > seconds:
+                tail = written.decode(errors="replace").splitlines()[-1:]
+                raise BenchmarkError(f"no {text.decode()!r} in {seconds} s; the console ends: {tail}")
+            time.sleep(CONSOLE_INTERVAL)
     finally:
         _stop(process)

@@ -9,19 +9,24 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measures import METRICS, MICRO, Metric, Sample
+from benchmarks.chapter import Metric, Sample
+from benchmarks.chapters import METRICS
+from benchmarks.machine_chapter import MICRO
 
 MEAN_TARGET = 0.95
 _ROOT = Path(__file__).parent.parent
 
 
 def medians(samples: list[Sample]) -> Sample:
-    """Return the median of each figure."""
-    return {metric.name: statistics.median(sample[metric.name] for sample in samples) for metric in METRICS}
+    """Return the median of each figure that was measured."""
+    measured = [metric.name for metric in METRICS if metric.name in samples[0]]
+    return {name: statistics.median(sample[name] for sample in samples) for name in measured}
 
 
-def mean_ratio(first: Sample, second: Sample) -> float:
-    """Return the geometric mean of the micro-benchmarks' ratios."""
+def mean_ratio(first: Sample, second: Sample) -> float | None:
+    """Return the geometric mean of the micro-benchmarks' ratios, None where they were not measured."""
+    if f"micro.{MICRO[0]}" not in first:
+        return None
     logs = [math.log(first[f"micro.{name}"] / second[f"micro.{name}"]) for name in MICRO]
     return math.exp(sum(logs) / len(logs))
 
@@ -45,15 +50,15 @@ def _figure(value: float) -> str:
 def table(names: tuple[str, str], first: Sample, second: Sample) -> str:
     """Return the comparison as a Markdown table."""
     rows: list[tuple[str, ...]] = [("", "unit", *names, "ratio", "target", "")]
-    for metric in METRICS:
+    for metric in (metric for metric in METRICS if metric.name in first):
         values = [sample[metric.name] * metric.scale for sample in (first, second)]
         ratio = values[0] / values[1] if values[1] else math.inf
         rows.append(
             (metric.title, metric.unit, *map(_figure, values), f"{ratio:.2f}", *_judged(metric, values[0], ratio))
         )
-    mean = mean_ratio(first, second)
-    title = f"geometric mean of the {len(MICRO)} guest benchmarks"
-    rows.append((title, "", "", "", f"{mean:.2f}", f"<= {MEAN_TARGET:g} x", _verdict(mean, MEAN_TARGET, False)))
+    if (mean := mean_ratio(first, second)) is not None:
+        title = f"geometric mean of the {len(MICRO)} guest benchmarks"
+        rows.append((title, "", "", "", f"{mean:.2f}", f"<= {MEAN_TARGET:g} x", _verdict(mean, MEAN_TARGET, False)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -210,7 +210,8 @@ class ObjectConfig:
 
     type: str
     id: str
-    properties: dict[str, str | int | bool] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
+    """Of the JSON types that the schema says."""
     origin: str = ""
 
 
@@ -285,6 +286,8 @@ class MachineConfig:
     """Whether threads carry names that a process list can show."""
     uuid: str | None = None
     start_paused: bool = False
+    preconfig: bool = False
+    """Whether the machine waits for `x-exit-preconfig` before it is made."""
     daemonize: bool = False
     pidfile: str | None = None
     escape_character: int = 1

@@ -79,11 +79,12 @@ class GuestMemory:
         self.size = size
         self.blocks = blocks
         self._starts = [block.gpa for block in blocks]
-        self._backing = backing
+        self.fd = -1
         if backing is None:
             self.fd, self.mapping = _made_memory(size)
+            self._discard: Callable[[int, int], None] = functools.partial(punch_hole, self.fd)
         else:
-            self.fd, self.mapping = -1, backing.mapping
+            self.mapping, self._discard = backing.mapping, backing.discard
         self._bytes = memoryview(self.mapping)
         self.on_write: Callable[[int, int], None] = lambda gpa, length: None
         """Told (GPA, length) after each write by a device."""
@@ -98,9 +99,13 @@ class GuestMemory:
     def close(self) -> None:
         """Drop the mapping; every view must have been released."""
         self._bytes.release()
-        if self._backing is None:
+        if self.fd >= 0:
             self.mapping.close()
             os.close(self.fd)
+
+    def rest_on(self, backing: RamBacking) -> None:
+        """Other memory of the host has taken the place of this one, at the same addresses."""
+        self._discard = backing.discard
 
     def offset(self, gpa: int, length: int) -> int:
         """Return the offset in the mapping of the `length` bytes at `gpa`, all of them RAM of one block."""
@@ -164,10 +169,7 @@ class GuestMemory:
         offset = self.offset(gpa, length)
         if offset % PAGE_SIZE or length % PAGE_SIZE or not length:
             raise GuestMemoryError(gpa, length)
-        if self._backing is None:
-            punch_hole(self.fd, offset, length)
-        else:
-            self._backing.discard(offset, length)
+        self._discard(offset, length)
         self.on_write(gpa, length)
 
 

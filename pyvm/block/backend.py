@@ -14,123 +14,37 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pyvm.block.accounting import BlockStats, Operation
-from pyvm.block.context import Context, InlineContext, Work
+from pyvm.block.context import Context, InlineContext
 from pyvm.block.drivers.throttle import ThrottleNode
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph, User
 from pyvm.block.node import NO_PERMISSIONS, UNUSED, Access, DetectZeroes, Node, Permission, disk_access
+from pyvm.block.requests import (
+    DISCARD,
+    FLUSH,
+    READ,
+    WRITE,
+    ZEROES,
+    BackendDevice,
+    BackendEvents,
+    Done,
+    MediumOptions,
+    Request,
+)
 from pyvm.block.throttling import Gate, ThrottleMember
-from pyvm.block.vectors import Buffers, is_zero, total
+from pyvm.block.vectors import Buffers, total
 
-Done = Callable[[int], None]
-"""Takes 0 or an errno; called exactly once, with the machine lock held, possibly before the request's call returns."""
+__all__ = ["BackendDevice", "BackendEvents", "BlockBackend", "Done", "ErrorPolicy", "MediumOptions"]
+
 ErrorPolicy = Literal["report", "ignore", "stop", "enospc"]
 
-READ, WRITE, FLUSH, DISCARD, ZEROES = range(5)
 _ACCOUNTED = (Operation.READ, Operation.WRITE, Operation.FLUSH, Operation.UNMAP, Operation.WRITE)
-_ZERO_CHUNK = 64 << 10
-
-
-class BackendDevice(Protocol):
-    """What a backend tells its device."""
-
-    tray_open: bool
-    medium_locked: bool
-
-    def media_changed(self, loaded: bool) -> None:
-        """There is another medium, or none.  A device with a tray opens or closes it."""
-
-    def eject_requested(self, force: bool) -> None:
-        """Somebody wants the medium: the guest is asked, or with `force` just told."""
-
-    def resized(self) -> None:
-        """The medium has another size."""
-
-
-@dataclass
-class BackendEvents:
-    """What backends tell the machine."""
-
-    emit: Callable[[str, dict[str, Any]], None] = lambda name, data: None
-    """Takes an event and its data."""
-    stop: Callable[[], None] = lambda: None
-    """The guest must stop (run state `io-error`), as a request cannot go on."""
-
-
+_AT_HAND_BYTES = 1 << 20
+"""Longest read that is carried out at once where the data is in the host's memory: the guest stands still for it."""
 _NO_EVENTS = BackendEvents()
-
-
-class _Request(Work):
-    """One request on its way."""
-
-    __slots__ = (
-        "backend",
-        "buffers",
-        "done",
-        "durable",
-        "error",
-        "gate",
-        "kind",
-        "length",
-        "node",
-        "offset",
-        "started",
-        "unmap",
-    )
-
-    def __init__(
-        self, backend: BlockBackend, node: Node, kind: int, offset: int, length: int, buffers: Buffers, done: Done
-    ) -> None:
-        self.backend = backend
-        self.node = node
-        self.kind = kind
-        self.offset = offset
-        self.length = length
-        self.buffers = buffers
-        self.done = done
-        self.unmap = False
-        self.durable = False
-        self.error = 0
-        self.gate = 0
-        self.started = 0
-
-    def run(self) -> None:
-        try:
-            self._perform(self.node, self.kind)
-            if self.durable:
-                self.node.flush()
-        except OSError as error:
-            self.error = error.errno or errno.EIO
-        except BlockError:
-            self.error = errno.EIO
-        else:
-            self.error = 0
-
-    def _perform(self, node: Node, kind: int) -> None:
-        if kind == READ:
-            node.readv(self.offset, self.buffers)
-        elif kind == WRITE:
-            detect = self.backend.detect_zeroes
-            if detect != "off" and is_zero(self.buffers):
-                node.write_zeroes(self.offset, self.length, detect == "unmap")
-            else:
-                node.writev(self.offset, self.buffers)
-        elif kind == FLUSH:
-            node.flush()
-        elif kind == DISCARD:
-            node.discard(self.offset, self.length)
-        else:
-            node.write_zeroes(self.offset, self.length, self.unmap)
-
-    def fail(self) -> None:
-        self.error = errno.EIO
-
-    def complete(self) -> None:
-        self.backend._ended(self)
 
 
 class BlockBackend:
@@ -165,6 +79,9 @@ class BlockBackend:
         self.detect_zeroes: DetectZeroes = detect_zeroes or (node.detect_zeroes if node is not None else "off")
         self.removable = removable
         """Whether the medium can be changed; the device says so."""
+        self.only_reads = False
+        """Whether the device never writes, whatever the medium: a CD-ROM drive."""
+        self.retained = MediumOptions()
         self.events = events
         self.context: Context = context or InlineContext()
         self.stats = BlockStats()
@@ -179,10 +96,14 @@ class BlockBackend:
         self.gates: tuple[Gate, ...] = ()
         """What holds requests up: the drive's own throttle group, then those of filters right below it."""
         self.in_flight = 0
-        self.held: deque[_Request] = deque()
+        self.held: deque[Request] = deque()
         """Requests that failed while the policy is to stop, the first that failed first."""
         self._read_only = read_only
         self._draining = 0
+        self._completing = False
+        """Whether a device hears of a read that was carried out at once."""
+        self._at_hand: Callable[[int, Buffers], bool] | None = None
+        """Reads what needs no waiting, where the node can tell."""
         self._graph = graph
         self._access = UNUSED
         self._user: User | None = None
@@ -205,6 +126,11 @@ class BlockBackend:
         while node.implicit and node.file is not None:
             node = node.file
         return node
+
+    @property
+    def access(self) -> Access:
+        """How the device uses the medium."""
+        return self._access
 
     @property
     def inserted(self) -> bool:
@@ -233,6 +159,7 @@ class BlockBackend:
             else:
                 self._graph.move(self._user, node)
         self._node = node
+        self._at_hand = getattr(node, "read_at_hand", None)
         self.update_gates()
 
     def _description(self) -> str:
@@ -295,17 +222,36 @@ class BlockBackend:
             self.stats.refuse(_ACCOUNTED[kind])
             done(errno.EPERM)
             return
-        request = _Request(self, node, kind, offset, length, buffers, done)
+        started = self.stats.start()
+        if kind == READ and length <= _AT_HAND_BYTES and self._read_at_hand(offset, buffers):
+            self.stats.done(Operation.READ, length, started)
+            self._completing = True
+            try:
+                done(0)
+            finally:
+                self._completing = False
+            return
+        request = Request(self, node, kind, offset, length, buffers, done)
         request.unmap = unmap
         request.durable = not self.write_cache and kind in (WRITE, ZEROES)
-        request.started = self.stats.start()
+        request.started = started
         self.in_flight += 1
         if self.gates and not self._draining and kind != FLUSH:
             self._pass_gates(request)
         else:
             self.context.submit(request)
 
-    def _pass_gates(self, request: _Request) -> None:
+    def _read_at_hand(self, offset: int, buffers: Buffers) -> bool:
+        """Read now what is in the host's memory; return whether that could be done.
+
+        Not for a device that asks for more when it hears of that: a long row of requests would be a deep recursion.
+        """
+        read = self._at_hand
+        if read is None or self.gates or self._completing:
+            return False
+        return self.context.attempt(lambda: read(offset, buffers))
+
+    def _pass_gates(self, request: Request) -> None:
         """Go through the gates from `request.gate` on; one that is shut calls back when it opens."""
         while request.gate < len(self.gates):
             gate = self.gates[request.gate]
@@ -314,13 +260,14 @@ class BlockBackend:
                 return
         self.context.submit(request)
 
-    def _let_go(self, request: _Request) -> None:
+    def _let_go(self, request: Request) -> None:
         if self._draining:
             self.context.submit(request)
         else:
             self._pass_gates(request)
 
-    def _ended(self, request: _Request) -> None:
+    def ended(self, request: Request) -> None:
+        """Take a request that was carried out."""
         self.in_flight -= 1
         kind, error = request.kind, request.error
         stats = self.stats
@@ -338,7 +285,7 @@ class BlockBackend:
 
     # ---- Errors
 
-    def _handle_error(self, request: _Request, error: int) -> bool:
+    def _handle_error(self, request: Request, error: int) -> bool:
         """Do what the policy says; return whether the request is held back."""
         is_read = request.kind == READ
         policy = self.rerror if is_read else self.werror
@@ -459,7 +406,7 @@ class BlockBackend:
         if self.device is not None:
             raise BlockError(f"Drive '{self.name}' is already in use by another device")
         self.device = device
-        self.device_id = identifier
+        self.device_id = identifier or self.device_id
         try:
             self._use(self._device_access(share_rw))
         except BlockError:
@@ -467,9 +414,12 @@ class BlockBackend:
             self.device_id = ""
             raise
 
-    def _device_access(self, share_rw: bool) -> Access:
-        access = disk_access(self.read_only)
-        return Access(access.used, access.shared | (Permission.WRITE if share_rw else NO_PERMISSIONS))
+    def _device_access(self, share_rw: bool, node: Node | None = None) -> Access:
+        """Return how the device uses the medium that is there, or `node` in its place."""
+        read_only = self.read_only if node is None else self._read_only or node.read_only
+        access = disk_access(read_only or self.only_reads)
+        shared = access.shared & ~(Permission.RESIZE if self.removable else NO_PERMISSIONS)
+        return Access(access.used, shared | (Permission.WRITE if share_rw else NO_PERMISSIONS))
 
     def _use(self, access: Access) -> None:
         """Use the node in this way from now on.  Raises BlockError where others are against that."""
@@ -506,6 +456,16 @@ class BlockBackend:
     # ---- The tray
 
     @property
+    def has_removable_medium(self) -> bool:
+        """Whether the medium can be changed; without a device, nobody would be in the way."""
+        return self.device is None or self.removable
+
+    @property
+    def has_tray(self) -> bool:
+        """Whether there is a tray that opens and closes; a floppy drive has none."""
+        return self.device is not None and self.removable and getattr(self.device, "has_tray", True)
+
+    @property
     def tray_open(self) -> bool:
         """Whether the tray of the device is open."""
         return self.device is not None and self.removable and self.device.tray_open
@@ -533,7 +493,7 @@ class BlockBackend:
         """Open the tray; return False where the guest has it locked and was asked instead.  Raises BlockError."""
         self._require_removable()
         device = self.device
-        if device is None or device.tray_open:
+        if device is None or not self.has_tray or device.tray_open:
             return True
         locked = device.medium_locked
         if locked:
@@ -546,21 +506,25 @@ class BlockBackend:
     def close_tray(self) -> None:
         """Close the tray.  Raises BlockError."""
         self._require_removable()
-        if self.device is not None and self.device.tray_open:
+        if self.device is not None and self.has_tray and self.device.tray_open:
             self._change_medium(True)
 
     def _require_removable(self) -> None:
         if self.device is not None and not self.removable:
             raise BlockError(f"Device '{self.name or self.device_id}' is not removable")
 
-    def remove_medium(self) -> Node | None:
-        """Take the medium out, and return its root node: it is the caller's to close now.  Raises BlockError."""
+    def remove_medium(self, *, notify: bool = True) -> Node | None:
+        """Take the medium out, and return its root node: it is the caller's to close now.  Raises BlockError.
+
+        Without `notify` the device is not told that its tray must have been open.
+        """
         node = self._node
         if node is None:
             return None
         self.drain(cancel=True)
+        self.retain(node)
         self._set_node(None)
-        if self.device is not None and self.removable and not self.device.tray_open:
+        if notify and self.device is not None and self.removable and not self.device.tray_open:
             # A drive without a tray notices at once.
             self._change_medium(False)
         return node
@@ -569,12 +533,29 @@ class BlockBackend:
         """Put a medium in; raises BlockError where there is one, or where it cannot be used like this."""
         if self._node is not None:
             raise BlockError(f"There already is a medium in device '{self.name or self.device_id}'")
-        if node.read_only and self._access.used & Permission.WRITE:
-            self._access = disk_access(True)
-        self._set_node(node)
+        before = self._access
+        if self.device is not None:
+            self._access = self._device_access(bool(before.shared & Permission.WRITE), node)
+        try:
+            self._set_node(node)
+        except BlockError:
+            self._access = before
+            raise
         self.detect_zeroes = node.detect_zeroes
         if self.device is not None and self.removable and not self.device.tray_open:
             self._change_medium(True)
+
+    def retain(self, node: Node) -> None:
+        """Remember how the medium was opened."""
+        self.retained = MediumOptions(node.read_only, self.detect_zeroes, node.unmap, node.direct, node.no_flush)
+
+    def adopt(self, node: Node) -> None:
+        """Show another node, which the graph has moved this drive to already."""
+        self._node = node
+        self._at_hand = getattr(node, "read_at_hand", None)
+        for request in self.held:
+            request.node = node
+        self.update_gates()
 
     def replace_node(self, node: Node) -> Node | None:
         """Let the drive show another node from now on without the device noticing; return the one before."""

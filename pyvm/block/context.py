@@ -76,6 +76,11 @@ class InlineContext:
         finally:
             self._running = before
 
+    def attempt(self, action: Callable[[], bool]) -> bool:
+        """Nothing is attempted, as there is no thread whose waking would be spared."""
+        del action
+        return False
+
     def settle(self, settled: Callable[[], bool]) -> None:
         """Do work until `settled`; also from within a completion."""
         while not settled() and self._queue:
@@ -109,6 +114,18 @@ class IoContext:
             if self.thread is None:
                 self._start()
             self._wake.release()
+
+    def attempt(self, action: Callable[[], bool]) -> bool:
+        """Take `action`, which does not wait, right now where nothing comes before it; return whether it was done.
+
+        What a hit in the host's page cache takes is less than waking the worker for it.
+        """
+        if self._awake or not self.lock.acquire(blocking=False):
+            return False
+        try:
+            return action()
+        finally:
+            self.lock.release()
 
     def _start(self) -> None:
         self.thread = threading.Thread(target=self._serve, name=self.name or "block", daemon=True)

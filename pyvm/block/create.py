@@ -9,17 +9,19 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pyvm.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from pyvm.secrets import Secrets
 
 Type = Literal["str", "size", "number", "bool"]
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """A creation option: what kind of value it has, and what it is for."""
 
     name: str
@@ -38,7 +40,39 @@ _RAW = (
     Option("preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"),
     _HINT,
 )
+_CIPHER = (
+    Option("cipher-alg", "str", "Name of encryption cipher algorithm"),
+    Option("cipher-mode", "str", "Name of encryption cipher mode"),
+    Option("ivgen-alg", "str", "Name of IV generator algorithm"),
+    Option("ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
+    Option("hash-alg", "str", "Name of encryption hash algorithm"),
+    Option("iter-time", "number", "Time to spend in PBKDF in milliseconds"),
+)
+_KEY_SLOTS = (
+    Option("state", "str", "Select new state of affected keyslots (active/inactive)"),
+    Option("keyslot", "number", "Select a single keyslot to modify explicitly"),
+    Option("old-secret", "str", "Select all keyslots that match this password"),
+    Option("new-secret", "str", "New secret to set in the matching keyslots. Empty string to erase"),
+    _CIPHER[-1],
+)
+
+
+def _encrypt(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """Return options as they are called in a qcow2 image."""
+    return tuple(option._replace(name=f"encrypt.{option.name}") for option in options)
+
+
+_LUKS = (
+    _SIZE,
+    Option("key-secret", "str", "ID of the secret that provides the keyslot passphrase"),
+    *_CIPHER,
+    *_RAW[1:],
+)
 _QCOW2 = (
+    Option("encryption", "bool", "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
+    Option("encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'"),
+    Option("encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase"),
+    *_encrypt(_CIPHER),
     Option("cluster_size", "size", "qcow2 cluster size", "65536"),
     Option("extended_l2", "bool", "Extended L2 tables", "off"),
     Option("preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
@@ -54,8 +88,19 @@ _QCOW2 = (
     _NOCOW,
     _HINT,
 )
-OPTIONS = {"raw": _RAW, "file": _RAW, "qcow2": _QCOW2}
+OPTIONS = {"raw": _RAW, "file": _RAW, "qcow2": _QCOW2, "luks": _LUKS}
 """The options of each format that can be made, in the order in which they are printed."""
+AMEND_OPTIONS = {
+    "qcow2": (
+        *(option for option in _QCOW2 if option.name in (
+            "compat", "backing_file", "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits",
+            "size",
+        )),
+        *_encrypt(_KEY_SLOTS),
+    ),
+    "luks": _KEY_SLOTS,
+}  # fmt: skip
+"""The options of each format that can be changed later."""
 
 _MAX_SIZE = (1 << 63) - 1
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
@@ -75,6 +120,8 @@ class Creation:
     size: int
     options: dict[str, Any] = field(default_factory=dict)
     """Normalised: sizes and numbers are int, truth values bool."""
+    secrets: Secrets | None = None
+    """What options about encryption name."""
 
     def describe(self) -> str:
         """Return the line that QEMU prints before it makes the image."""
@@ -90,7 +137,9 @@ class Creation:
     def run(self) -> None:
         """Make the image.  Raises BlockError."""
         if self.format == "qcow2":
-            _create_qcow2(self.filename, self.size, self.options)
+            _create_qcow2(self.filename, self.size, self.options, self.secrets)
+        elif self.format == "luks":
+            _create_luks(self.filename, self.size, self.options, self.secrets)
         else:
             _create_raw(self.filename, self.size, self.options)
 
@@ -105,12 +154,15 @@ def create_image(
     *,
     check_backing: bool = True,
     announce: Callable[[str], None] | None = None,
+    secrets: Secrets | None = None,
 ) -> Creation:
     """Make an image of `size` bytes, or of the backing file's size; `announce` is given QEMU's line before.
 
-    With `check_backing` the backing file has to be there and is opened.  Raises BlockError.
+    With `check_backing` the backing file has to be there and is opened.  `secrets` are those that options name.  Raises
+    BlockError.
     """
     creation = plan_image(filename, format, size, options, backing_file, backing_format, check_backing=check_backing)
+    creation.secrets = secrets
     if announce is not None:
         announce(creation.describe())
     creation.run()
@@ -130,7 +182,7 @@ def plan_image(
     """Return an image that can be made; the file is not touched.  Raises BlockError."""
     if format not in OPTIONS:
         raise BlockError(f"Unknown file format '{format}'")
-    found = _normalise(format, options or {})
+    found = normalise(format, options or {})
     names = {option.name for option in OPTIONS[format]}
     for name, value in (("backing_file", backing_file), ("backing_fmt", backing_format)):
         if value is not None:
@@ -155,7 +207,17 @@ def plan_image(
     return Creation(filename, format, size, found)
 
 
-def _normalise(format: str, given: Mapping[str, str | int | bool]) -> dict[str, Any]:  # noqa: A002
+def normalise(format: str, given: Mapping[str, str | int | bool]) -> dict[str, Any]:  # noqa: A002
+    """Return options for a new image, of their types.  Raises BlockError."""
+    return _typed(OPTIONS[format], given)
+
+
+def normalise_amendment(format: str, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: A002
+    """Return options for an image that is there, of their types.  Raises BlockError."""
+    return _typed(AMEND_OPTIONS[format], given)
+
+
+def _typed(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
     from pyvm.block.drivers.qcow2.creation import parse_flag, parse_number, parse_size
 
     parsers: dict[Type, Callable[[Any, str], Any]] = {
@@ -164,7 +226,7 @@ def _normalise(format: str, given: Mapping[str, str | int | bool]) -> dict[str, 
         "number": parse_number,
         "bool": parse_flag,
     }
-    known = {option.name: option for option in OPTIONS[format]}
+    known = {option.name: option for option in options}
     found: dict[str, Any] = {}
     for option in known.values():
         value = given.get(option.name, option.default)
@@ -262,7 +324,7 @@ def _create_raw(filename: str, size: int, options: Mapping[str, Any]) -> None:
     if preallocation == "metadata":
         raise BlockError("Unsupported preallocation mode: metadata")
     if preallocation not in ("off", "falloc", "full"):
-        raise BlockError(f"Parameter 'preallocation' does not accept value '{preallocation}'")
+        raise BlockError(f"invalid parameter value: {preallocation}")
     _create_file(filename, options)
     node = _open_file(filename)
     try:
@@ -272,18 +334,48 @@ def _create_raw(filename: str, size: int, options: Mapping[str, Any]) -> None:
         node.close()
 
 
-def _create_qcow2(filename: str, size: int, options: Mapping[str, Any]) -> None:
+def _create_luks(filename: str, size: int, options: Mapping[str, Any], secrets: Secrets | None) -> None:
+    from pyvm.block.luks import find_passphrase, format_volume, read_options
+    from pyvm.secrets import Secrets
+
+    wanted = read_options(options)
+    header = format_volume(wanted, find_passphrase(secrets or Secrets(), wanted.key_secret))
+    preallocation = options.get("preallocation", "off")
+    if preallocation not in ("off", "metadata", "falloc", "full"):
+        raise BlockError(f"invalid parameter value: {preallocation}")
+    _create_file(filename, options)
+    file = _open_file(filename)
+    try:
+        length = len(header) + -(-size // 512) * 512
+        # There is nothing but data that could be preallocated.
+        file.truncate(length, preallocation="off" if preallocation == "metadata" else preallocation)
+        file.write(0, header)
+        file.flush()
+    except OSError as error:
+        raise BlockError(f"Could not create '{filename}': {error.strerror}") from None
+    finally:
+        file.close()
+
+
+def _create_qcow2(filename: str, size: int, options: Mapping[str, Any], secrets: Secrets | None) -> None:
     from pyvm.block.drivers.qcow2.creation import read_options, write_empty
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
 
     wanted = read_options(options, size)
+    passphrase, crypto = None, b""
+    if wanted.encrypt is not None:
+        from pyvm.block.luks import find_passphrase, format_volume
+        from pyvm.secrets import Secrets
+
+        passphrase = find_passphrase(secrets or Secrets(), wanted.encrypt.key_secret)
+        crypto = format_volume(wanted.encrypt, passphrase)
     _create_file(filename, options)
     if wanted.data_file:
         _create_file(wanted.data_file, {})
     file = _open_file(filename)
     data = None
     try:
-        header = write_empty(file, wanted)
+        header = write_empty(file, wanted, crypto)
         if wanted.data_file:
             data = _open_file(wanted.data_file)
             if wanted.data_file_raw:
@@ -291,7 +383,7 @@ def _create_qcow2(filename: str, size: int, options: Mapping[str, Any]) -> None:
         # A raw data file has everything in its place from the start.
         mode = "metadata" if wanted.data_file_raw and wanted.preallocation == "off" else wanted.preallocation
         if mode != "off":
-            node = Qcow2Node(file, header, data_file=data, warn=lambda text: None)
+            node = Qcow2Node(file, header, data_file=data, warn=lambda text: None, passphrase=passphrase)
             node.preallocate(mode)
             node.disk.make_clean()
     except OSError as error:

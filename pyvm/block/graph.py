@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, PERMISSION_NAMES, Access, Node, Permission
-from pyvm.block.throttling import ThrottleGroups
-from pyvm.clock import Clock, RunningClock
 from pyvm.options import is_identifier
+from pyvm.secrets import Secrets
+
+if TYPE_CHECKING:
+    from pyvm.block.throttling import ThrottleGroups
+    from pyvm.clock import Clock
 
 _MAX_NAME = 31
 
@@ -33,8 +37,7 @@ class User:
     order: int = 0
 
 
-@dataclass(frozen=True)
-class _Use:
+class _Use(NamedTuple):
     """One use of a node, by a user or by a parent."""
 
     description: str
@@ -46,19 +49,34 @@ class _Use:
 class BlockGraph:
     """All nodes.  Methods are called with the machine lock held; those that change something raise BlockError."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, secrets: Secrets | None = None) -> None:
         self.nodes: dict[str, Node] = {}
         """By node name, the oldest first."""
         self.monitor_nodes: list[Node] = []
         """Those that the monitor holds."""
         self.device_names: set[str] = set()
         """Names of drives, which share their name space with nodes."""
-        self.throttle_groups = ThrottleGroups(clock or RunningClock())
+        self._clock = clock
+        self._throttle_groups: ThrottleGroups | None = None
+        self.secrets = secrets or Secrets()
+        """Passwords and keys that options of nodes name."""
         self._users: list[User] = []
         self._orders: dict[Node, int] = {}
         self._next_order = 0
+        self._ranks: dict[Node, int] = {}
+        self._next_rank = 0
         self._next_name = 0
         self._applied: dict[Node, Access] = {}
+
+    @property
+    def throttle_groups(self) -> ThrottleGroups:
+        """The groups of nodes and devices that share limits."""
+        if self._throttle_groups is None:
+            from pyvm.block.throttling import ThrottleGroups
+            from pyvm.clock import RunningClock
+
+            self._throttle_groups = ThrottleGroups(self._clock or RunningClock())
+        return self._throttle_groups
 
     # ---- Names
 
@@ -96,11 +114,21 @@ class BlockGraph:
 
     # ---- Nodes
 
-    def add(self, node: Node) -> None:
-        """Take in a node that was opened, under the name that it has."""
+    def add(self, node: Node, rank: int | None = None) -> None:
+        """Take in a node that was opened, under the name that it has; `rank` is where it is listed."""
         self.nodes[node.name] = node
         self._orders[node] = self._take_order()
+        self._ranks[node] = self.take_rank() if rank is None else rank
         node.on_released = self._forget
+
+    def take_rank(self) -> int:
+        """Return the next place in the list of nodes: for one that comes before others which are opened for it."""
+        self._next_rank += 1
+        return self._next_rank
+
+    def listed(self) -> list[Node]:
+        """Return the nodes that clients may see, in the order in which they were opened from the top down."""
+        return sorted((node for node in self.nodes.values() if not node.hidden), key=lambda node: self._ranks[node])
 
     def _take_order(self) -> int:
         self._next_order += 1
@@ -110,21 +138,31 @@ class BlockGraph:
         """A node was closed."""
         self.nodes.pop(node.name, None)
         self._orders.pop(node, None)
+        self._ranks.pop(node, None)
         self._applied.pop(node, None)
 
     def give_to_monitor(self, node: Node) -> None:
         """The monitor holds `node` from now on, in the place of whoever opened it."""
         self.monitor_nodes.append(node)
 
+    def check_free(self, node: Node) -> None:
+        """Raise BlockError where what is on top of `node` needs it as it is."""
+        for parent, label in reversed(list(self.parents(node))):
+            if label == "backing":
+                raise BlockError(f"Node '{node.name}' is busy: node is used as backing hd of '{parent.name}'")
+
     def delete(self, name: str) -> None:
         """Take a node from the monitor, as blockdev-del does, and close it."""
         node = self.nodes.get(name)
         if node is None:
             raise BlockError(f"Failed to find node with node-name='{name}'")
+        if self.users(node):
+            raise BlockError(f"Node {name} is in use")
+        self.check_free(node)
         if node not in self.monitor_nodes:
             raise BlockError(f"Node {name} is not owned by the monitor")
         if node.references > 1:
-            raise BlockError(f"Node {name} is in use")
+            raise BlockError(f"Block device {name} is in use")
         self.monitor_nodes.remove(node)
         node.release()
 
@@ -175,14 +213,29 @@ class BlockGraph:
             user.node = before
             raise
 
+    def move_users(self, old: Node, new: Node) -> None:
+        """Let all users of one node use another.  Nodes that have it as a child are the caller's business."""
+        moved = self.users(old)
+        for user in moved:
+            user.node = new
+        try:
+            self.refresh()
+        except BlockError:
+            for user in moved:
+                user.node = old
+            raise
+
     def detach(self, user: User) -> None:
         """A user has gone."""
         self._users.remove(user)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Check that all uses of all nodes go together, and let the host know; nothing is changed on failure."""
-        wanted = self._compute()
+    def refresh(self, reopened: frozenset[Node] = frozenset()) -> None:
+        """Check that all uses of all nodes go together, and let the host know; nothing is changed on failure.
+
+        `reopened` are nodes that were just made read-only or writable.
+        """
+        wanted = self._compute(reopened)
         done: list[tuple[Node, Access]] = []
         try:
             for node, access in wanted.items():
@@ -197,14 +250,18 @@ class BlockGraph:
             raise
         self._applied = wanted
 
-    def _compute(self) -> dict[Node, Access]:
+    def accesses(self) -> dict[Node, Access]:
+        """Return what is done with each node altogether.  Raises BlockError where that does not go together."""
+        return self._compute()
+
+    def _compute(self, reopened: frozenset[Node] = frozenset()) -> dict[Node, Access]:
         """Return what is done with each node altogether."""
         uses: dict[Node, list[_Use]] = {node: [] for node in self.nodes.values()}
         for user in self._users:
             uses.setdefault(user.node, []).append(_Use(user.description, user.name, user.access, user.order))
         computed: dict[Node, Access] = {}
         for node in self._parents_first():
-            access = _combine(node, uses.get(node, []))
+            access = _combine(node, uses.get(node, []), reopened=node in reopened)
             computed[node] = access
             for child in node.children:
                 use = _Use(
@@ -232,7 +289,7 @@ class BlockGraph:
         return order[::-1]
 
 
-def _combine(node: Node, uses: list[_Use]) -> Access:
+def _combine(node: Node, uses: list[_Use], *, reopened: bool = False) -> Access:
     uses = sorted(uses, key=lambda use: -use.order)
     for strict in uses:
         for other in uses:
@@ -248,6 +305,8 @@ def _combine(node: Node, uses: list[_Use]) -> Access:
         used |= use.access.used
         shared &= use.access.shared
     if node.read_only and used & (Permission.WRITE | Permission.WRITE_UNCHANGED):
+        if reopened:
+            raise BlockError(f"Read-only block node '{node.name}' cannot support read-write users")
         raise BlockError("Block node is read-only")
     return Access(used, shared)
 

@@ -55,6 +55,13 @@ class ImageLocks:
             return
         self._held = wanted
 
+    def take_over(self, other: ImageLocks) -> None:
+        """Hold what `other` does, which is about to be gone: another descriptor of the same file, for the same user."""
+        for byte in other._held:
+            with suppress(OSError):
+                _set(self._descriptor, byte, fcntl.F_RDLCK)
+        self._held = other._held
+
     def _undo(self, wanted: frozenset[int]) -> None:
         for byte in wanted - self._held:
             with suppress(OSError):

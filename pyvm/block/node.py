@@ -11,12 +11,14 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers
+
+if TYPE_CHECKING:
+    from pyvm.block.graph import BlockGraph
 
 DetectZeroes = Literal["off", "on", "unmap"]
 Preallocation = Literal["off", "metadata", "falloc", "full"]
@@ -54,8 +56,7 @@ class Role(Enum):
     """What shows where the parent has nothing."""
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(NamedTuple):
     """What one user of a node does with it, and what others may do at the same time."""
 
     used: Permission
@@ -76,6 +77,19 @@ def storage_access(read_only: bool) -> Access:
     return Access(used, ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE))
 
 
+class NodeOptions(NamedTuple):
+    """How a node is to be that is given other options."""
+
+    read_only: bool
+    auto_read_only: bool
+    unmap: bool
+    direct: bool
+    no_flush: bool
+    detect_zeroes: DetectZeroes
+    own: dict[str, Any]
+    """The driver's own options."""
+
+
 UNUSED = Access(NO_PERMISSIONS, ALL_PERMISSIONS)
 """Nothing is done, and anything is allowed."""
 
@@ -90,8 +104,7 @@ def backing_access() -> Access:
     return Access(Permission.CONSISTENT_READ, ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE))
 
 
-@dataclass(frozen=True)
-class Child:
+class Child(NamedTuple):
     """An edge of the graph."""
 
     role: Role
@@ -108,8 +121,7 @@ class Child:
 _CHILD_NAMES = {Role.FILTERED: "file", Role.STORAGE: "file", Role.DATA_FILE: "data-file", Role.BACKING: "backing"}
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of bytes that a node has in one way.
 
     `data`: there is data, as opposed to zeros or nothing; `zero`: it reads as zeros; `allocated`: this layer says what
@@ -132,6 +144,8 @@ class Node(ABC):
     driver: ClassVar[str]
     is_filter: ClassVar[bool] = False
     """Whether it shows the data of its child, and adds no layer of its own."""
+    hidden: ClassVar[bool] = False
+    """Whether it is a help that QEMU does without: no client sees it."""
 
     def __init__(self, name: str, *, read_only: bool, unmap: bool = False, serial: str = "") -> None:
         self.name = name
@@ -158,6 +172,18 @@ class Node(ABC):
         self.detect_zeroes: DetectZeroes = "off"
         self.auto_read_only = False
         self.force_share = False
+        self.given: dict[str, Any] = {}
+        """What of the options that every node takes was said, with dots in the names."""
+        self.inherits_from: Node | None = None
+        """The parent that opened it; None where it was opened by itself."""
+        self.named_backing: str | None = None
+        """What its header names as backing file, as that calls itself once it is open; None where nobody asked."""
+        self.highest_offset = 0
+        """The end of what was written farthest behind."""
+        self.write_threshold = 0
+        """Where a write must not go beyond without somebody hearing of it; 0: anywhere."""
+        self.on_threshold: Callable[[Node, int, int], None] | None = None
+        """Takes the node, its threshold, and by how much a write goes beyond it; called once, on any thread."""
 
     # ---- The graph
 
@@ -186,7 +212,8 @@ class Node(ABC):
         if child.role is Role.FILTERED:
             return filter_access(used, shared)
         if child.role is Role.BACKING:
-            return Access(Permission.CONSISTENT_READ & used, backing_access().shared)
+            shares = ALL_PERMISSIONS if shared & Permission.WRITE else backing_access().shared
+            return Access(Permission.CONSISTENT_READ & used, shares)
         return storage_access(self.read_only)
 
     def set_access(self, access: Access) -> None:  # noqa: B027 - nobody outside sees most nodes
@@ -232,7 +259,20 @@ class Node(ABC):
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it need take no room."""
 
+    def note_write(self, end: int) -> None:
+        """Drivers call this before they write up to `end`."""
+        self.highest_offset = max(self.highest_offset, end)
+        threshold = self.write_threshold
+        if 0 < threshold < end:
+            self.write_threshold = 0
+            if self.on_threshold is not None:
+                self.on_threshold(self, threshold, end - threshold)
+
     # ---- What only some drivers have
+
+    def driver_stats(self) -> dict[str, int] | None:
+        """Return what this driver alone counts: the `driver-specific` of query-blockstats."""
+        return None
 
     def block_status(self, offset: int, length: int) -> Extent:
         """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
@@ -266,8 +306,18 @@ class Node(ABC):
         return None
 
     @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read it, and ask what is where, at the same time, as long as nothing changes."""
+        return False
+
+    @property
     def has_zero_init(self) -> bool:
         """Whether what was never written reads as zeros."""
+        return False
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the data is encrypted in what it is stored in."""
         return False
 
     def inactivate(self) -> None:
@@ -288,6 +338,31 @@ class Node(ABC):
         """Forget what is cached of the image outside of this process: it was changed elsewhere."""
         for child in self.children:
             child.node.drop_cache()
+
+    def reopen(self, graph: BlockGraph, new: NodeOptions) -> Callable[[], None]:
+        """Be as `new` says from now on; return what undoes that.  Everything was written back before.
+
+        Raises OSError, or BlockError, with nothing changed.
+        """
+        del graph
+        values = {
+            "read_only": new.read_only,
+            "auto_read_only": new.auto_read_only,
+            "unmap": new.unmap,
+            "direct": new.direct,
+            "no_flush": new.no_flush,
+            "detect_zeroes": new.detect_zeroes,
+            "options": {"driver": self.driver, **new.own},
+        }
+        before = {name: getattr(self, name) for name in values}
+        for name, value in values.items():
+            setattr(self, name, value)
+
+        def back() -> None:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+        return back
 
     def hold(self) -> Node:
         """Hold the node once more; return it."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph
@@ -34,7 +33,10 @@ from pyvm.block.options import (
 )
 from pyvm.block.probe import PROBE_SIZE, probe_format
 
-FORMATS = ("raw", "qcow2")
+FORMATS = ("raw", "qcow2", "luks")
+ONLY_FORMATS = "raw, qcow2 and luks"
+_STORED = ("qcow2", "luks")
+"""Formats that have more in their file than data."""
 _MAX_CHAIN = 200
 """Most images on top of each other: a read may have to go through all of them."""
 
@@ -81,8 +83,7 @@ def open_node(tree: Tree, graph: BlockGraph, *, dialect: Dialect = Dialect.JSON,
     return Opener(graph, dialect, warn=warn).open(None, checked)
 
 
-@dataclass(frozen=True)
-class _Inherited:
+class _Inherited(NamedTuple):
     """What children take over where nothing else is said."""
 
     read_only: bool = False
@@ -94,8 +95,7 @@ class _Inherited:
     aio: str | None = None
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where in a chain something is opened."""
 
     name: str | None
@@ -106,12 +106,23 @@ class _Place:
 
 
 class Opener:
-    """Opens nodes into `graph`.  With `prefix`, it is the root node's name, and the beginning of all others."""
+    """Opens nodes into `graph`.
+
+    With `prefix`, it is the root node's name, and the beginning of all others.  With `no_io`, nobody is going to read
+    or write data.
+    """
 
     def __init__(
-        self, graph: BlockGraph, dialect: Dialect, *, warn: Warn = print_warning, prefix: str | None = None
+        self,
+        graph: BlockGraph,
+        dialect: Dialect,
+        *,
+        warn: Warn = print_warning,
+        prefix: str | None = None,
+        no_io: bool = False,
     ) -> None:
         self.graph = graph
+        self._no_io = no_io
         self.dialect = dialect
         self.warn = warn
         self._prefix = prefix
@@ -176,6 +187,11 @@ class Opener:
             no_flush=cache_flag("no-flush", inherited.no_flush),
             detect_zeroes=detect,
             access=place.access,
+            no_io=self._no_io,
+        )
+        settings.given = {key: value(key, None) for key in given if key != "node-name"}
+        settings.given.update(
+            {f"cache.{key}": cache_flag(key, False) for key in ("direct", "no-flush") if key in cache}
         )
         if settings.force_share and not settings.read_only:
             raise BlockError("force-share=on can only be used with read-only images")
@@ -210,14 +226,15 @@ class Opener:
             raise
         return self._take_in(node, settings, {"driver": driver.name, **own})
 
-    def _take_in(self, node: Node, settings: Settings, options: dict[str, Any]) -> Node:
+    def _take_in(self, node: Node, settings: Settings, options: dict[str, Any], rank: int | None = None) -> Node:
         node.name = settings.name
         node.path = node.path or settings.path
         node.direct, node.no_flush = settings.direct, settings.no_flush
         node.auto_read_only, node.force_share = settings.auto_read_only, settings.force_share
         node.detect_zeroes = settings.detect_zeroes
         node.options = options
-        self.graph.add(node)
+        node.given = settings.given
+        self.graph.add(node, rank)
         return node
 
     # ---- Protocols
@@ -270,9 +287,9 @@ class Opener:
         )
         file_tree = tree.pop("file", None)
         if isinstance(file_tree, str):
-            file = self.graph.find(file_tree).hold()
+            opened, file = None, self.graph.find(file_tree).hold()
         else:
-            file = self._open_file(driver, filename, file_tree, below, settings, place)
+            opened = file = self._open_file(driver, filename, file_tree, below, settings, place)
         try:
             if driver is None:
                 driver = self._probe(file, settings)
@@ -283,7 +300,10 @@ class Opener:
             if driver.name == "qcow2":
                 if settings.read_only and not file.read_only:
                     file = self._view(file)
-                return self._open_qcow2(driver, file, settings, tree, below, place)
+                node = self._open_qcow2(driver, file, settings, tree, below, place)
+                if opened is not None:
+                    opened.inherits_from = node
+                return node
             settings.path = file.path
             own = self._own_options(driver, tree)
             file.hold()
@@ -295,6 +315,8 @@ class Opener:
             file.release()
             raise
         file.release()
+        if opened is not None:
+            opened.inherits_from = node
         return node
 
     def _open_file(
@@ -308,12 +330,14 @@ class Opener:
     ) -> Node:
         """Open what the image is stored in."""
         if filename is None and file_tree is None:
+            if driver is None:
+                raise BlockError("Must specify either driver or file")
             raise BlockError('A block device must be specified for "file"')
         tree = _structure(file_tree, "file", "BlockdevRef")
         if filename is not None and "filename" in tree:
             raise BlockError("Can't specify 'file' and 'filename' options at the same time")
         access = settings.access
-        if driver is None or driver.name == "qcow2":
+        if driver is None or driver.name in _STORED:
             access = storage_access(settings.read_only)
         inner = _Place(self._child_name(place, "file"), access, place.above)
         if filename is not None and "driver" not in tree:
@@ -326,25 +350,23 @@ class Opener:
         elif "driver" not in tree:
             raise BlockError("Must specify either driver or file")
         local = tree.get("filename") if tree["driver"] in ("file", "host_device", "host_cdrom") else None
-        if driver is None and isinstance(local, str) and not self._is_qcow2(local, place):
-            inner = replace(inner, access=settings.access)
+        if driver is None and isinstance(local, str) and not self._is_stored(local, place):
+            inner = inner._replace(access=settings.access)
         return self._open(filename, tree, below, inner)
 
-    def _is_qcow2(self, path: str, place: _Place) -> bool:
+    def _is_stored(self, path: str, place: _Place) -> bool:
         """Find out the format before the file is opened: how it is locked depends on it."""
         if _identity(path) in place.above:
             raise BlockError(f"'{path}' is in its own backing chain")
         found = _find_format(path)
         if found not in FORMATS:
-            raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {' and '.join(FORMATS)})")
-        return found == "qcow2"
+            raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {ONLY_FORMATS})")
+        return found in _STORED
 
     def _probe(self, file: Node, settings: Settings) -> Driver:
         found = probe_format(file.head(PROBE_SIZE), file.path)
         if found not in FORMATS:
-            raise BlockError(
-                f"'{file.path}': format '{found}' is not supported by pyvm yet (only {' and '.join(FORMATS)})"
-            )
+            raise BlockError(f"'{file.path}': format '{found}' is not supported by pyvm yet (only {ONLY_FORMATS})")
         settings.probed = True
         if found == "raw" and not settings.read_only:
             self.warn(_PROBED_RAW.format(file.filename))
@@ -360,12 +382,18 @@ class Opener:
     ) -> Node:
         """Open an image in `file`, which it takes over."""
         from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
+        from pyvm.block.drivers.qcow2.encryption import choose_passphrase
 
         backing_tree = tree.pop("backing", _NOTHING)
         data_tree = tree.pop("data-file", None)
         own = self._own_options(driver, tree)
         header = read_header(file)
-        place = replace(place, above=(*place.above, file.identity))
+        passphrase = None
+        if not settings.no_io:
+            passphrase = choose_passphrase(header, own.get("encrypt"), self.graph.secrets)
+        chosen = {key: value for key, value in own.items() if key != "encrypt"}
+        rank = self.graph.take_rank()
+        place = place._replace(above=(*place.above, file.identity))
         opened: list[Node] = []
         try:
             data_file = None
@@ -384,14 +412,24 @@ class Opener:
                 data_file=data_file,
                 backing=backing,
                 warn=self.warn,
-                options=own,
+                options=chosen,
                 unmap=settings.unmap,
+                passphrase=passphrase,
             )
         except BaseException:
             for child in opened:
                 child.release()
             raise
-        return self._take_in(node, settings, {"driver": "qcow2", **own})
+        if backing is not None and not isinstance(backing_tree, str):
+            backing.inherits_from = node
+        if data_file is not None and not isinstance(data_tree, str):
+            data_file.inherits_from = node
+        node.named_backing = header.backing_file or ""
+        if backing is not None and (backing_tree is _NOTHING or backing_tree == {}):
+            from pyvm.block.filename import name_of
+
+            node.named_backing = name_of(backing)
+        return self._take_in(node, settings, {"driver": "qcow2", **own}, rank)
 
     def _view(self, file: Node) -> Node:
         """Return a read-only view of a node that is there for others, too; it takes over the reference."""
@@ -438,7 +476,7 @@ class Opener:
                 path = _beside(file.path, header.backing_file)
                 if header.backing_format is not None:
                     tree.setdefault("driver", header.backing_format)
-        below = replace(below, read_only=True, auto_read_only=False)
+        below = below._replace(read_only=True, auto_read_only=False)
         inner = _Place(self._child_name(place, "backing"), backing_access(), place.above)
         try:
             if len(place.above) >= _MAX_CHAIN:

@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import UNUSED, Access, DetectZeroes
@@ -44,14 +45,13 @@ class Dialect(Enum):
 Kind = Literal["string", "boolean", "integer", "node", "node-or-null", "any"]
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option of a driver."""
 
     kind: Kind = "string"
     required: bool = False
     choices: tuple[str, ...] = ()
-    members: Mapping[str, Option] = field(default_factory=dict)
+    members: Mapping[str, Option] = MappingProxyType({})
     """Of a structure."""
 
 
@@ -86,6 +86,41 @@ _HOST_FILE = {
     "x-check-cache-dropped": _BOOLEAN,
 }
 _NULL = {"size": _INTEGER, "latency-ns": _INTEGER, "read-zeroes": _BOOLEAN}
+_NBD = {
+    # The driver itself checks the members: with `-drive` they are text.
+    "server": Option("any"),
+    "host": _STRING,
+    "port": _STRING,
+    "path": _STRING,
+    "export": _STRING,
+    "tls-creds": _STRING,
+    "tls-hostname": _STRING,
+    "x-dirty-bitmap": _STRING,
+    "reconnect-delay": _INTEGER,
+    "open-timeout": _INTEGER,
+}
+_SSH = {
+    "server": Option("any"),
+    "host": _STRING,
+    "port": _STRING,
+    "path": _STRING,
+    "user": _STRING,
+    "host-key-check": Option("any"),
+    "host_key_check": _STRING,
+}
+_HTTP = {
+    "url": Option(required=True),
+    "readahead": _INTEGER,
+    "timeout": _INTEGER,
+    "username": _STRING,
+    "password-secret": _STRING,
+    "proxy-username": _STRING,
+    "proxy-password-secret": _STRING,
+    "cookie": _STRING,
+    "cookie-secret": _STRING,
+}
+_HTTPS = {**_HTTP, "sslverify": _BOOLEAN}
+_ENCRYPTION = {"format": Option(required=True, choices=("aes", "luks")), "key-secret": _STRING}
 _QCOW2 = {
     "file": _FILE,
     "backing": Option("node-or-null"),
@@ -94,6 +129,8 @@ _QCOW2 = {
     "pass-discard-request": _BOOLEAN,
     "pass-discard-snapshot": _BOOLEAN,
     "pass-discard-other": _BOOLEAN,
+    # Checked by the driver, too: with `-drive` the format need not be said.
+    "encrypt": Option("any", members=_ENCRYPTION),
     "overlap-check": Option("any"),
     "cache-size": _INTEGER,
     "l2-cache-size": _INTEGER,
@@ -103,15 +140,14 @@ _QCOW2 = {
 }
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(NamedTuple):
     """One driver; see the head of this module."""
 
     name: str
     kind: Literal["protocol", "format", "filter"]
     module: str = ""
     make: str = "make"
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = MappingProxyType({})
     prefixes: tuple[str, ...] = ()
     takes_file: bool = True
     """Whether a plain file name is the file below it, as for most formats and filters."""
@@ -126,6 +162,7 @@ _ROWS = (
     Driver("null-aio", "protocol", f"{_PACKAGE}.null", "make_aio", _NULL, prefixes=("null-aio",)),
     Driver("raw", "format", f"{_PACKAGE}.raw", options={"file": _FILE, "offset": _INTEGER, "size": _INTEGER}),
     Driver("qcow2", "format", "pyvm.block.open", "make_qcow2", _QCOW2),
+    Driver("luks", "format", f"{_PACKAGE}.luks", options={"file": _FILE, "key-secret": _STRING}),
     Driver(
         "throttle",
         "filter",
@@ -133,11 +170,10 @@ _ROWS = (
         options={"throttle-group": Option(required=True), "file": _FILE},
     ),
     Driver("copy-on-read", "filter", f"{_PACKAGE}.copy_on_read", options={"file": _FILE, "bottom": _STRING}),
-    # Network drivers: a module here makes them work.
-    Driver("nbd", "protocol", prefixes=("nbd", "nbd+tcp", "nbd+unix")),
-    Driver("ssh", "protocol", prefixes=("ssh",)),
-    Driver("http", "protocol", prefixes=("http",)),
-    Driver("https", "protocol", prefixes=("https",)),
+    Driver("nbd", "protocol", f"{_PACKAGE}.nbd", options=_NBD, prefixes=("nbd", "nbd+tcp", "nbd+unix")),
+    Driver("ssh", "protocol", f"{_PACKAGE}.ssh", options=_SSH, prefixes=("ssh",)),
+    Driver("http", "protocol", f"{_PACKAGE}.http", options=_HTTP, prefixes=("http",)),
+    Driver("https", "protocol", f"{_PACKAGE}.http", "make_https", _HTTPS, prefixes=("https",)),
 )
 _MISSING_PROTOCOLS = {
     "blkdebug": ("blkdebug",),
@@ -154,7 +190,7 @@ _MISSING_PROTOCOLS = {
     "rbd": ("rbd",),
     "vvfat": ("fat",),
 }
-_MISSING_FORMATS = "bochs cloop dmg luks parallels qcow qed replication vdi vhdx vmdk vpc".split()
+_MISSING_FORMATS = "bochs cloop dmg parallels qcow qed replication vdi vhdx vmdk vpc".split()
 _MISSING_FILTERS = "compress copy-before-write preallocate snapshot-access".split()
 
 
@@ -200,8 +236,12 @@ class Settings:
     detect_zeroes: DetectZeroes = "off"
     probed: bool = False
     """Whether the format was found out."""
+    no_io: bool = False
+    """Whether it is only looked at: data is neither read nor written, so that no key is needed."""
     access: Access = UNUSED
     """How whoever opens it uses it, for now."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """What of all this was said, by the options' names, with dots in them."""
 
 
 # ---- Values
@@ -243,7 +283,11 @@ def _check_value(value: Any, option: Option, dialect: Dialect, path: str, key: s
     if option.members:
         if not isinstance(value, dict):
             raise BlockError(f"Invalid parameter type for '{path}{key}', expected: object")
-        return _check_members(value, option.members, dialect, f"{path}{key}.")
+        members = _check_members(value, option.members, dialect, f"{path}{key}.")
+        for name, member in option.members.items():
+            if member.required and name not in members:
+                raise BlockError(f"Parameter '{path}{key}.{name}' is missing")
+        return members
     if option.kind in ("node", "node-or-null"):
         return _check_reference(value, option, dialect, path, key)
     return convert(value, option, dialect, f"{path}{key}", key)

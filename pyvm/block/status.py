@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyvm.block.node import Extent, Node
 
 
-@dataclass(frozen=True, slots=True)
-class ChainExtent:
+class ChainExtent(NamedTuple):
     """A run of bytes that a chain has in one way; see :class:`pyvm.block.node.Extent` for what the members mean."""
 
     length: int

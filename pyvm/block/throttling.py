@@ -130,6 +130,8 @@ class ThrottleGroup:
         self.name = name
         self.limits = Limits()
         self.members: list[ThrottleMember] = []
+        self.filters = 0
+        """How many filter nodes name it."""
         self._clock = clock
         self._lock = threading.Lock()
         """Guards the buckets; requests are counted on any thread."""
@@ -152,6 +154,11 @@ class ThrottleGroup:
         for is_write in (False, True):
             self._timers[is_write].cancel()
             self._open(is_write)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a disk or a node keeps to it."""
+        return bool(self.members or self.filters)
 
     # ---- Buckets
 
@@ -271,6 +278,12 @@ class ThrottleGroups:
         self._objects.add(name)
         return group
 
+    def remove(self, name: str) -> None:
+        """The object of a group is gone; the group is, too, unless it has members."""
+        self._objects.discard(name)
+        if not self._groups[name].in_use:
+            del self._groups[name]
+
     def find(self, name: str) -> ThrottleGroup | None:
         """Return the group with this name."""
         return self._groups.get(name)
@@ -288,5 +301,5 @@ class ThrottleGroups:
         """Give a place back; a group that nothing holds is gone."""
         member.leave()
         group = member.group
-        if not group.members and group.name not in self._objects:
+        if not group.in_use and group.name not in self._objects:
             self._groups.pop(group.name, None)

@@ -101,6 +101,23 @@ class SerialOptions(ChardevOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelOptions(ChardevOptions):
+    """`parallel`: a parallel port of the host."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsmouseOptions(ChardevOptions):
+    """`msmouse`: a Microsoft mouse on the guest's serial line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestdevOptions(ChardevOptions):
+    """`testdev`: executes commands of a guest that tests things."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RingbufOptions(ChardevOptions):
     """`ringbuf` or `memory`: the newest output, in memory."""
 
@@ -115,10 +132,13 @@ class MuxOptions(ChardevOptions):
     chardev: str
 
 
-BACKENDS = ("file", "memory", "mux", "null", "pipe", "pty", "ringbuf", "serial", "socket", "stdio", "udp", "vc")
+BACKENDS = (
+    *("file", "memory", "msmouse", "mux", "null", "parallel", "pipe", "pty"),
+    *("ringbuf", "serial", "socket", "stdio", "testdev", "udp", "vc"),
+)
 """What `-chardev help` lists."""
 
-_ALIASES = {"tty": "serial"}
+_ALIASES = {"tty": "serial", "parport": "parallel"}
 
 _BOOLEAN = "boolean"
 _NUMBER = "number"
@@ -320,6 +340,8 @@ def _other(backend: str, common: ChardevOptions, values: _Values) -> ChardevOpti
             return PipeOptions(**base, path=values.required("path", "chardev: pipe: no device path given"))
         case "serial":
             return SerialOptions(**base, path=values.required("path", "chardev: serial/tty: no device path given"))
+        case "parallel":
+            return ParallelOptions(**base, path=values.required("path", "chardev: parallel: no device path given"))
         case "udp":
             return _udp(common, values)
         case "mux":
@@ -333,6 +355,10 @@ def _other(backend: str, common: ChardevOptions, values: _Values) -> ChardevOpti
             return PtyOptions(**base)
         case "vc":
             return VcOptions(**base)
+        case "msmouse":
+            return MsmouseOptions(**base)
+        case "testdev":
+            return TestdevOptions(**base)
         case _:
             return NullOptions(**base)
 

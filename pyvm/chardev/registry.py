@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pyvm.chardev.address import FindFd
 from pyvm.chardev.base import Chardev, ChardevError
@@ -13,27 +14,59 @@ from pyvm.chardev.null import NullChardev
 from pyvm.chardev.options import (
     ChardevOptions,
     FileOptions,
+    MsmouseOptions,
     MuxOptions,
     NullOptions,
+    ParallelOptions,
     PipeOptions,
     PtyOptions,
     RingbufOptions,
     SerialOptions,
     SocketOptions,
     StdioOptions,
+    TestdevOptions,
     UdpOptions,
     VcOptions,
 )
 from pyvm.chardev.ringbuf import RingbufChardev
+from pyvm.hash_order import HashOrder
 from pyvm.mainloop import MainLoop
 
+if TYPE_CHECKING:
+    import socket
 
-def open_chardev(options: ChardevOptions, loop: MainLoop, *, find_fd: FindFd | None = None) -> Chardev:
+    from pyvm.machine.input import InputRouter
+
+
+@dataclass(frozen=True)
+class ChardevHost:
+    """What some back ends use of the machine."""
+
+    input: InputRouter | None = None
+    """Where mice find out what the person does."""
+    exit: Callable[[int], None] = lambda status: None
+    """Ends the process with an exit status that the guest chose."""
+
+
+def open_chardev(
+    options: ChardevOptions,
+    loop: MainLoop,
+    *,
+    find_fd: FindFd | None = None,
+    host: ChardevHost | None = None,
+    connection: socket.socket | None = None,
+) -> Chardev:
     """Make the back end that `options` describe, without the multiplexer that they may ask for; raises ChardevError.
 
-    `find_fd` returns descriptors that have names.  A `mux` is made by :class:`ChardevSet`, which knows its back end.
+    `find_fd` returns descriptors that have names, `connection` is what a socket is to connect to, where it is connected
+    already.  A `mux` is made by :class:`ChardevSet`, which knows its back end.
     """
-    chardev = _open(options, loop, find_fd)
+    if connection is not None and isinstance(options, SocketOptions):
+        from pyvm.chardev.socket import SocketChardev
+
+        chardev: Chardev = SocketChardev(options, loop, connection=connection)
+    else:
+        chardev = _open(options, loop, find_fd, host or ChardevHost())
     if options.logfile is not None:
         try:
             chardev.log_to(options.logfile, options.logappend)
@@ -43,7 +76,7 @@ def open_chardev(options: ChardevOptions, loop: MainLoop, *, find_fd: FindFd | N
     return chardev
 
 
-def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None) -> Chardev:
+def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None, host: ChardevHost) -> Chardev:
     # Imported where used: each machine has few of these, and every import lengthens the start.
     match options:
         case NullOptions():
@@ -76,6 +109,18 @@ def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None) -> Ch
             from pyvm.chardev.serial import SerialChardev
 
             return SerialChardev(options.id, loop, options.path)
+        case ParallelOptions():
+            from pyvm.chardev.parallel import ParallelChardev
+
+            return ParallelChardev(options.id, options.path)
+        case MsmouseOptions():
+            from pyvm.chardev.msmouse import MsmouseChardev
+
+            return MsmouseChardev(options.id, loop, host.input)
+        case TestdevOptions():
+            from pyvm.chardev.testdev import TestdevChardev
+
+            return TestdevChardev(options.id, host.exit)
     raise ChardevError(f"chardev: '{options.id}' cannot be made on its own")
 
 
@@ -89,6 +134,20 @@ class ChardevInfo:
     """Whether a device uses it and, where that can be, has it opened."""
 
 
+@runtime_checkable
+class SwappingFrontend(Protocol):
+    """A front end that goes on with another back end."""
+
+    def chardev_replaced(self, chardev: Chardev) -> None:
+        """Attach to `chardev` instead of the one before, from which the front end has been detached."""
+
+
+def _in_use(chardev: Chardev) -> bool:
+    """Return whether a front end uses the device; a multiplexer does when somebody uses the multiplexer."""
+    user = chardev.frontend
+    return user.frontend_open if isinstance(user, MuxChardev) else chardev.frontend_open
+
+
 class ChardevSet:
     """The character devices of one machine."""
 
@@ -100,6 +159,7 @@ class ChardevSet:
         on_quit: Callable[[], None] = lambda: None,
         find_fd: FindFd | None = None,
         daemonized: bool = False,
+        host: ChardevHost | None = None,
     ) -> None:
         """`escape` is the key of every multiplexer (`-echr`), `on_quit` what its exit key does."""
         self._loop = loop
@@ -107,7 +167,9 @@ class ChardevSet:
         self._on_quit = on_quit
         self._find_fd = find_fd
         self._daemonized = daemonized
+        self._host = host
         self._devices: dict[str, Chardev] = {}
+        self._order = HashOrder()
 
     def __iter__(self) -> Iterator[Chardev]:
         return iter(list(self._devices.values()))
@@ -116,12 +178,23 @@ class ChardevSet:
         """Return the device of that name, None where there is none; a front end attaches to its `port()`."""
         return self._devices.get(identifier)
 
-    def add(self, options: ChardevOptions) -> Chardev:
-        """Make a device, with its multiplexer where asked for; raises ChardevError."""
+    def add(
+        self, options: ChardevOptions, find_fd: FindFd | None = None, connection: socket.socket | None = None
+    ) -> Chardev:
+        """Make a device, with its multiplexer where asked for; raises ChardevError.
+
+        `find_fd` knows the names that the descriptors of whoever asks have, by default those of the command line;
+        `connection` is what a socket is to connect to, where it is connected already.
+        """
         if options.id in self._devices:
             raise ChardevError(f"Duplicate ID '{options.id}' for chardev")
         if self._daemonized and isinstance(options, StdioOptions):
             raise ChardevError("cannot use stdio with -daemonize")
+        chardev = self._add(options, find_fd or self._find_fd, connection)
+        self._order.add(options.id)
+        return chardev
+
+    def _add(self, options: ChardevOptions, find_fd: FindFd | None, connection: socket.socket | None) -> Chardev:
         if isinstance(options, MuxOptions):
             base = self.find(options.chardev)
             if base is None:
@@ -130,15 +203,16 @@ class ChardevSet:
                 raise ChardevError(f"mux: base chardev {options.chardev} is a multiplexer itself")
             return self._add_mux(options.id, base)
         if not options.mux:
-            chardev = open_chardev(options, self._loop, find_fd=self._find_fd)
+            chardev = open_chardev(options, self._loop, find_fd=find_fd, host=self._host, connection=connection)
             self._devices[options.id] = chardev
             return chardev
         base_id = f"{options.id}-base"
         if base_id in self._devices:
             raise ChardevError(f"Duplicate ID '{base_id}' for chardev")
-        base = open_chardev(options, self._loop, find_fd=self._find_fd)
+        base = open_chardev(options, self._loop, find_fd=find_fd, host=self._host, connection=connection)
         base.label = base_id
         self._devices[base_id] = base
+        self._order.add(base_id)
         return self._add_mux(options.id, base)
 
     def _add_mux(self, identifier: str, base: Chardev) -> Chardev:
@@ -153,18 +227,56 @@ class ChardevSet:
             raise ChardevError(f"Chardev '{identifier}' not found")
         if chardev.frontend is not None or (isinstance(chardev, MuxChardev) and chardev.in_use):
             raise ChardevError(f"Chardev '{identifier}' is busy")
-        del self._devices[identifier]
+        self._forget(identifier)
         chardev.close()
         if isinstance(chardev, MuxChardev) and chardev.backend.label == f"{identifier}-base":
-            self._devices.pop(chardev.backend.label, None)
+            self._forget(chardev.backend.label)
             chardev.backend.close()
 
+    def _forget(self, identifier: str) -> None:
+        if self._devices.pop(identifier, None) is not None:
+            self._order.discard(identifier, shrink=False)
+
+    def check_replaceable(self, identifier: str) -> tuple[Chardev, SwappingFrontend | None]:
+        """Return the device of that name and its front end; raises ChardevError where it cannot be replaced."""
+        chardev = self._devices.get(identifier)
+        if chardev is None:
+            raise ChardevError(f"Chardev '{identifier}' does not exist")
+        if isinstance(chardev, MuxChardev):
+            raise ChardevError("Mux device hotswap not supported yet")
+        frontend = chardev.frontend
+        if frontend is None:
+            return chardev, None
+        if not isinstance(frontend, SwappingFrontend):
+            raise ChardevError("Chardev user does not support chardev hotswap")
+        return chardev, frontend
+
+    def replace(self, options: ChardevOptions, find_fd: FindFd | None = None) -> Chardev:
+        """Put another device in the place of the one of that name, for the front end that it has.
+
+        Raises ChardevError, and leaves things as they were, where that cannot be done or the new one not be made.
+        """
+        old, frontend = self.check_replaceable(options.id)
+        if isinstance(options, MuxOptions) or options.mux:
+            raise ChardevError("Mux device hotswap not supported yet")
+        new = open_chardev(options, self._loop, find_fd=find_fd or self._find_fd, host=self._host)
+        if frontend is not None:
+            old.detach()
+            frontend.chardev_replaced(new)
+        self._devices[options.id] = new
+        self._order.discard(options.id, shrink=False)
+        self._order.add(options.id)
+        old.close()
+        return new
+
     def query(self) -> list[ChardevInfo]:
-        """Describe all devices, in the order in which they were made."""
-        return [ChardevInfo(each.label, each.filename, each.frontend_open) for each in self._devices.values()]
+        """Describe all devices, in the order in which QEMU lists them."""
+        devices = [self._devices[name] for name in reversed(list(self._order))]
+        return [ChardevInfo(each.label, each.filename, _in_use(each)) for each in devices]
 
     def close_all(self) -> None:
         """Close every device, multiplexers before what is behind them."""
         for chardev in reversed(self._devices.values()):
             chardev.close()
         self._devices.clear()
+        self._order = HashOrder()

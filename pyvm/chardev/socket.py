@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from pyvm.chardev.address import (
@@ -75,10 +76,17 @@ class _HangupWatch:
 class SocketChardev(StreamChardev):
     """A connection, and how it comes about: accepted, made, made again, or inherited."""
 
-    def __init__(self, options: SocketOptions, loop: MainLoop, find_fd: FindFd | None = None) -> None:
+    def __init__(
+        self,
+        options: SocketOptions,
+        loop: MainLoop,
+        find_fd: FindFd | None = None,
+        connection: socket.socket | None = None,
+    ) -> None:
         """Listen or connect as `options` say, where they say so waiting for a client; raises ChardevError.
 
-        `find_fd` knows descriptors by the names that the monitor gave them.
+        `find_fd` knows descriptors by the names that the monitor gave them; `connection` is the one that `options` ask
+        for, where somebody made it before.
         """
         super().__init__(options.id, loop)
         self._options = options
@@ -101,7 +109,10 @@ class SocketChardev(StreamChardev):
         self._attempt: socket.socket | None = None
         self._failure_reported = False
         self._name = ""
-        self._open(find_fd)
+        if connection is None:
+            self._open(find_fd)
+        else:
+            self._begin(connection)
 
     # How the connection comes about.
 
@@ -155,6 +166,12 @@ class SocketChardev(StreamChardev):
             self._accepting = False
             for listening in self._listener.sockets:
                 self._loop.remove_reader(listening.fileno())
+
+    def shut_down(self) -> None:
+        """Break the connection, where there is one, as if the peer had: whoever waits for it goes on."""
+        if self._socket is not None:
+            with suppress(OSError):  # the peer may be gone
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         try:

@@ -37,6 +37,7 @@ def configure(line: CommandLine, *, terminal: bool = False) -> MachineConfig:
     config = MachineConfig()
     config.nodefaults = "nodefaults" in line.flags
     config.start_paused = "start_paused" in line.flags
+    config.preconfig = "preconfig" in line.flags
     config.daemonize = "daemonize" in line.flags
     config.pidfile = line.value("pidfile")
     board.configure(line, config)

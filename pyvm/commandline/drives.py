@@ -6,13 +6,14 @@ parameter of the drive is for the nodes.  Unlike QEMU's, a `-drive` without ``if
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyvm.block.limit_names import LIMIT_NAMES
 from pyvm.commandline.board import check_readable
 from pyvm.commandline.reader import CommandLine
 from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig
-from pyvm.options import Options, warn
+from pyvm.options import Options, parse, warn
 
 _INTERFACES = ("ide", "scsi", "floppy", "pflash", "mtd", "sd", "virtio", "xen", "none")
 _MISSING_INTERFACES = ("pflash",)
@@ -21,7 +22,7 @@ _UNITS = {"ide": 2, "scsi": 7}
 _BUSES = {"ide": 2, "floppy": 1, "scsi": 0, "mtd": 0, "sd": 0, "xen": 0}
 """How many buses the board has, where that is limited."""
 _FLOPPY_DRIVES = 2
-_ONLY = {"format": " (only raw and qcow2)"}
+_ONLY = {"format": " (only raw, qcow2 and luks)"}
 # Mode to (writeback, direct, no_flush).
 _CACHE_MODES = {
     "none": (True, True, False),
@@ -67,6 +68,23 @@ def configure_drives(line: CommandLine, config: MachineConfig) -> None:
         config.blockdevs.append(BlockdevConfig(tree, options.typed, options.origin))
     for options in line.groups["drive"]:
         config.drives.append(_drive(options, config, snapshot="snapshot" in line.flags))
+
+
+def parse_drive(text: str, present: Sequence[DriveConfig], origin: str) -> DriveConfig:
+    """Return the drive that one text describes, beside those that are there.  Raises ConfigError."""
+    config = MachineConfig(drives=list(present))
+    return _drive(_parse(text, origin), config, snapshot=False)
+
+
+def parse_node(text: str, origin: str) -> dict[str, Any]:
+    """Return options for a node alone, as they were typed.  Raises ConfigError."""
+    return dict(_parse(text, origin))
+
+
+def _parse(text: str, origin: str) -> Options:
+    from pyvm.commandline.groups import GROUPS
+
+    return parse(GROUPS["drive"], text, origin)
 
 
 def _at(config: MachineConfig, interface: str, bus: int, unit: int) -> DriveConfig | None:

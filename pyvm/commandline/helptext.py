@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 from pyvm import __version__
-from pyvm.commandline.objects import OBJECT_TYPES
+from pyvm.commandline.objects import OBJECT_TYPES, property_kinds
 from pyvm.commandline.reader import HelpRequest
 from pyvm.commandline.table import OPTIONS, SECTIONS, OptionSpec
 from pyvm.config import DEFAULT_MACHINE, MACHINE_TYPES
@@ -93,16 +93,16 @@ def _chardevs() -> str:
 
 
 def _objects() -> str:
-    return "List of user creatable objects:\n" + "\n".join(f"  {name}" for name in sorted(OBJECT_TYPES))
+    return "List of user creatable objects:\n" + "\n".join(f"  {name}" for name in OBJECT_TYPES)
 
 
 def _object(name: str) -> str:
-    types = OBJECT_TYPES.get(name)
-    if types is None:
-        raise ConfigError(f"-object {name},help: Parameter 'qom-type' does not accept value '{name}'")
-    words = {"string": "string", "boolean": "bool", "number": "uint64", "size": "size"}
-    lines = [f"{name} options:"] + [f"  {key}=<{words[kind]}>" for key, kind in sorted(types.items())]
-    return "\n".join(lines) if types else f"There are no options for {name}."
+    try:
+        kinds = property_kinds(name)
+    except ConfigError as error:
+        raise ConfigError(f"-object {name},help: {error}") from None
+    lines = [f"{name} options:"] + [f"  {key}=<{kind}>" for key, kind in sorted(kinds.items())]
+    return "\n".join(lines) if kinds else f"There are no options for {name}."
 
 
 def _devices(subject: str | None) -> str:

@@ -104,6 +104,7 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("chardev", "display", "none", "value", "display", "the display; only none"),
     ("chardev", "vga", "std|none", "value", "vga", "the graphics card (default std)"),
     ("run", "S", "", "flag", "start_paused", "do not start the guest until 'cont'"),
+    ("run", "preconfig", "", "flag", "preconfig", "do not make the machine until a QMP client says 'x-exit-preconfig'"),
     ("run", "no-reboot", "", "alias", "action reboot=shutdown", "end instead of rebooting"),
     ("run", "no-shutdown", "", "alias", "action shutdown=pause", "stop instead of ending when the guest shuts down"),
     ("run", "action", "[reboot=reset|shutdown][,shutdown=poweroff|pause][,panic=ACTION][,watchdog=ACTION]", "merge",
@@ -131,7 +132,7 @@ _HARMLESS = {
 
 _MISSING_FLAGS = (
     "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen mem-prealloc no-fd-bootchk only-migratable "
-    "portrait preconfig s singlestep usb win2k-hack xen-attach xen-domid-restrict"
+    "portrait s singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
     "acpitable add-fd audio chroot d D dfilter dtb fsdev gdb icount "

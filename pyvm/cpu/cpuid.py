@@ -64,7 +64,8 @@ def model_names() -> list[str]:
     return sorted(names, key=lambda name: (name.lower(), name))
 
 
-def _family_version(name: str) -> tuple[str, int]:
+def family_version(name: str) -> tuple[str, int]:
+    """Return the family of a named model, and the model's version in it; raises CpuModelError."""
     name = models.VERSION_NAMES.get(name, name)
     if name in models.FAMILIES:
         return name, 1
@@ -77,7 +78,7 @@ def _family_version(name: str) -> tuple[str, int]:
 
 
 def _named_model(name: str) -> CpuModel:
-    family_name, version = _family_version(name)
+    family_name, version = family_version(name)
     family = models.FAMILIES[family_name]
     wanted = set(family.features.split())
     brand = family.name
@@ -93,7 +94,8 @@ def available_features() -> set[str]:
     return set(feature_bits.TRANSLATED | feature_bits.PROVIDED)
 
 
-def _base_model(name: str) -> CpuModel:
+def base_model(name: str) -> CpuModel:
+    """Return a model as it is named, with features that nothing provides; raises CpuModelError."""
     if name == "host":
         raise CpuModelError("CPU model 'host' requires KVM or HVF")
     if name == "base":
@@ -157,7 +159,7 @@ def build_model(option: str, topology: Topology) -> CpuModel:
     Raises :class:`CpuModelError` for an unknown model or feature, or for a missing one with `enforce`.
     """
     name, *flags = option.split(",")
-    model = _base_model(name)
+    model = base_model(name)
     # One guest clock that never changes its pace is the TSC of all vCPUs: an operating system that is not told so
     # distrusts the TSC of a multiprocessor, and reads a much slower clock instead.
     model.features |= {"hypervisor", "invtsc"}

@@ -103,6 +103,8 @@ class FloppyDriveState(State):
 class FloppyDrive:
     """A drive and the disk in it.  `kind` None is taken from the disk, or `fallback` without one."""
 
+    has_tray = False
+
     def __init__(
         self, backend: BlockBackend, kind: DriveType | None = None, fallback: DriveType = DriveType.D288
     ) -> None:

@@ -109,7 +109,8 @@ def parse_property(model: DeviceModel, name: str, value: Value, *, typed: bool =
     """Return the value that `value` means for the property `name` of `model`; raises ConfigError."""
     item = model.properties.get(name)
     if item is None:
-        raise ConfigError(f"Property '{model.name}.{name}' not found")
+        _check_unchangeable(model, name, value, typed=typed)
+        return None
     kind = item.kind
     if kind == "pci-addr":
         return _pci_address(model, name, value)
@@ -126,14 +127,38 @@ def parse_property(model: DeviceModel, name: str, value: Value, *, typed: bool =
     return value
 
 
+def _check_unchangeable(model: DeviceModel, name: str, value: Value, *, typed: bool) -> None:
+    """Accept a property of QEMU's that pyvm has in one setting only, where that is asked for; raises ConfigError."""
+    # Only a property that the model does not have itself leads here: the table of types is not read otherwise.
+    from pyvm.qom.types import UNSET, load
+
+    kind = load().get(model.name)
+    item = None if kind is None else kind.properties.get(name)
+    if item is None or item.kind.startswith("child<") or item not in kind.device_properties:  # type: ignore[union-attr]
+        raise ConfigError(f"Property '{model.name}.{name}' not found")
+    stand_in = DeviceModel(model.name, None, "", {name: Property(item.kind)})
+    only = {"str": "", "bool": False}.get(item.kind, 0) if item.default is UNSET else item.default
+    if parse_property(stand_in, name, value, typed=typed) != only:
+        shown = {True: "on", False: "off"}[only] if isinstance(only, bool) else only
+        raise ConfigError(f"{name}={value} is not supported by pyvm yet (only '{shown}')")
+
+
+def _owner(model: DeviceModel) -> str:
+    """Return the type that has a model's property for a back end: of a virtio device on PCI the one behind that."""
+    plain = model.name.removesuffix("-non-transitional").removesuffix("-transitional")
+    return plain.removesuffix("-pci") + "-device" if plain.startswith("virtio-") and model.bus == "PCI" else model.name
+
+
 def not_found(model: DeviceModel, name: str, value: str) -> ConfigError:
     """Return the error for a property that names a chardev or drive that is not there."""
-    return ConfigError(f"Property '{model.name}.{name}' can't find value '{value}'")
+    return ConfigError(f"Property '{_owner(model)}.{name}' can't find value '{value}'")
 
 
 def in_use(model: DeviceModel, name: str, value: str) -> ConfigError:
     """Return the error for a property that names a chardev or drive that somebody else has."""
-    return ConfigError(f"Property '{model.name}.{name}' can't take value '{value}', it's in use")
+    if name == "chardev":
+        return ConfigError(f"Property '{_owner(model)}.{name}' can't take value '{value}': Device '{value}' is in use")
+    return ConfigError(f"Property '{_owner(model)}.{name}' can't take value '{value}', it's in use")
 
 
 def _boolean(name: str, value: Value, *, typed: bool) -> bool:

@@ -255,7 +255,12 @@ class Uart16550:
             changed &= ~MSR_RING_ENDED
         self._modem = lines | self._modem & MSR_DELTA | changed
         self._update_irq()
+        self._drive_modem()
         self._accept_input()
+
+    def _drive_modem(self) -> None:
+        if self._chardev is not None and not self._mcr & MCR_LOOP:
+            self._chardev.set_modem_control(bool(self._mcr & MCR_DTR), bool(self._mcr & MCR_RTS))
 
     # -- interrupts -------------------------------------------------------------------------------------------------
 
@@ -425,6 +430,14 @@ class Uart16550:
             self._put(_BREAK)
             self._timeout = bool(self._fcr & FCR_ENABLE)
             self._update_irq()
+
+    def chardev_replaced(self, chardev: Chardev) -> None:
+        """Go on with another peer on the line; what the one before did not take goes to this one."""
+        self._chardev = chardev
+        self._blocked = False
+        chardev.attach(self)
+        self._drive_modem()
+        self._send()
 
     # -- life -------------------------------------------------------------------------------------------------------
 

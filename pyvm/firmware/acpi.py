@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, field
 
 from pyvm.firmware import dsdt
+from pyvm.firmware.affinity import slit, srat
 from pyvm.firmware.machine_info import (
     GPE0_BASE,
     GPE0_SIZE,
@@ -188,6 +189,12 @@ def build(info: MachineInfo) -> AcpiTables:
         members.append("HPET")
     builder.add("WAET", 1, struct.pack("<I", _WAET_PM_TIMER_GOOD))
     members.append("WAET")
+    if info.affinity.memory:
+        builder.add("SRAT", 3, srat(info.affinity))
+        members.append("SRAT")
+        if info.affinity.distances:
+            builder.add("SLIT", 1, slit(info.affinity))
+            members.append("SLIT")
     builder.root("RSDT", members, 4)
     builder.root("XSDT", members, 8)
     return AcpiTables(_rsdp(info, builder.offsets), builder.block, builder.offsets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pyvm import __version__
+from pyvm.firmware.affinity import Affinity
 from pyvm.memory import FOUR_GIB
 
 LAPIC_BASE = 0xFEE00000
@@ -89,6 +90,8 @@ class MachineInfo:
     cpu_features: int = 0
     """CPUID leaf 1 EDX."""
     pci_hole64_size: int = 2 << 30
+    affinity: Affinity = field(default_factory=Affinity)
+    """Which processors and which memory are near to each other."""
     system: SystemStrings = field(default_factory=SystemStrings)
     oem_id: str = "BOCHS"
     oem_table_id: str = "BXPC"

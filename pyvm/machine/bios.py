@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.bios.bios import Bios
@@ -63,6 +64,11 @@ class BuiltInBios:
                 cpus=config.smp.cpus,
             )
         )
+
+    def set_boot_order(self, order: str) -> None:
+        """Boot from these drives, as `-boot order=` names them, from the next reset on."""
+        machine = self._bios.core.machine
+        machine.boot = replace(machine.boot, order=order, once=None)
 
     def start(self) -> None:
         """Put the BIOS into the memory of the reset machine, and the boot processor at its first instruction."""

@@ -133,6 +133,8 @@ class Board:
             for index, apic_id in enumerate(self.vcpus.apic_ids)
         ]
         self.vcpus.attach_lapics(self.lapics)
+        self.irq_counts = [0] * ISA_IRQS
+        """How often each ISA interrupt was raised."""
         self.isa_irqs = [SharedIrq(self._isa_sink(irq)) for irq in range(ISA_IRQS)]
         for index, lapic in enumerate(self.lapics):
             self._keep(f"lapic{index}", lapic)
@@ -151,6 +153,8 @@ class Board:
         pin = IOAPIC_TIMER_PIN if irq == 0 else irq
 
         def sink(level: bool) -> None:
+            if level:
+                self.irq_counts[irq] += 1
             self.pic.set_irq(irq, level)
             self.ioapic.set_irq(pin, level)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
 from pyvm.errors import ConfigError
 from pyvm.firmware import cpu_setup, pci_setup
+from pyvm.firmware.affinity import Affinity
 from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
 from pyvm.firmware.e820 import hardware_map, high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
@@ -22,6 +23,7 @@ from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, Syste
 from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
 from pyvm.machine import cmos
 from pyvm.machine.board import FAST_A20_PORT, PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
+from pyvm.machine.chip_globals import POWER_CHIP, chip_number
 from pyvm.memory import FOUR_GIB
 
 if TYPE_CHECKING:
@@ -138,6 +140,17 @@ class Boot:
             self._bios = BuiltInBios(self.board, self.config, self.disks(), e820)
         self._bios.start()
 
+    def set_order(self, letters: str) -> None:
+        """Boot from these drives, as `-boot order=` names them, from the next reset on."""
+        self.config.boot.order, self.config.boot.once = letters, None
+        cmos.describe_boot_order(self.board.rtc, letters)
+        if self._bios is not None:
+            self._bios.set_boot_order(letters)
+
+    def devices_changed(self) -> None:
+        """Let the BIOS look again at what it can boot from when it starts next."""
+        self._bios = None
+
     def firmware_call(self, vcpu: int) -> None:
         """Run the firmware service at whose entry point a vCPU is."""
         if self._bios is not None:
@@ -198,7 +211,7 @@ def registers_of(state: BootState) -> dict[str, Any]:
     }
 
 
-def describe(board: Board, config: MachineConfig, *, vga: bool) -> MachineInfo:
+def describe(board: Board, config: MachineConfig, *, vga: bool, affinity: Affinity | None = None) -> MachineInfo:
     """Return the machine as firmware describes it to an operating system."""
     uuid = bytes.fromhex(config.uuid.replace("-", "")) if config.uuid else bytes(16)
     model = board.vcpus.model
@@ -212,9 +225,12 @@ def describe(board: Board, config: MachineConfig, *, vga: bool) -> MachineInfo:
         serial_ports=serials,
         hpet=config.board.hpet,
         vga=vga,
+        sleep_s3=not chip_number(config, POWER_CHIP, "disable_s3"),
+        sleep_s4=not chip_number(config, POWER_CHIP, "disable_s4"),
         cores_per_socket=config.smp.cores,
         threads_per_core=config.smp.threads,
         cpu_signature=signature(model),
         cpu_features=feature_words(model)[0],
+        affinity=affinity or Affinity(),
         system=SystemStrings(version=config.board.type, uuid=uuid),
     )

@@ -44,6 +44,7 @@ _BOOT_PATHS = {
     "floppy": "/pci@i0cf8/isa@1/fdc@03f0/floppy@{unit}",
 }
 _BOOT_STRICT = "HALT"
+_PERIPHERAL = "/machine/peripheral/"
 
 
 @dataclass
@@ -71,8 +72,23 @@ class Disks:
 
     # ---- Back ends
 
-    def _backend(self, model: DeviceModel, values: dict[str, Any], *, removable: bool = False) -> BlockBackend:
-        """Return the drive that a device names; a drive for media may be empty."""
+    def _backend(
+        self,
+        model: DeviceModel,
+        values: dict[str, Any],
+        *,
+        removable: bool = False,
+        only_reads: bool = False,
+        path: str = "",
+    ) -> BlockBackend:
+        """Return the drive that a device names; a drive for media may be empty.  `path` is the device's for clients."""
+        backend = self._find_backend(model, values, removable=removable)
+        backend.removable = removable
+        backend.only_reads = only_reads
+        backend.device_id = path
+        return backend
+
+    def _find_backend(self, model: DeviceModel, values: dict[str, Any], *, removable: bool) -> BlockBackend:
         name = values["drive"]
         if name is None:
             if not removable:
@@ -137,12 +153,13 @@ class Disks:
 
     # ---- Virtio
 
-    def make_virtio_disk(self, model: DeviceModel, values: dict[str, Any]) -> VirtioBlk:
+    def make_virtio_disk(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioBlk:
         """Return a virtio block device on its drive."""
         from pyvm.devices.virtio.blk import VirtioBlk
         from pyvm.devices.virtio.blk_options import keywords
 
-        return VirtioBlk(self._backend(model, values), **keywords(values, cpus=self.config.smp.cpus))
+        path = f"{_PERIPHERAL}{device.id}/virtio-backend" if device.id else ""
+        return VirtioBlk(self._backend(model, values, path=path), **keywords(values, cpus=self.config.smp.cpus))
 
     def plugged(self, device: AnyVirtioDevice, function: PciFunction, values: dict[str, Any]) -> None:
         """A virtio device is on the PCI bus now: firmware may boot from a disk, and units go on the bus of a host."""
@@ -159,9 +176,10 @@ class Disks:
             raise ConfigError(f"Bus '{device.bus}' not found")
         number, unit = self._ide_place(device.bus, values["unit"])
         is_cd = model.name == "ide-cd"
-        backend = self._backend(model, values, removable=is_cd)
+        backend = self._backend(model, values, removable=is_cd, only_reads=is_cd, path=device.id or "")
         identity = {"serial": values["serial"], "model": values["model"], "version": values["ver"]}
         drive = self._ide_cd(backend, values, identity) if is_cd else self._ide_disk(backend, values, identity)
+        backend.io_status_enabled = True
         self.board.ide.channels[number].attach(unit, drive)
         kind: DiskKind = "cdrom" if is_cd else "disk"
         self._boot(kind, backend, values, "ide", self.board.ide, channel=number, unit=unit)
@@ -231,7 +249,13 @@ class Disks:
         bus = self.scsi_buses[device.bus] if device.bus is not None else next(iter(self.scsi_buses.values()))
         function, iothread = self._scsi_hosts[bus.name]
         is_cd = model.name == "scsi-cd"
-        backend = self._backend(model, {**values, "iothread": iothread}, removable=is_cd or values["removable"])
+        backend = self._backend(
+            model,
+            {**values, "iothread": iothread},
+            removable=is_cd or values["removable"],
+            only_reads=is_cd,
+            path=device.id or "",
+        )
         make: Callable[[BlockBackend, dict[str, Any]], ScsiTarget] = make_cd if is_cd else make_disk
         unit = make(backend, values)
         address = bus.plug(unit, values["channel"], values["scsi-id"], values["lun"])
@@ -241,6 +265,19 @@ class Disks:
         name = device.id or f"{bus.name}/{address.channel}:{address.target}:{address.lun}"
         self.board.components[name] = unit
         return unit
+
+    def host_unplugged(self, host: object) -> None:
+        """A SCSI host is gone; nothing for another device."""
+        for name in [name for name, bus in self.scsi_buses.items() if bus is getattr(host, "bus", None)]:
+            del self.scsi_buses[name]
+            self._scsi_hosts.pop(name, None)
+
+    def not_bootable(self, backend: BlockBackend) -> None:
+        """The device of a drive is gone: firmware cannot boot from it."""
+        gone = [disk for disk in self.bootable if disk.backend is backend]
+        indices = {disk.bootindex for disk in gone}
+        self._boot_paths = [entry for entry in self._boot_paths if entry[0] not in indices]
+        self.bootable = [disk for disk in self.bootable if disk not in gone]
 
     # ---- Floppy
 
@@ -255,7 +292,7 @@ class Disks:
             raise ConfigError(f"Can't create floppy unit {unit}, bus supports only {len(self._floppies)} units")
         if self._floppies[unit] is not None:
             raise ConfigError(f"Floppy unit {unit} is in use")
-        backend = self._backend(model, values, removable=True)
+        backend = self._backend(model, values, removable=True, path=device.id or "")
         self._floppies[unit] = _Floppy(backend, values["drive-type"])
         self._boot("floppy", backend, values, "floppy", None, unit=unit)
         return backend

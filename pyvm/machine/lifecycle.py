@@ -118,7 +118,7 @@ class Lifecycle:
             self._emit("RESET", {"guest": cause.by_guest, "reason": cause.value})
         if was_running:
             self._go()
-        elif self.states.state is not RunState.INMIGRATE:
+        elif self.states.state is not RunState.INMIGRATE and self.states.allowed(RunState.PRELAUNCH):
             self.states.set(RunState.PRELAUNCH)
 
     # ---- The end

@@ -9,10 +9,7 @@ from pyvm.errors import ConfigError
 
 
 def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
-    yield config.smp.max_cpus > config.smp.cpus, "-smp: CPUs that are plugged in later (maxcpus)"
     yield config.smp.dies > 1, "-smp: more than one die in a socket"
-    yield bool(config.memory.slots or config.memory.max_size > config.memory.size), "-m: slots and maxmem"
-    yield config.board.memory_backend is not None, "-machine: memory-backend"
     yield not config.board.acpi, "-machine: acpi=off"
     yield config.rtc.driftfix != "none", "-rtc: driftfix"
 
@@ -22,3 +19,7 @@ def refuse_unsupported(config: MachineConfig) -> None:
     for asked, what in _machine_limits(config):
         if asked:
             raise ConfigError(f"{what} is not supported by pyvm yet")
+    if config.globals:
+        from pyvm.machine.chip_globals import check_chip_globals
+
+        check_chip_globals(config)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
-from pyvm.chardev.registry import ChardevInfo, ChardevSet
+from pyvm.chardev.registry import ChardevHost, ChardevInfo, ChardevSet
 from pyvm.clock import NANOSECONDS, RunningClock
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
@@ -21,22 +21,30 @@ from pyvm.devices.acpi_pm import SleepKind, WakeReason
 from pyvm.errors import ConfigError
 from pyvm.machine.board import Board, BoardEvents
 from pyvm.machine.boot import Boot, describe
+from pyvm.machine.dump import Dumper
+from pyvm.machine.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
+from pyvm.machine.model import STORED, MachineModel
 from pyvm.machine.plugging import PlugEvents, Plugger
 from pyvm.machine.shadow import read_firmware
 from pyvm.machine.storage import Storage, StorageEvents
 from pyvm.mainloop import MainLoop
-from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.memory import IoSpace
+from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.events import EventBus
 from pyvm.monitor.machine import Balloon, VcpuInfo
 from pyvm.monitor.qmp import QmpMonitor
+from pyvm.monitor.schema import model as schema
+from pyvm.monitor.trace import TraceEvents, trace_life
 from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
     from pyvm.config import ChardevConfig, MachineConfig
+    from pyvm.cpu.registers import RegisterState
     from pyvm.devices.display.vga import Vga
+    from pyvm.firmware.tables import Tables
     from pyvm.monitor.hmp.monitor import HumanMonitor
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -61,13 +69,22 @@ class Pc:
         self._resources = ExitStack()
         """What :meth:`close` gives back, the newest first."""
         self._resources.callback(self.mainloop.close)
+        self.traces = TraceEvents(lambda: schema.load().command_names)
+        self._resources.callback(self.traces.close)
+        self.input = InputRouter(self.clock, self._listens_to_input, trace=self.traces.emit)
+        self.fdsets = FdSets()
+        self._resources.callback(self.fdsets.close)
         self.chardev_set = ChardevSet(
             self.mainloop,
             escape=config.escape_character,
             on_quit=lambda: self.quit(ShutdownCause.HOST_UI),
             daemonized=config.daemonize,
+            host=ChardevHost(self.input, self.request_exit),
         )
         self._give_back(self.chardev_set.close_all)
+        self._complete = False
+        self.model = MachineModel(self)
+        self._give_back(self.model.close)
         try:
             with self.lock:
                 self._build()
@@ -91,12 +108,11 @@ class Pc:
         refuse_unsupported(config)
         for chardev in config.chardevs:
             self._open_chardev(chardev)
-        blocks = pc_ram_blocks(config.memory.size)
-        try:
-            self.memory = GuestMemory(config.memory.size, blocks)
-        except (OSError, OverflowError, ValueError) as error:
-            raise ConfigError(f"cannot set up guest memory: {error}") from None
+        self.model.create_objects(STORED, wanted=False)
+        self.memory = self.model.make_memory()
         self._give_back(self.memory.close)
+        self.dumper = Dumper(self, self.events.emit)
+        self._give_back(self.dumper.close)
         self.ports = IoSpace("I/O")
         self.mmio = IoSpace("memory")
         self.cpus = self._make_vcpus()
@@ -104,16 +120,30 @@ class Pc:
         self._add_monitors()  # before the serial ports: the last one on a multiplexer gets the input first
         self.board = self._make_board()
         self._give_back(self.board.reset)  # drops the views that devices have of guest memory
+        if config.board.type != "none":
+            self.input.register(KeyboardInput(self.board.keyboard, self._woken_by_input))
+            self.input.register(MouseInput(self.board.mouse, self._woken_by_input))
         self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
+        trace_life(self.traces, self.events, self.lifecycle.states)
         self.storage = self._open_storage()
+        self.model.create_objects(STORED, wanted=True)
+        if not config.preconfig:
+            self.complete()
+
+    def complete(self) -> None:
+        """Plug devices in and run the firmware: from now on the machine exists.  Raises ConfigError."""
+        config = self.config
+        self.model.settle_memory()
         self._plugger = self._plug()
         from pyvm.firmware.tables import Tables
 
         plugged = self._plugger.plugged
-        tables = Tables(describe(self.board, config, vga=plugged.display is not None))
+        affinity = self.model.numa.affinity(self.cpus.apic_ids, self.memory.blocks)
+        tables = Tables(describe(self.board, config, vga=plugged.display is not None, affinity=affinity))
         disks = self._plugger.disks
         self._boot = Boot(self.board, config, tables, lambda: disks.bootable, disks.boot_order, display=plugged.display)
         self._boot.describe_to_guest()
+        self._complete = True
         self.reset_hardware()
 
     def _open_chardev(self, config: ChardevConfig) -> None:
@@ -208,7 +238,7 @@ class Pc:
             balloon_changed=lambda actual: self.events.emit("BALLOON_CHANGE", {"actual": actual}),
             debug_exit=self.request_exit,
         )
-        plugger = Plugger(self.board, self.config, self.chardev_set, self.storage, events)
+        plugger = Plugger(self.board, self.config, self.chardev_set, self.storage, events, self.model.objects)
         self._give_back(plugger.close)
         plugger.plug_all()
         if self.config.debugcon is not None:
@@ -216,7 +246,7 @@ class Pc:
         return plugger
 
     def _add_monitors(self) -> None:
-        dispatcher = Dispatcher(self, self.mainloop.loop.create_task)
+        dispatcher = Dispatcher(self, self.mainloop.loop.create_task, traces=self.traces)
         for monitor in self.config.monitors:
             port = self._port(monitor.chardev)
             made: QmpMonitor | HumanMonitor
@@ -235,10 +265,16 @@ class Pc:
 
     def reset_hardware(self) -> None:
         """Reset everything and run the firmware."""
+        self.model.before_reset()
         with self.board.shadow.deferred():
             self.board.reset()
             self.cpus.reset()
             self._boot.run()
+
+    def devices_changed(self) -> None:
+        """Reset everything, as other devices are plugged in than firmware knows."""
+        self._boot.devices_changed()
+        self.reset_hardware()
 
     def resume_from_ram(self) -> None:
         """Wake from suspend-to-RAM: everything but RAM and the power management is reset."""
@@ -256,11 +292,13 @@ class Pc:
         """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
         self.board.flush()
         self.storage.pause()
-        self._plugger.pause()
+        if self._complete:
+            self._plugger.pause()
 
     def resume(self) -> None:
         """The guest is about to run: devices go on with what waits."""
         self._set_rtc()
+        self.model.before_run()
         self._plugger.resume()
         self.storage.resume()
 
@@ -282,7 +320,7 @@ class Pc:
             self.lifecycle.request_shutdown(ShutdownCause.GUEST_SHUTDOWN)
 
     def _rtc_changed(self, offset: int) -> None:
-        self.events.emit("RTC_CHANGE", {"offset": offset, "qom-path": "/machine/unattached/device[7]/rtc"})
+        self.events.emit("RTC_CHANGE", {"offset": offset, "qom-path": self.model.qom.chip_path("rtc")})
 
     def _port_opened(self, identifier: str, opened: bool) -> None:
         self.events.emit("VSERPORT_CHANGE", {"open": opened, "id": identifier})
@@ -305,8 +343,18 @@ class Pc:
 
     @property
     def initialized(self) -> bool:
-        """Whether the machine exists."""
-        return True
+        """Whether the machine exists; not while `-preconfig` waits for `x-exit-preconfig`."""
+        return self._complete
+
+    @property
+    def plugger(self) -> Plugger:
+        """What plugs devices in."""
+        return self._plugger
+
+    @property
+    def tables(self) -> Tables:
+        """What firmware tells the guest of the machine."""
+        return self._boot.tables
 
     @property
     def run_state(self) -> RunState:
@@ -346,7 +394,7 @@ class Pc:
     @property
     def wakeup_supported(self) -> bool:
         """Whether the machine can be woken from suspend-to-RAM."""
-        return True
+        return self.config.board.type != "none"
 
     def wakeup(self) -> None:
         """Wake the guest from suspend-to-RAM."""
@@ -356,17 +404,42 @@ class Pc:
         """Press the NMI button."""
         self.board.nmi()
 
+    def set_actions(self, **actions: str) -> None:
+        """Set what follows `reboot`, `shutdown`, `panic` and `watchdog`, as `-action` does."""
+        for name, action in actions.items():
+            setattr(self.config.actions, name, action)
+
+    def set_boot_order(self, letters: str) -> None:
+        """Boot from these drives, as `-boot order=` names them, from the next reset on."""
+        self._boot.set_order(letters)
+
+    @property
+    def dump_in_progress(self) -> bool:
+        """Whether the guest's memory is being dumped."""
+        return self.dumper.active
+
+    def register_states(self) -> list[RegisterState]:
+        """Return the registers of all vCPUs; a guest that runs is held up for a moment."""
+        if self.config.board.type == "none":
+            return []
+        with self.cpus.paused():
+            return self.cpus.save()
+
+    def _listens_to_input(self) -> bool:
+        return self.run_state in (RunState.RUNNING, RunState.SUSPENDED)
+
+    def _woken_by_input(self) -> None:
+        if self.run_state is RunState.SUSPENDED:
+            self.wakeup()
+
     def vcpus(self) -> Sequence[VcpuInfo]:
         """Return the vCPUs in the order of their index."""
-        smp = self.config.smp
+        model = self.model
         infos: list[VcpuInfo] = []
         if self.config.board.type == "none":
             return infos
         for index in range(self.cpus.count):
-            core, thread = divmod(index, smp.threads)
-            socket, core = divmod(core, smp.cores)
-            where = {"socket-id": socket, "core-id": core, "thread-id": thread}
-            infos.append(VcpuInfo(index, f"/machine/unattached/device[{index}]", self.cpus.thread_id, where))
+            infos.append(VcpuInfo(index, model.cpu_path(index), self.cpus.thread_id, model.cpu_place(index)))
         return infos
 
     def chardevs(self) -> Sequence[ChardevInfo]:
@@ -376,16 +449,16 @@ class Pc:
     @property
     def balloon(self) -> Balloon | None:
         """The memory balloon, or None."""
-        return self._plugger.plugged.balloon
+        return self._plugger.plugged.balloon if self._complete else None
 
     def displays(self) -> Sequence[Vga]:
         """Return the display adapters, the primary one first."""
-        display = self._plugger.plugged.display
+        display = self._plugger.plugged.display if self._complete else None
         return [] if display is None else [display.vga]
 
     def find_device(self, name: str) -> object | None:
         """Return the device that the user gave the ID `name`, None where there is none."""
-        return self._plugger.plugged.identifiers.get(name)
+        return self._plugger.plugged.identifiers.get(name) if self._complete else None
 
     # ---- Running
 
@@ -399,15 +472,16 @@ class Pc:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(_GIL_SWITCH_SECONDS)
         try:
-            self.mainloop.call_soon(self._begin)
+            self.mainloop.call_soon(self.begin)
             self.mainloop.run()
         finally:
             sys.setswitchinterval(interval)
             self.close()
         return self.lifecycle.exit_status
 
-    def _begin(self) -> None:
-        if not self.config.start_paused and self.autostart:
+    def begin(self) -> None:
+        """Let the guest run, unless it is to wait."""
+        if self._complete and not self.config.start_paused and self.autostart:
             self.vm_start()
 
     def stop(self) -> None:

@@ -5,16 +5,16 @@ The one place that turns a device record of the configuration into a device.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
-from pyvm.errors import ConfigError
+from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
+from pyvm.machine.entropy import BuiltinEntropy, Entropy
 from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyvm.devices.virtio.rng import VirtioRng
     from pyvm.machine.board import Board
     from pyvm.machine.storage import Storage
+    from pyvm.machine.user_objects import UserObjects
     from pyvm.machine.video import Display
 
 _TRANSPORT = ("vectors", "packed", "event_idx", "indirect_desc", "any_layout", "notify_on_empty", "queue_reset")
@@ -50,6 +51,26 @@ class PlugEvents:
     """The exit status that the guest asks for."""
 
 
+@dataclass(eq=False)
+class PluggedDevice:
+    """One device that was plugged in: what was asked for, and what came of it."""
+
+    config: DeviceConfig
+    model: DeviceModel
+    values: dict[str, Any]
+    """All properties of the model."""
+    made: object
+    built_in: bool = False
+    """Whether the board has the device by itself."""
+    hotplugged: bool = False
+    """Whether it came when the machine existed already."""
+    realized: bool = True
+    """Whether it is on its bus."""
+    number: int = 0
+    """How many devices without an ID the user had plugged in before."""
+    entropy: Entropy | None = None
+
+
 @dataclass
 class Plugged:
     """All plugged devices, for whoever looks for one."""
@@ -60,15 +81,21 @@ class Plugged:
     balloon: VirtioBalloon | None = None
     display: Display | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
-    random_sources: list[int] = field(default_factory=list)
-    """Descriptors that entropy devices read from."""
+    devices: list[PluggedDevice] = field(default_factory=list)
+    """All devices in the order in which they came."""
 
 
 class Plugger:
     """Makes devices from their records.  Errors are ConfigErrors with the option as it was typed."""
 
     def __init__(
-        self, board: Board, config: MachineConfig, chardevs: ChardevSet, storage: Storage, events: PlugEvents
+        self,
+        board: Board,
+        config: MachineConfig,
+        chardevs: ChardevSet,
+        storage: Storage,
+        events: PlugEvents,
+        objects: UserObjects,
     ) -> None:
         self.plugged = Plugged()
         self.disks = Disks(board, config, storage)
@@ -76,25 +103,33 @@ class Plugger:
         self._config = config
         self._chardevs = chardevs
         self._events = events
+        self._objects = objects
+        self._anonymous = 0
+        self._entropy: Entropy | None = None
+        """What the device that is being plugged in draws from."""
 
     def plug_all(self) -> None:
         """Plug in everything that the configuration names, devices before the drives that need none."""
         if self._config.vga == "std":
-            self.plug(DeviceConfig("VGA", properties={"addr": _VGA_SLOT}))
+            self.plug(DeviceConfig("VGA", properties={"addr": _VGA_SLOT}), built_in=True)
         for device in self._config.devices:
             self._with_origin(device.origin, self.plug, device)
         for drive in (*self._config.drives, *self._config.default_drives):
             wanted = self.disks.device_for(drive)
             if wanted is not None:
-                self._with_origin(wanted.origin, self.plug, wanted)
+                self._with_origin(wanted.origin, self._plug_drive, wanted)
         self.disks.add_floppy_controller()
 
+    def _plug_drive(self, device: DeviceConfig) -> None:
+        """Plug in the device that a drive stands for; the board has those that are not on PCI by itself."""
+        self.plug(device, built_in=device.driver in ("ide-hd", "ide-cd", "floppy"))
+
     @staticmethod
-    def _with_origin(origin: str, action: Callable[[Any], None], argument: Any) -> None:
+    def _with_origin(origin: str, action: Callable[[Any], object], argument: Any) -> None:
         try:
             action(argument)
         except ConfigError as error:
-            raise ConfigError(f"{origin}: {error}" if origin else str(error)) from None
+            raise type(error)(f"{origin}: {error}" if origin else str(error)) from None
 
     def pause(self) -> None:
         """The guest has stopped."""
@@ -107,20 +142,37 @@ class Plugger:
             device.resume()
 
     def close(self) -> None:
-        """Close what entropy comes from."""
-        for descriptor in self.plugged.random_sources:
-            os.close(descriptor)
+        """Let go what entropy comes from."""
+        for device in self.plugged.devices:
+            if device.entropy is not None:
+                device.entropy.release()
 
-    def plug(self, device: DeviceConfig) -> None:
+    def plug(self, device: DeviceConfig, *, built_in: bool = False, hotplugged: bool = False) -> PluggedDevice:
         """Plug one device in; raises ConfigError."""
         model = find_model(DEVICE_MODELS, device.driver)
         values = set_properties(model, device.properties, typed=device.typed, overrides=self._config.globals)
+        self._entropy = None
         try:
             made = self._make(model, device, values)
         except (ValueError, OverlapError) as error:
+            self._drop_entropy()
             raise ConfigError(str(error)) from None
+        except ConfigError:
+            self._drop_entropy()
+            raise
         if device.id is not None:
             self.plugged.identifiers[device.id] = made
+        plugged = PluggedDevice(device, model, values, made, built_in, hotplugged, entropy=self._entropy)
+        if device.id is None and not built_in:
+            plugged.number = self._anonymous
+            self._anonymous += 1
+        self.plugged.devices.append(plugged)
+        return plugged
+
+    def _drop_entropy(self) -> None:
+        """Let go what a device that could not be made draws from."""
+        if self._entropy is not None:
+            self._entropy.release()
 
     def _make(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
         plain, suffix = variant(model.name)
@@ -175,7 +227,7 @@ class Plugger:
             "virtio-serial-pci": self._make_console,
             "virtio-balloon-pci": self._make_balloon,
             "virtio-rng-pci": self._make_rng,
-            "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, values),
+            "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, device, values),
             "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
         }
         from pyvm.devices.virtio.pci import VirtioPci
@@ -189,6 +241,7 @@ class Plugger:
             disable_modern=values["disable-modern"],
             **{name: values[name] for name in _TRANSPORT if name in values},
         )
+        function.identifier = device.id or ""
         self._attach(function, values)
         name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
         self._board.components[name] = function
@@ -244,26 +297,24 @@ class Plugger:
         return balloon
 
     def _make_rng(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioRng:
-        del device
-        name = values["rng"]
-        if name is not None and not any(item.id == name and item.type in _RNG_TYPES for item in self._config.objects):
-            raise ConfigError(f"Property '{model.name}.rng' can't find value '{name}'")
+        del model, device
         from pyvm.devices.virtio.rng import VirtioRng
 
-        source = self._random_source(name)
-        return VirtioRng(self._board.clock, source, max_bytes=values["max-bytes"], period=values["period"])
+        source = self._entropy = self._random_source(values["rng"])
+        rng = VirtioRng(self._board.clock, source.read, max_bytes=values["max-bytes"], period=values["period"])
+        source.waiting.append(rng.source_ready)
+        return rng
 
-    def _random_source(self, name: str | None) -> Callable[[int], bytes]:
-        for item in self._config.objects:
-            if item.id == name and item.type == "rng-random":
-                path = str(item.properties.get("filename", "/dev/urandom"))
-                try:
-                    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                except OSError as error:
-                    raise ConfigError(f"Could not open '{path}': {error.strerror}") from None
-                self.plugged.random_sources.append(descriptor)
-                return lambda count: _read_random(descriptor, count)
-        return os.urandom
+    def _random_source(self, name: str | None) -> Entropy:
+        if name is None:
+            return BuiltinEntropy()
+        found = self._objects.find(name)
+        source = getattr(found, "entropy", None)
+        if source is None:
+            raise MissingError(f"Device '{name}' not found")
+        assert isinstance(source, Entropy)
+        source.hold()
+        return source
 
     # ---- Virtio-serial ports
 
@@ -314,13 +365,3 @@ class Plugger:
             raise ConfigError(f"serial port {number} is taken or does not exist")
         self._board.add_serial(number, self._chardev(model, values))
         return self._board.serials[number]
-
-
-_RNG_TYPES = frozenset({"rng-random", "rng-builtin"})
-
-
-def _read_random(descriptor: int, count: int) -> bytes:
-    try:
-        return os.read(descriptor, count)
-    except BlockingIOError:
-        return b""

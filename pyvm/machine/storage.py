@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyvm.block.backend import BackendEvents, BlockBackend
+from pyvm.block.backend import BackendEvents, BlockBackend, MediumOptions
 from pyvm.block.context import IoContext
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph
-from pyvm.block.node import Node
+from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
 from pyvm.block.open import Opener, open_node, print_warning
 from pyvm.block.options import Dialect, Tree, unflatten
-from pyvm.block.throttling import Limits, ThrottleMember
+from pyvm.block.throttling import Limits
 from pyvm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pyvm.block.reopen import Reopener
     from pyvm.clock import Clock
     from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig, ObjectConfig
 
@@ -48,7 +50,6 @@ class Drive:
 
     config: DriveConfig
     backend: BlockBackend
-    throttle: ThrottleMember | None = None
 
 
 @dataclass
@@ -58,6 +59,12 @@ class IoThread:
     id: str
     context: IoContext
     properties: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def thread_id(self) -> int:
+        """The host's identifier of the thread."""
+        thread = self.context.thread
+        return 0 if thread is None else thread.native_id or 0
 
 
 _IOTHREAD_DEFAULTS = {"poll-max-ns": 32768, "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0}
@@ -83,14 +90,18 @@ class Storage:
         self.drives: dict[str, Drive] = {}
         """By ID, in the order in which they were made."""
         self.iothreads: dict[str, IoThread] = {}
+        self._retired: list[IoThread] = []
+        """I/O threads without an object that still serve disks."""
         self.context = IoContext(lock)
         """The context of disks without an I/O thread."""
-        self._lock = lock
+        self.lock = lock
         self._events = events
         self._backend_events = BackendEvents(emit=events.emit, stop=events.stop)
         self._warn = warn
         self._anonymous: list[BlockBackend] = []
-        """Backends of nodes that devices use by their node name."""
+        """Backends of nodes that devices use by their node name, and of devices whose drive was taken away."""
+        self._all: list[BlockBackend] = []
+        """All backends, in the order in which they were made."""
         try:
             self._open_all(config)
         except BaseException:
@@ -106,26 +117,39 @@ class Storage:
             _with_origin(drive.origin, self.add_drive, drive)
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """Keep all workers from nodes meanwhile: what is opened may share some with disks that are in use."""
         with ExitStack() as stack:
             stack.enter_context(self.context.lock)
-            for thread in self.iothreads.values():
+            for thread in (*self.iothreads.values(), *self._retired):
                 stack.enter_context(thread.context.lock)
             yield
 
     # ---- Objects
 
     def add_object(self, item: ObjectConfig) -> None:
-        """Make a throttle group or an I/O thread; other objects are left alone.  Raises BlockError."""
-        if item.type == "throttle-group":
+        """Make a throttle group, an I/O thread or a secret; other objects are left alone.
+
+        Raises BlockError, and ConfigError.
+        """
+        if item.type == "secret":
+            self.graph.secrets.add(item.id, item.properties)
+        elif item.type == "throttle-group":
             limits = {name.removeprefix("x-"): int(value) for name, value in item.properties.items()}
             self.graph.throttle_groups.add(item.id, Limits(limits))
         elif item.type == "iothread":
-            context = IoContext(self._lock, item.id)
+            context = IoContext(self.lock, item.id)
             context.start()
-            given = {name: int(value) for name, value in item.properties.items()}
+            given = {name: int(value) for name, value in item.properties.items() if name in _IOTHREAD_DEFAULTS}
             self.iothreads[item.id] = IoThread(item.id, context, {**_IOTHREAD_DEFAULTS, **given})
+
+    def remove_iothread(self, name: str) -> None:
+        """Forget an I/O thread; one that serves disks goes on until the machine ends."""
+        thread = self.iothreads.pop(name)
+        if any(backend.context is thread.context for backend in self.backends()):
+            self._retired.append(thread)
+        else:
+            thread.context.close()
 
     # ---- Nodes
 
@@ -134,18 +158,98 @@ class Storage:
 
     def add_node(self, tree: Tree, dialect: Dialect = Dialect.JSON) -> Node:
         """Open a node for the monitor, as `-blockdev` and blockdev-add do.  Raises BlockError."""
-        with self._quiet():
+        with self.quiet():
             node = open_node(tree, self.graph, dialect=dialect, warn=self._warn)
         self.graph.give_to_monitor(node)
         self.watch(node)
         return node
 
+    def open(self, filename: str | None, tree: Tree, dialect: Dialect = Dialect.JSON) -> Node:
+        """Open a node that the caller holds, by a file name, options or both.  Raises BlockError."""
+        with self.quiet():
+            node = Opener(self.graph, dialect, warn=self._warn).open(filename, tree)
+        self.watch(node)
+        return node
+
+    def release(self, node: Node) -> None:
+        """Hold a node once less; closes it where nobody else holds it."""
+        with self.quiet():
+            node.release()
+
+    def remove_node(self, name: str) -> None:
+        """Close a node that the monitor holds, as blockdev-del does.  Raises BlockError."""
+        with self.quiet():
+            self.graph.delete(name)
+
+    def reopen(self, trees: Sequence[Tree]) -> None:
+        """Give nodes other options, as blockdev-reopen does: all of them or none.  Raises BlockError."""
+        from pyvm.block.reopen import Reopener
+
+        reopener = Reopener(self.graph)
+        for tree in trees:
+            reopener.add(tree)
+        self._reopen(reopener)
+
+    def set_read_only(self, node: Node, read_only: bool) -> None:
+        """Make a node read-only, or writable, whatever its options were.  Raises BlockError."""
+        from pyvm.block.reopen import Reopener
+
+        if node.read_only != read_only:
+            reopener = Reopener(self.graph)
+            reopener.add_node(node, {"read-only": read_only, "auto-read-only": False})
+            self._reopen(reopener)
+
+    def _reopen(self, reopener: Reopener) -> None:
+        self.drain()
+        with self.quiet():
+            reopener.run()
+        for backend in self.backends():
+            if backend.node in reopener.nodes:
+                backend.detect_zeroes = backend.node.detect_zeroes
+                backend.update_gates()
+
+    def resize(self, node: Node, size: int) -> None:
+        """Make a node `size` bytes long, and tell the devices that show it.  Raises OSError or BlockError."""
+        self.drain()
+        user = self.graph.attach(node, "an unnamed block device", Access(Permission.RESIZE, ALL_PERMISSIONS))
+        try:
+            with self.quiet():
+                node.truncate(size)
+        finally:
+            self.graph.detach(user)
+        for backend in self.backends():
+            shown = backend.node
+            while shown is not None and shown is not node and shown.is_filter:
+                shown = shown.file
+            if shown is node and backend.device is not None:
+                backend.device.resized()
+
+    def move_node(self, node: Node, iothread: str | None) -> None:
+        """Let an I/O thread, or the main context, serve a node; raises BlockError where a device's disk decides."""
+        context = self.context if iothread is None else self.iothreads[iothread].context
+        for backend in self.backends():
+            if backend.node is not None and node in set(_tree(backend.node)) and backend.context is not context:
+                raise BlockError("Cannot change iothread of active block backend")
+
     def watch(self, node: Node) -> None:
-        """Report it when damage is found in `node` or in what is below it: BLOCK_IMAGE_CORRUPTED."""
+        """Report what happens to `node` and to what is below it: BLOCK_IMAGE_CORRUPTED, BLOCK_WRITE_THRESHOLD."""
         if hasattr(node, "on_corrupted"):
-            node.on_corrupted = lambda data: self._events.call_soon(self._corrupted, node, data)
+            node.on_corrupted = lambda data: self._tell(self._corrupted, node, data)
+        node.on_threshold = lambda node, *figures: self._tell(self._threshold_exceeded, node, *figures)
         for child in node.children:
             self.watch(child.node)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call `function` with the machine lock held: now, or soon where this is the worker of an I/O context."""
+        contexts = (self.context, *(thread.context for thread in self.iothreads.values()))
+        if any(context.thread is threading.current_thread() for context in contexts):
+            self._events.call_soon(function, *arguments)
+        else:
+            function(*arguments)
+
+    def _threshold_exceeded(self, node: Node, threshold: int, amount: int) -> None:
+        data = {"node-name": node.name, "amount-exceeded": amount, "write-threshold": threshold}
+        self._events.emit("BLOCK_WRITE_THRESHOLD", data)
 
     def _corrupted(self, node: Node, data: dict[str, Any]) -> None:
         names = [backend.name for backend in self.backends() if backend.node is node]
@@ -155,7 +259,7 @@ class Storage:
 
     def add_drive(self, config: DriveConfig) -> BlockBackend:
         """Make the drive that a `-drive` describes, and open what is in it.  Raises BlockError."""
-        with self._quiet():
+        with self.quiet():
             node = None if config.empty else self._open_drive(config)
         try:
             self.graph.add_device_name(config.id)
@@ -166,7 +270,7 @@ class Storage:
         try:
             backend = BlockBackend(
                 node,
-                self._context_of(node),
+                self.context_of(node),
                 name=config.id,
                 read_only=config.readonly and not config.empty,
                 write_cache=config.writeback,
@@ -181,16 +285,38 @@ class Storage:
             if node is not None:
                 node.release()
             raise
+        self._all.append(backend)
+        backend.retained = MediumOptions(
+            config.readonly, config.detect_zeroes, config.discard, config.direct, config.no_flush
+        )
         backend.stats.account_invalid = config.account_invalid
         backend.stats.account_failed = config.account_failed
         for seconds in config.stats_intervals:
             backend.stats.add_interval(seconds)
-        drive = self.drives[config.id] = Drive(config, backend)
+        self.drives[config.id] = Drive(config, backend)
         limits = Limits(config.limits)
         if limits.enabled:
-            drive.throttle = self.graph.throttle_groups.join(config.throttle_group or config.id, limits)
-            backend.set_throttle(drive.throttle)
+            self.set_limits(backend, limits, config.throttle_group or config.id)
         return backend
+
+    def set_limits(self, backend: BlockBackend, limits: Limits, group: str | None = None) -> None:
+        """Limit a backend, in its throttle group or as a member of `group`; or not at all.  Raises BlockError."""
+        limits.check()
+        present = backend.throttle
+        if not limits.enabled:
+            self._drop_throttle(backend)
+        elif present is None or (group is not None and present.group.name != group):
+            self._drop_throttle(backend)
+            name = group or backend.name or backend.device_id
+            backend.set_throttle(self.graph.throttle_groups.join(name, limits))
+        else:
+            present.group.configure(limits)
+
+    def _drop_throttle(self, backend: BlockBackend) -> None:
+        member = backend.throttle
+        if member is not None:
+            backend.set_throttle(None)
+            self.graph.throttle_groups.leave(member)
 
     def _open_drive(self, config: DriveConfig) -> Node:
         tree: Tree = {
@@ -262,12 +388,32 @@ class Storage:
         self._close_drive(drive)
 
     def _close_drive(self, drive: Drive) -> None:
-        drive.backend.set_throttle(None)
-        if drive.throttle is not None:
-            self.graph.throttle_groups.leave(drive.throttle)
+        self._drop_throttle(drive.backend)
         drive.backend.close()
+        self._forget_backend(drive.backend)
         self.graph.device_names.discard(drive.config.id)
         self.drives.pop(drive.config.id, None)
+
+    def take_drive_away(self, name: str) -> None:
+        """Close a drive at once, as HMP's drive_del does: a device that has it is left with an empty one, for ever."""
+        drive = self.drives[name]
+        backend = drive.backend
+        if backend.device is None:
+            self._close_drive(drive)
+            return
+        node = backend.remove_medium(notify=False)
+        if node is not None:
+            with self.quiet():
+                node.release()
+        backend.name = ""
+        backend.werror = backend.rerror = "report"
+        self.graph.device_names.discard(name)
+        self.drives.pop(name)
+        self._anonymous.append(backend)
+
+    def _forget_backend(self, backend: BlockBackend) -> None:
+        if backend in self._all:
+            self._all.remove(backend)
 
     # ---- Backends
 
@@ -282,9 +428,10 @@ class Storage:
             backend = drive.backend
         else:
             node = self.graph.nodes[name]
-            context = self._context_of(node)
+            context = self.context_of(node)
             backend = BlockBackend(node.hold(), context, events=self._backend_events, graph=self.graph)
             self._anonymous.append(backend)
+            self._all.append(backend)
         if iothread is not None:
             try:
                 self.set_iothread(backend, iothread)
@@ -297,20 +444,25 @@ class Storage:
         """Return a backend without a medium, for a drive that nobody gave one."""
         backend = BlockBackend(None, self.context, events=self._backend_events, graph=self.graph)
         self._anonymous.append(backend)
+        self._all.append(backend)
         return backend
 
     def give_back(self, backend: BlockBackend) -> None:
-        """A device does not need its backend any more; a drive stays."""
-        if backend.device is not None:
+        """A device does not need its backend any more; a drive that it used goes with it."""
+        used = backend.device is not None
+        if used:
             backend.detach()
         if backend in self._anonymous:
             self._anonymous.remove(backend)
+            self._forget_backend(backend)
+            self._drop_throttle(backend)
             backend.close()
+        elif used and backend.name in self.drives:
+            self._close_drive(self.drives[backend.name])
 
     def backends(self) -> Iterator[BlockBackend]:
-        """Yield all backends: the drives, then those of nodes."""
-        yield from (drive.backend for drive in self.drives.values())
-        yield from self._anonymous
+        """Yield all backends, in the order in which they were made."""
+        yield from tuple(self._all)
 
     def set_iothread(self, backend: BlockBackend, name: str) -> None:
         """Let an I/O thread serve a backend.  Raises BlockError where the nodes below are served elsewhere."""
@@ -331,7 +483,7 @@ class Storage:
                 nodes.update(_tree(other.node))
         return nodes
 
-    def _context_of(self, node: Node | None) -> IoContext:
+    def context_of(self, node: Node | None) -> IoContext:
         """Return the context that serves `node` or what is below it already, otherwise the main one."""
         if node is not None:
             nodes = set(_tree(node))
@@ -366,11 +518,14 @@ class Storage:
     def close(self) -> None:
         """Finish everything, and close all images."""
         while self._anonymous:
-            self._anonymous.pop().close()
+            backend = self._anonymous.pop()
+            self._forget_backend(backend)
+            self._drop_throttle(backend)
+            backend.close()
         for drive in list(self.drives.values())[::-1]:
             self._close_drive(drive)
         self.graph.close()
-        for thread in self.iothreads.values():
+        for thread in (*self.iothreads.values(), *self._retired):
             thread.context.close()
         self.context.close()
 

@@ -11,11 +11,15 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.errors import COMMAND_NOT_FOUND, QmpError
-from pyvm.monitor.json_writer import wire_order
-from pyvm.monitor.registry import CommandTable, Context, Handler, Session
+from pyvm.monitor.json_writer import encode, wire_order
+from pyvm.monitor.pace import Pace
+from pyvm.monitor.registry import CommandTable, Context, Handler, Session, Spawn
+from pyvm.monitor.trace import TraceEvents
+from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
     from pyvm.monitor.machine import MachineControl
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Reply = dict[str, Any]
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
-"""Runs a coroutine in the main loop, e.g. ``asyncio.AbstractEventLoop.create_task``."""
 
 NEGOTIATION = "qmp_capabilities"
 """The one command that exists before capabilities are negotiated."""
@@ -61,6 +63,13 @@ def check_request(request: dict[str, Any], allow_oob: bool) -> str:
     return found
 
 
+@runtime_checkable
+class FdSetOwner(Protocol):
+    """A machine that opens files from sets of descriptors."""
+
+    fdsets: FdSets
+
+
 class Client(Session, Protocol):
     """A conversation whose requests are executed here."""
 
@@ -86,17 +95,22 @@ class Dispatcher:
         *,
         schema: Schema | None = None,
         find_handler: Callable[[Command], Handler] | None = None,
+        traces: TraceEvents | None = None,
     ) -> None:
         """`spawn` runs the handlers that are coroutines; the rest is pyvm's own where it is not given."""
+        self._traces = traces or TraceEvents()
         self._machine = machine
         self._spawn = spawn
         self._schema = schema
         self._find_handler = find_handler or load_handler
         self._validator: Validator | None = None
         self._commands: dict[str, tuple[Command, Handler]] = {}
+        self.pace = Pace(lambda: machine.run_state is RunState.RUNNING)
+        self._clients: set[Client] = set()
         self._queue: deque[tuple[Client, Any]] = deque()
         self._busy = False
         self._task: object = None
+        self._detached: dict[object, object] = {}
 
     @property
     def schema(self) -> Schema:
@@ -116,17 +130,29 @@ class Dispatcher:
             self._validator = Validator(self.schema)
         return self._validator
 
+    def attach(self, client: Client) -> None:
+        """Take note of a client that has come."""
+        self._clients.add(client)
+
     def submit(self, client: Client, request: Any) -> None:
         """Execute a request, or tell of an error in its place, after those that were submitted before it."""
+        if self._traces.active:
+            self._trace_request(client, request)
         self._queue.append((client, request))
         self._run()
 
     def withdraw(self, client: Client) -> None:
         """Forget the requests of a client that is gone; one that is being executed goes on."""
         self._queue = deque(entry for entry in self._queue if entry[0] is not client)
+        self._clients.discard(client)
+        if isinstance(self._machine, FdSetOwner):
+            running = self._machine.run_state is RunState.RUNNING
+            self._machine.fdsets.clean(running=running, watched=bool(self._clients))
 
     def execute_at_once(self, client: Client, request: Any) -> Reply:
         """Execute an out-of-band request, past those that wait; return its reply."""
+        if self._traces.active:
+            self._traces.emit("monitor_qmp_cmd_out_of_band", _shown(request.get("id")))
         reply = self._execute(client, request)
         assert type(reply) is dict, "out-of-band commands do not wait"
         return reply
@@ -143,6 +169,8 @@ class Dispatcher:
             self._deliver(client, reply)
 
     def _deliver(self, client: Client, reply: Reply) -> None:
+        if self._traces.active:
+            self._traces.emit("monitor_qmp_respond", f"mon {id(client):#x} resp: {_shown(reply)}")
         try:
             client.reply(reply)
         finally:
@@ -180,10 +208,51 @@ class Dispatcher:
         command, handler = self._find(request[member], client.negotiating)
         if member == "exec-oob" and not command.oob:
             raise QmpError(f"The command {command.name} does not support OOB")
-        if not command.preconfig and not self._machine.initialized:
+        if not command.preconfig and not self._machine.initialized and not _is_human(client):
             raise QmpError(f"The command '{command.name}' is permitted only after machine initialization has completed")
-        arguments = self.validator.arguments(command, request.get("arguments") or {})
-        return handler(Context(self._machine, self.schema, client), **arguments)
+        values = request.get("arguments") or {}
+        arguments = self.validator.arguments(command, values)
+        context = Context(self._machine, self.schema, client, self._spawn_detached)
+        if self._traces.active:
+            return self._call_traced(command.name, values, lambda: handler(context, **arguments))
+        return handler(context, **arguments)
+
+    def _spawn_detached(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run what a client does not wait for; the event loop itself keeps no hold of the tasks that it runs."""
+        key = object()
+
+        async def run() -> None:
+            try:
+                await coroutine
+            except Exception:  # noqa: BLE001 - there is nobody to tell but the log
+                _log.exception("a command failed unexpectedly")
+            finally:
+                del self._detached[key]
+
+        self._detached[key] = None
+        self._detached[key] = self._spawn(run())
+
+    def _trace_request(self, client: Client, request: Any) -> None:
+        if isinstance(request, QmpError):
+            self._traces.emit("monitor_qmp_err_in_band", request.description)
+            return
+        if not _is_human(client):
+            self._traces.emit("handle_qmp_command", f"mon {id(client):#x} req: {_shown(request)}")
+            self._traces.emit("monitor_qmp_cmd_in_band", _shown(request.get("id")) if type(request) is dict else "")
+
+    def _call_traced(self, name: str, values: dict[str, Any], call: Callable[[], Any]) -> Any:
+        """Call a handler, telling of it; one that has to wait has done its part when it begins to."""
+        traces, event = self._traces, name.replace("-", "_")
+        traces.emit(f"qmp_enter_{event}", _shown(values))
+        if name.startswith("job-"):
+            traces.emit(f"qmp_job_{name.removeprefix('job-')}", f"job {values.get('id')}")
+        try:
+            result = call()
+        except QmpError as error:
+            traces.emit(f"qmp_exit_{event}", f"{error.description} 0")
+            raise
+        traces.emit(f"qmp_exit_{event}", f"{_shown({} if result is None else result)} 1")
+        return result
 
     def _find(self, name: str, negotiating: bool) -> tuple[Command, Handler]:
         if negotiating and name != NEGOTIATION:
@@ -195,6 +264,20 @@ class Dispatcher:
                 raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
             found = self._commands[name] = command, self._find_handler(command)
         return found
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON text for a trace event; nothing for what has no such form."""
+    if value is None or isinstance(value, CoroutineType):
+        return ""
+    return encode(value).decode("ascii").rstrip()
+
+
+def _is_human(client: Client) -> bool:
+    """Return whether a person types, to whom other commands are open before the machine exists than to programs."""
+    from pyvm.monitor.hmp.shell import HumanSession
+
+    return isinstance(client, HumanSession)
 
 
 def load_handler(command: Command) -> Handler:

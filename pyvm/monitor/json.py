@@ -14,7 +14,7 @@ from typing import Any
 
 from pyvm.monitor.errors import JsonParseError, QmpError
 from pyvm.monitor.json_lexer import MAX_TOKEN_SIZE, JsonLexer, Token
-from pyvm.monitor.json_text import TextError, decode_lossy, unescape
+from pyvm.monitor.json_text import LONG, TextError, decode_lossy, pieces, unescape
 
 MAX_TOKEN_COUNT = 2 << 20
 """Most tokens of one message."""
@@ -30,6 +30,10 @@ class _Incomplete:
 
 INCOMPLETE = _Incomplete()
 """What :meth:`MessageParser.next` returns while a message is not complete."""
+BUSY = _Incomplete()
+"""What it returns, where it was asked to work in slices, while there is more to do without further input."""
+_SLICE = 8
+"""Pieces of a long string that are one slice of work."""
 
 
 def _integer(text: str) -> int | float:
@@ -90,11 +94,11 @@ class _Builder:
         self._value: Any = INCOMPLETE
         self._error: JsonParseError | None = None
 
-    def add(self, kind: int, text: bytes) -> None:
-        """Take the next token."""
+    def add(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None = None) -> None:
+        """Take the next token; `literal` is the value of a string, or what is wrong with it, where that is known."""
         if self._error is None:
             try:
-                self._step(kind, text)
+                self._step(kind, text, literal)
             except JsonParseError as error:
                 self._error = error
                 self._open.clear()
@@ -107,7 +111,7 @@ class _Builder:
             raise _error("premature EOI")
         return self._value
 
-    def _step(self, kind: int, text: bytes) -> None:
+    def _step(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None) -> None:
         expect = self._expect
         if expect is _Expect.SEPARATOR:
             self._separate(kind)
@@ -119,7 +123,9 @@ class _Builder:
             self._open.append(({} if kind == Token.LEFT_BRACE else [], None))
             self._expect = _Expect.VALUE_OR_END
         elif kind >= Token.INTEGER:
-            self._complete(_literal(kind, text))
+            if isinstance(literal, JsonParseError):
+                raise literal
+            self._complete(_literal(kind, text) if literal is None else literal)
         elif expect is _Expect.VALUE_OR_END and kind == self._closing():
             self._complete(self._open.pop()[0])
         else:
@@ -157,10 +163,10 @@ class _Builder:
             raise _error("key is not a string in object")
 
 
-def _literal(kind: int, text: bytes) -> Any:
+def _literal(kind: int, text: bytes | bytearray) -> Any:
     if kind == Token.STRING:
         try:
-            return unescape(text)
+            return unescape(bytes(text))
         except TextError as error:
             raise _error(str(error)) from None
     if kind == Token.INTEGER:
@@ -168,15 +174,45 @@ def _literal(kind: int, text: bytes) -> Any:
     if kind == Token.FLOAT:
         return float(text)
     try:
-        return {b"true": True, b"false": False, b"null": None}[text]
+        return {b"true": True, b"false": False, b"null": None}[bytes(text)]
     except KeyError:
         raise _error(f"invalid keyword '{text.decode('ascii')}'") from None
+
+
+class _LongString:
+    """A long string token whose text is made in slices."""
+
+    def __init__(self, token: bytes | bytearray) -> None:
+        self.token = token
+        self._pieces = pieces(token)
+        self._parts: list[str] = []
+        self._error: JsonParseError | None = None
+
+    def work(self) -> bool:
+        """Do a slice of work; return whether that was the last."""
+        try:
+            for _ in range(_SLICE):
+                part = next(self._pieces, None)
+                if part is None:
+                    return True
+                self._parts.append(part)
+        except TextError as error:
+            self._error = _error(str(error))
+            return True
+        return False
+
+    def result(self) -> str | JsonParseError:
+        """Return the text, or what is wrong with it."""
+        return self._error or "".join(self._parts)
 
 
 class MessageParser:
     """Turns a stream of bytes into values; what it holds is bounded by the limits above."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sliced: bool = False) -> None:
+        """`sliced` has :meth:`next` return BUSY now and then while it is at work on something long."""
+        self._sliced = sliced
+        self._long: _LongString | None = None
         self._lexer = JsonLexer()
         self._decoder = _standard_decoder()
         self._input = b""
@@ -208,11 +244,21 @@ class MessageParser:
 
         Raises :class:`JsonParseError` in the place of a message that is wrong; the parser goes on after it.
         """
+        if self._long is not None:
+            return self._go_on(self._long)
         if self._lexer.idle and not self._count and self._try_fast:
             value = self._plain()
             if value is not INCOMPLETE:
                 return value
         return self._exact()
+
+    def _go_on(self, long: _LongString) -> Any:
+        """Do a slice of work on a long string; go on behind it once that is done."""
+        if not long.work():
+            return BUSY
+        self._long = None
+        complete = self._add(Token.STRING, long.token, long.result())
+        return self._emit() if complete else self._exact()
 
     def _plain(self) -> Any:
         """Try the standard scanner on an object at the input's position."""
@@ -240,6 +286,9 @@ class MessageParser:
         lexed = self._lexer.next(self._input, self._position)
         while lexed is not None:
             (kind, text), self._position = lexed
+            if self._sliced and kind == Token.STRING and len(text) > LONG:
+                self._long = _LongString(text)
+                return self._go_on(self._long)
             if self._add(kind, text):
                 return self._emit()
             lexed = self._lexer.next(self._input, self._position)
@@ -247,7 +296,7 @@ class MessageParser:
         self._position = 0
         return INCOMPLETE
 
-    def _add(self, kind: int, text: bytes) -> bool:
+    def _add(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None = None) -> bool:
         """Take a token into the message; return whether that completes it.  Raises for errors and limits."""
         if kind in (Token.LEFT_BRACE, Token.RIGHT_BRACE):
             self._braces += 1 if kind == Token.LEFT_BRACE else -1
@@ -255,7 +304,7 @@ class MessageParser:
             self._brackets += 1 if kind == Token.LEFT_BRACKET else -1
         elif kind == Token.ERROR:
             self._clear()
-            raise _error(f"stray '{decode_lossy(text)}'")
+            raise _error(f"stray '{decode_lossy(bytes(text))}'")
         self._size += len(text)
         self._count += 1
         if self._size + 1 > MAX_TOKEN_SIZE:
@@ -264,7 +313,7 @@ class MessageParser:
             raise self._exceeded("token count")
         if self._braces + self._brackets > MAX_NESTING:
             raise self._exceeded("nesting depth")
-        self._builder.add(kind, text)
+        self._builder.add(kind, text, literal)
         return self._braces < 0 or self._brackets < 0 or not (self._braces or self._brackets)
 
     def _exceeded(self, what: str) -> JsonParseError:

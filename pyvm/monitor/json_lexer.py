@@ -15,6 +15,8 @@ import functools
 import re
 from enum import IntEnum
 
+from pyvm.monitor.json_text import LONG
+
 MAX_TOKEN_SIZE = 64 << 20
 """Most bytes of one token, and of all tokens of one message together."""
 
@@ -144,7 +146,7 @@ class JsonLexer:
         """Whether the lexer is between tokens and not skipping."""
         return self._state == _START
 
-    def next(self, data: bytes, position: int) -> tuple[tuple[int, bytes], int] | None:
+    def next(self, data: bytes, position: int) -> tuple[tuple[int, bytes | bytearray], int] | None:
         """Scan `data` from `position`; return a token (kind, text) and where to go on.
 
         None: all of `data` was used and no token ended in it.
@@ -172,9 +174,11 @@ class JsonLexer:
         self._state = state
         return None
 
-    def _token(self, kind: int, text: bytes, state: int) -> tuple[int, bytes]:
+    def _token(self, kind: int, text: bytes | bytearray, state: int) -> tuple[int, bytes | bytearray]:
         if self._text:
-            text = bytes(self._text) + text
+            self._text += text
+            # A long token is handed over as it is: to copy it would hold everybody up.
+            text = self._text if len(self._text) > LONG else bytes(self._text)
             self._text = bytearray()
         self._state = state
         return kind, text

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
+from json import decoder
 from json.encoder import encode_basestring_ascii as _quote_ascii
 
+LONG = 1 << 16
+"""Bytes or characters beyond which exactness that nobody relies on is given up for speed."""
+
 REPLACEMENT = "\ufffd"
+_PAIR, _QUOTE = b"\x01", b"\x02"
+_UNICODE_ESCAPE, _LONGEST_ESCAPE = 6, 12
+"""Bytes of an escape for a character, and of one for a surrogate pair."""
+_HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 _NUL = b"\xc0\x80"
 
 _SHORT_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "/": "/"}
@@ -56,6 +65,8 @@ def decode_lossy(data: bytes) -> str:
     data = data.partition(b"\0")[0]
     if data.isascii():
         return data.decode("ascii")
+    if len(data) > LONG:
+        return _invalid().sub(REPLACEMENT, data.decode("utf-8", "replace"))
     parts = []
     position = 0
     while position < len(data):
@@ -84,6 +95,59 @@ def unescape(token: bytes) -> str:
     escape = token.find(b"\\", 1, end)
     if escape < 0:
         return decode(token[1:end])
+    if len(token) > LONG:
+        return "".join(pieces(token))
+    return _unescape_exactly(token, escape)
+
+
+def pieces(token: bytes | bytearray) -> Iterator[str]:
+    """Return the text of a long string token piece by piece; raise :class:`TextError` where it is invalid."""
+    start, end = 1, len(token) - 1
+    while start < end:
+        cut = _cut(token, start, end)
+        yield _unescape_piece(bytes(token[start:cut]))
+        start = cut
+
+
+def _cut(token: bytes | bytearray, start: int, end: int) -> int:
+    """Return where a piece that begins at `start` may end: between characters and escapes, and not in a pair."""
+    cut = start + LONG
+    if cut >= end:
+        return end
+    slash = token.rfind(b"\\", cut - _LONGEST_ESCAPE, cut)
+    if slash >= 0 and _begins_escape(token, start, slash):
+        before = slash - _UNICODE_ESCAPE
+        paired = _HIGH_SURROGATE.match(token, before) and _begins_escape(token, start, before)
+        return before if paired else slash
+    while token[cut] & 0xC0 == 0x80 and cut > start + LONG - _LONGEST_ESCAPE:
+        cut -= 1
+    return cut
+
+
+def _begins_escape(token: bytes | bytearray, start: int, slash: int) -> bool:
+    """Return whether the backslash begins an escape; `start` is between escapes."""
+    run = token[start : slash + 1]
+    return bool((len(run) - len(run.rstrip(b"\\"))) & 1)
+
+
+def _unescape_piece(piece: bytes) -> str:
+    """Return the text of a piece by the standard scanner, which is fast; what is wrong is told by the exact one."""
+    # No control character is in a string: they can stand for what must not be mistaken.
+    marked = piece.replace(b"\\\\", _PAIR).replace(b'\\"', _QUOTE).replace(b'"', _QUOTE).replace(b"\\'", b"'")
+    plain = marked.replace(_PAIR, b"\\\\").replace(_QUOTE, b'\\"')
+    try:
+        text: str = decoder.scanstring(f'"{decode(plain)}"', 1)[0]  # type: ignore[attr-defined]
+        if not _invalid().search(text):
+            return text
+    except ValueError:
+        pass
+    return _unescape_exactly(b'"' + piece + b'"', 0)
+
+
+def _unescape_exactly(token: bytes, escape: int) -> str:
+    """Do the work of :func:`unescape`, one escape after another; `escape` is the first one's place, 0 where unknown."""
+    end = len(token) - 1
+    escape = escape or token.find(b"\\", 1, end)
     parts: list[str] = []
     position = 1
     while escape >= 0:
@@ -134,6 +198,9 @@ def _rewrite(match: re.Match[str]) -> str:
 
 def quote(text: str) -> str:
     """Return `text` as a JSON string of ASCII characters, quotes included; invalid characters become U+FFFD."""
+    if len(text) > LONG:
+        # The letters in escapes are small here: to make them capitals takes long.
+        return _quote_ascii(text if text.isascii() else _invalid().sub(REPLACEMENT, text))
     quoted = _quote_ascii(text)
     if "\\u" in quoted or "\x7f" in quoted:
         if not text.isascii():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
-from pyvm.monitor.json_text import modified_utf8, quote
+from pyvm.monitor.json_text import LONG, modified_utf8, quote
 
 # Objects on the wire come in the order of QEMU's hash table: by the bucket of each key, the key that came last first
 # where they share one.
@@ -112,6 +112,42 @@ def _other(item: Any) -> str:
 
 
 _writer = _Writer()
+_PIECE = 4096
+"""Characters of a long string that are written at once."""
+
+
+def _mark(number: int) -> str:
+    return f"\ue000 long string {number} \ue000"
+
+
+def encode_pieces(reply: dict[str, Any], pretty: bool = False) -> Iterator[bytes] | None:
+    """Return a reply as :func:`encode` has it, in pieces, where a long string is in it; else None.
+
+    Strings are looked for where clients can have them put: as `id`, as what is returned, and in the text of an error.
+    """
+    texts: list[str] = []
+
+    def marked(value: Any) -> Any:
+        if not isinstance(value, str) or len(value) <= LONG:
+            return value
+        texts.append(value)
+        return _mark(len(texts) - 1)
+
+    short = {name: marked(value) for name, value in reply.items()}
+    if "error" in reply:
+        short["error"] = {name: marked(value) for name, value in reply["error"].items()}
+    return _pieces(encode(short, pretty), texts) if texts else None
+
+
+def _pieces(frame: bytes, texts: list[str]) -> Iterator[bytes]:
+    marks = [quote(_mark(number))[1:-1].encode("ascii") for number in range(len(texts))]
+    for number in sorted(range(len(texts)), key=lambda number: frame.find(marks[number])):
+        before, _, frame = frame.partition(marks[number])
+        yield before
+        text = texts[number]
+        for start in range(0, len(text), _PIECE):
+            yield quote(text[start : start + _PIECE])[1:-1].encode("ascii")
+    yield frame
 
 
 def encode(value: Any, pretty: bool = False) -> bytes:

@@ -11,17 +11,19 @@ input is not read while that is long, and events are dropped once it is very lon
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
 from pyvm.chardev.base import Chardev, ChardevEvent
 from pyvm.monitor.commands.control import version_info
+from pyvm.monitor.descriptors import NamedFds, first_fd
 from pyvm.monitor.dispatcher import Dispatcher, Reply
 from pyvm.monitor.errors import COMMAND_NOT_FOUND, QmpError
 from pyvm.monitor.events import EventBus, EventMessage
-from pyvm.monitor.json import INCOMPLETE, MessageParser
-from pyvm.monitor.json_writer import encode
+from pyvm.monitor.json import BUSY, INCOMPLETE, MessageParser
+from pyvm.monitor.json_writer import encode, encode_pieces
 from pyvm.monitor.machine import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ QUEUED_REQUESTS = 8
 """Most requests that wait in a session with out-of-band execution; without it, one does."""
 OUTPUT_LIMIT = 256 << 10
 """Bytes of unread output beyond which a client's input is not read any more."""
+REFILLS = 8
+"""Most pieces of a long message that are made in one turn."""
 EVENT_LIMIT = 4 << 20
 """Bytes of unread output beyond which a client's events are dropped."""
 
@@ -57,24 +61,54 @@ class _Output:
     def __init__(self, chardev: Chardev) -> None:
         self._chardev = chardev
         self._pending = bytearray()
+        self._later: deque[bytes | Iterator[bytes]] = deque()
+        """What follows: the rest of a long message is made when the client takes it."""
 
     def __len__(self) -> int:
-        return len(self._pending)
+        rest = len(self._later) * OUTPUT_LIMIT if self._later and not isinstance(self._later[0], bytes) else 0
+        return len(self._pending) + sum(len(entry) for entry in self._later if isinstance(entry, bytes)) + rest
 
     def send(self, data: bytes) -> None:
         """Write `data`, behind what waits."""
+        if self._later:
+            self._later.append(data)
+            return
         taken = 0 if self._pending else self._chardev.write(data)
         if taken < len(data):
             self._pending += data[taken:]
 
-    def flush(self) -> None:
-        """Write what waits, as far as the back end takes it."""
-        while self._pending and (taken := self._chardev.write(bytes(self._pending[:OUTPUT_LIMIT]))):
-            del self._pending[:taken]
+    def send_later(self, pieces: Iterator[bytes]) -> None:
+        """Write a long message behind what waits, in the course of the next calls of :meth:`flush`."""
+        self._later.append(pieces)
+
+    def flush(self) -> bool:
+        """Write what waits, as far as the back end takes it; return whether to go on when others had their turn."""
+        for _ in range(REFILLS):
+            while self._pending:
+                taken = self._chardev.write(bytes(self._pending[:OUTPUT_LIMIT]))
+                if not taken:
+                    return False
+                del self._pending[:taken]
+            if not self._refill():
+                return False
+        return True
+
+    def _refill(self) -> bool:
+        """Take up what follows; return whether there was anything."""
+        while self._later:
+            entry = self._later[0]
+            piece = entry if isinstance(entry, bytes) else next(entry, None)
+            if piece is None or isinstance(entry, bytes):
+                self._later.popleft()
+            if piece:
+                self._pending += piece
+                return True
+        return False
 
     def clear(self) -> None:
         """Drop what waits: the client is gone."""
         self._pending.clear()
+        self._later.clear()
 
 
 class QmpSession:
@@ -86,7 +120,7 @@ class QmpSession:
         self._monitor = monitor
         self._dispatcher = dispatcher
         self._output = output
-        self._parser = MessageParser()
+        self._parser = MessageParser(sliced=True)
         self._requests = 0
         """Requests that wait or are being executed."""
         self._yielded = False
@@ -128,27 +162,41 @@ class QmpSession:
         self.capabilities = wanted
         self.state = SessionState.COMMAND
 
+    @property
+    def named_fds(self) -> NamedFds:
+        """The descriptors that clients of this monitor gave names to."""
+        return self._monitor.named_fds
+
+    def take_fd(self) -> int | None:
+        """Return the descriptor that the client passed last, which the caller closes; None where there is none."""
+        return self._monitor.take_fd()
+
     def receive(self, data: bytes) -> None:
         """Take input."""
+        begun = self._dispatcher.pace.begin()
         self._parser.feed(data)
-        self.proceed()
+        self._proceed_from(begun)
         if len(data) >= CHUNK:
             self._yield()
 
     def proceed(self) -> None:
         """Look at the input until it is used up, the session is suspended, or its turn is over."""
+        self._proceed_from(self._dispatcher.pace.begin())
+
+    def _proceed_from(self, begun: float) -> None:
         if self._proceeding:
             return
         self._proceeding = True
         try:
-            self._proceed()
+            self._proceed(begun)
         finally:
             self._proceeding = False
+            self._dispatcher.pace.charge(begun)
 
-    def _proceed(self) -> None:
+    def _proceed(self, begun: float) -> None:
         turn = TURN
         while self.state is not SessionState.CLOSED and not self.suspended:
-            if not turn:
+            if not turn or (turn < TURN and self._dispatcher.pace.over(begun)):
                 self._yield()
                 return
             turn -= 1
@@ -157,6 +205,9 @@ class QmpSession:
             except QmpError as error:
                 request = error
             if request is INCOMPLETE:
+                return
+            if request is BUSY:
+                self._yield()
                 return
             self._requests += 1
             if type(request) is dict and "exec-oob" in request and "execute" not in request:
@@ -171,6 +222,9 @@ class QmpSession:
             self._monitor.scheduler.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
+        if pause := self._dispatcher.pace.pause():
+            self._monitor.scheduler.call_later(pause, self._next_turn)
+            return
         self._yielded = False
         self._monitor.resume()
 
@@ -194,7 +248,12 @@ class QmpSession:
             _log.warning("a QMP client does not read; its events are dropped")
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._output.send(encode(message, self._monitor.pretty))
+        pieces = encode_pieces(message, self._monitor.pretty)
+        if pieces is None:
+            self._output.send(encode(message, self._monitor.pretty))
+        else:
+            self._output.send_later(pieces)
+            self._monitor.write_soon()
 
     def close(self) -> None:
         """End the conversation: the client is gone."""
@@ -223,9 +282,11 @@ class QmpMonitor:
         self.pretty = pretty
         self.offer_oob = offer_oob
         self.session: QmpSession | None = None
+        self.named_fds = NamedFds()
         self._chardev = chardev
         self._dispatcher = dispatcher
         self._output = _Output(chardev)
+        self._writing = False
         self._unsubscribe: Callable[[], None] = events.subscribe(self._event)
         chardev.attach(self)
 
@@ -234,6 +295,11 @@ class QmpMonitor:
         self._unsubscribe()
         self._end_session()
         self._chardev.detach()
+        self.named_fds.close()
+
+    def take_fd(self) -> int | None:
+        """Return the first of the descriptors that came with the last message that had any, and close the others."""
+        return first_fd(self._chardev)
 
     def can_receive(self) -> int:
         """Return how many bytes :meth:`receive` can take now."""
@@ -249,13 +315,37 @@ class QmpMonitor:
         if event is ChardevEvent.OPENED:
             self._end_session()
             self.session = QmpSession(self, self._dispatcher, self._output)
+            self._dispatcher.attach(self.session)
             self.session.greet()
         elif event is ChardevEvent.CLOSED:
             self._end_session()
 
     def writable(self) -> None:
         """The client reads again."""
-        self._output.flush()
+        self._write_more()
+        self.resume()
+
+    def _write_more(self) -> None:
+        """Write what waits; a long message in turns."""
+        self._writing = False
+        pace = self._dispatcher.pace
+        begun = pace.begin()
+        more = self._output.flush()
+        pace.charge(begun)
+        if more:
+            self.write_soon()
+
+    def write_soon(self) -> None:
+        """Go on with a long message when others have had their turn."""
+        if not self._writing:
+            self._writing = True
+            self.scheduler.call_soon(self._write_or_wait)
+
+    def _write_or_wait(self) -> None:
+        if pause := self._dispatcher.pace.pause():
+            self.scheduler.call_later(pause, self._write_or_wait)
+            return
+        self._write_more()
         self.resume()
 
     def resume(self) -> None:

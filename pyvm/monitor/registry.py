@@ -9,14 +9,17 @@ None.  It returns what the schema says, with names as on the wire, or None for n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pyvm.monitor.descriptors import NamedFds
     from pyvm.monitor.machine import MachineControl
     from pyvm.monitor.schema.model import Schema
 
 Handler = Callable[..., Any]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+"""Runs a coroutine in the main loop, e.g. ``asyncio.AbstractEventLoop.create_task``."""
 
 
 class Session(Protocol):
@@ -25,16 +28,25 @@ class Session(Protocol):
     def enable_capabilities(self, names: Iterable[str]) -> None:
         """Leave capabilities negotiation with these capabilities; raises QmpError where one is not offered."""
 
+    @property
+    def named_fds(self) -> NamedFds:
+        """The descriptors that clients of this monitor gave names to."""
+
+    def take_fd(self) -> int | None:
+        """Return the descriptor that the client passed last, which the caller closes; None where there is none."""
+
 
 class Context:
     """What a handler may use."""
 
-    __slots__ = ("machine", "schema", "session")
+    __slots__ = ("machine", "schema", "session", "spawn")
 
-    def __init__(self, machine: MachineControl, schema: Schema, session: Session) -> None:
+    def __init__(self, machine: MachineControl, schema: Schema, session: Session, spawn: Spawn) -> None:
         self.machine = machine
         self.schema = schema
         self.session = session
+        self.spawn = spawn
+        """Runs a coroutine whose end the client does not wait for."""
 
 
 class CommandTable:

@@ -131,9 +131,10 @@ class TestGuest:
             '$(basename "$(readlink $d/driver)")"; done'
         )
         devices = [line.split(" ") for line in vm.run(script).text.splitlines()]
-        assert [device[:3] for device in devices[:3]] == [
+        assert [device[:3] for device in devices[:4]] == [
             ["0000:00:00.0", "0x8086:0x1237", "0x060000"],
             ["0000:00:01.0", "0x8086:0x7000", "0x060100"],
+            ["0000:00:01.1", "0x8086:0x7010", "0x010180"],
             ["0000:00:01.3", "0x8086:0x7113", "0x068000"],
         ]
         virtio = [device for device in devices if device[1].startswith("0x1af4")]

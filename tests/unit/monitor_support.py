@@ -9,6 +9,7 @@ from typing import Any
 from pyvm.chardev.base import Buffer, Chardev, ChardevEvent
 from pyvm.chardev.registry import ChardevInfo
 from pyvm.devices.display.vga import Vga
+from pyvm.machine.storage import Storage
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.errors import unsupported
 from pyvm.monitor.events import EventBus
@@ -91,6 +92,7 @@ class FakeMachine:
         self.devices: list[ChardevInfo] = []
         self.screens: list[Vga] = []
         self.identifiers: dict[str, object] = {}
+        self.storage: Storage | None = None
 
     @property
     def run_state(self) -> RunState:

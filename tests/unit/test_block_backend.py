@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from pyvm.block.accounting import BlockStats, Operation
 from pyvm.block.backend import BackendEvents, BlockBackend
 from pyvm.block.context import IoContext
+from pyvm.block.drivers.file import FileNode
+from pyvm.block.drivers.raw import RawNode
 from pyvm.block.drivers.throttle import ThrottleNode
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Node
+from pyvm.block.node import Node, disk_access
 from pyvm.block.throttling import Limits, ThrottleGroup, ThrottleMember
 from pyvm.block.vectors import Buffers
 from pyvm.clock import ManualClock
@@ -507,3 +510,63 @@ def test_counters() -> None:
     assert interval["min_wr_latency_ns"] == 0
     assert report["idle_time_ns"] >= 0
     assert "idle_time_ns" not in BlockStats().report()
+
+
+class TestReadsAtHand:
+    """What is in the host's page cache is read when it is asked for; everything else by the worker."""
+
+    @staticmethod
+    def make(tmp_path: Path) -> tuple[BlockBackend, IoContext, threading.RLock]:
+        lock = threading.RLock()
+        path = tmp_path / "disk"
+        path.write_bytes(bytes(range(256)) * 256)
+        context = IoContext(lock)
+        backend = BlockBackend(RawNode(FileNode(str(path), access=disk_access(False))), context)
+        backend.preadv(0, [memoryview(bytearray(65536))])
+        return backend, context, lock
+
+    def test_done_before_the_call_returns(self, tmp_path: Path) -> None:
+        backend, context, lock = self.make(tmp_path)
+        data = bytearray(512)
+        done: list[int] = []
+        with lock:
+            backend.read(256, [memoryview(data)], done.append)
+            assert done == [0]
+            assert context.thread is None
+            assert data == bytes(range(256)) * 2
+            report = backend.stats.report()
+            assert (report["rd_operations"], report["rd_bytes"]) == (1, 512)
+            backend.close()
+            context.close()
+
+    def test_not_before_writes_that_came_first(self, tmp_path: Path) -> None:
+        backend, context, lock = self.make(tmp_path)
+        data = bytearray(512)
+        done: list[str] = []
+        with lock:
+            backend.write(0, [memoryview(b"n" * 512)], lambda error: done.append("write"))
+            backend.read(0, [memoryview(data)], lambda error: done.append("read"))
+            assert done == []
+            backend.drain()
+            assert done == ["write", "read"]
+            assert data == b"n" * 512
+            backend.close()
+            context.close()
+
+    def test_a_long_row_is_no_recursion(self, tmp_path: Path) -> None:
+        backend, context, lock = self.make(tmp_path)
+        data = bytearray(512)
+        left = 3000
+
+        def again(error: int) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                backend.read(0, [memoryview(data)], again)
+
+        with lock:
+            backend.read(0, [memoryview(data)], again)
+            backend.drain()
+            assert left == 0
+            backend.close()
+            context.close()

@@ -341,7 +341,7 @@ def test_the_size_changes(image: Path) -> None:
         node.truncate(node.size + 65536, preallocation=mode)  # type: ignore[arg-type]
         assert (node.allocated_bytes() or 0) >= 65536
     for size, mode, message in (
-        (2 << 20, "metadata", r"^Unsupported preallocation mode 'metadata'$"),
+        (2 << 20, "metadata", r"^Unsupported preallocation mode: metadata$"),
         (512, "falloc", r"^Preallocation can't be used for shrinking files$"),
     ):
         with pytest.raises(BlockError, match=message):

@@ -79,7 +79,7 @@ def test_nodes_live_as_long_as_somebody_holds_them(monitor: Monitor, image: Path
     before = len(os.listdir("/proc/self/fd"))
     monitor.add("file", "f", filename=str(image))
     monitor.add("raw", "r", file="f")
-    with pytest.raises(BlockError, match=r"^Node f is in use$"):
+    with pytest.raises(BlockError, match=r"^Block device f is in use$"):
         monitor.graph.delete("f")
     with pytest.raises(BlockError, match=r"^Failed to find node with node-name='x'$"):
         monitor.graph.delete("x")

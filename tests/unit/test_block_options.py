@@ -40,7 +40,7 @@ def shape(node: Node) -> Any:
         ({}, "Parameter 'driver' is missing"),
         ({"driver": 7}, "Invalid parameter type for 'driver', expected: string"),
         ({"driver": "foo"}, "Parameter 'driver' does not accept value 'foo'"),
-        ({"driver": "nbd"}, "Driver 'nbd' is not supported by pyvm yet"),
+        ({"driver": "iscsi"}, "Driver 'iscsi' is not supported by pyvm yet"),
         ({"driver": "vmdk"}, "Driver 'vmdk' is not supported by pyvm yet"),
         ({"driver": "file"}, "Parameter 'filename' is missing"),
         ({"driver": "raw"}, "Parameter 'file' is missing"),
@@ -110,8 +110,7 @@ def test_file_names() -> None:
     for name, message in (
         ("foo:x", "Unknown protocol 'foo'"),
         ("null-co://x", "The only allowed filename for this driver is 'null-co://'"),
-        ("nbd://host/x", "Protocol 'nbd' is not supported by pyvm yet: 'nbd://host/x'"),
-        ("https://host/x", "Protocol 'https' is not supported by pyvm yet: 'https://host/x'"),
+        ("iscsi://host/x", "Protocol 'iscsi' is not supported by pyvm yet: 'iscsi://host/x'"),
         ("fat:/tmp", "Protocol 'vvfat' is not supported by pyvm yet: 'fat:/tmp'"),
     ):
         with pytest.raises(BlockError) as error:

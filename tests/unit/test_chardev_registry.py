@@ -55,16 +55,16 @@ def test_every_back_end_can_be_made(devices: ChardevSet, tmp_path: Path) -> None
     assert all(label == kind for label, kind in found.items())
 
 
-def test_query_in_order_with_open_states(devices: ChardevSet) -> None:
+def test_query_in_the_order_of_qemu_with_open_states(devices: ChardevSet) -> None:
     add(devices, "ringbuf,id=b")
     add(devices, "null,id=a,mux=on")
     found = devices.find("b")
     assert isinstance(found, RingbufChardev)
     Recorder().attach(found.port())
     assert devices.query() == [
-        ChardevInfo("b", "ringbuf", True),
-        ChardevInfo("a-base", "null", True),
         ChardevInfo("a", "mux", False),
+        ChardevInfo("a-base", "null", False),
+        ChardevInfo("b", "ringbuf", True),
     ]
     assert [device.label for device in devices] == ["b", "a-base", "a"]
 

@@ -164,7 +164,16 @@ def test_memory_slots() -> None:
         ),
         ("-device a,id=x -device b,id=x", "-device b,id=x: Duplicate ID 'x' for device"),
         ("-object foo,id=a", "-object foo,id=a: Parameter 'qom-type' does not accept value 'foo'"),
-        ("-object rng-egd,id=a", "-object rng-egd,id=a: object type 'rng-egd' is not supported by pyvm yet"),
+        ("-object rng-egd,id=a", "-object rng-egd,id=a: Parameter 'chardev' is missing"),
+        ("-object pef-guest,id=a", "-object pef-guest,id=a: invalid object type: pef-guest"),
+        (
+            "-object iothread,id=a,poll-grow=x",
+            "-object iothread,id=a,poll-grow=x: Parameter 'poll-grow' expects an int64 value",
+        ),
+        (
+            "-object memory-backend-ram,id=a,size=x",
+            "-object memory-backend-ram,id=a,size=x: Parameter 'size' expects a size value",
+        ),
         ("-object rng-random", "-object rng-random: Parameter 'id' is missing"),
         ("-object rng-random,id=a,foo=1", "-object rng-random,id=a,foo=1: Invalid parameter 'foo'"),
         ("-object memory-backend-ram,id=m", "-object memory-backend-ram,id=m: Parameter 'size' is missing"),
@@ -183,7 +192,10 @@ def test_memory_slots() -> None:
         ("-drive file=/x,if=virtio,format=foo", "-drive file=/x,if=virtio,format=foo: Unknown driver 'foo'"),
         (
             "-drive file=/x,if=virtio,format=vmdk",
-            "-drive file=/x,if=virtio,format=vmdk: format 'vmdk' is not supported by pyvm yet (only raw and qcow2)",
+            (
+                "-drive file=/x,if=virtio,format=vmdk: format 'vmdk' is not supported by pyvm yet"
+                " (only raw, qcow2 and luks)"
+            ),
         ),
         ("-drive file=/x,if=none,cache=x", "-drive file=/x,if=none,cache=x: invalid cache option"),
         ("-global foo=1", "-global foo=1: Invalid parameter 'foo'"),

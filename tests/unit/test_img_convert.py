@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar
 
 import pytest
@@ -25,7 +27,7 @@ from pyvm.tools.img.console import Progress
 from pyvm.tools.img.copying import Copier, Settings
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.runs import Content, Disks, Layout, Run, aligned
-from pyvm.tools.img.workers import Workers
+from pyvm.tools.img.workers import Relay
 
 MIB = 1 << 20
 
@@ -298,28 +300,113 @@ def test_salvage_copies_what_can_be_read(capsys: pytest.CaptureFixture[str]) -> 
     assert not capsys.readouterr().err
 
 
-def test_what_a_thread_raises_reaches_who_waits() -> None:
-    ended: list[int] = []
-    workers: Workers[int, int] = Workers(2, lambda: 5, ended.append)
-    tickets = [workers.submit(lambda context, n=n: context // n) for n in (1, 0, 5)]  # type: ignore[misc]
-    assert tickets[0].wait() == 5
-    with pytest.raises(ZeroDivisionError):
-        tickets[1].wait()
-    assert tickets[2].wait() == 1
-    workers.close()
-    assert ended == [5, 5]
+class Job:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.context: object = None
 
 
-def test_a_thread_that_cannot_begin_says_so_for_each_job() -> None:
-    def begin() -> int:
+def relay(
+    count: int,
+    *,
+    ahead: int = 8,
+    begin: Callable[[], str] = lambda: "more",
+    end: Callable[[str], None] = lambda context: None,
+    prepare: Callable[[Job], None] = lambda job: None,
+    finish: Callable[[Job], None] = lambda job: None,
+) -> Relay[str, Job]:
+    def set_context(context: str, job: Job) -> None:
+        job.context = context
+        prepare(job)
+
+    return Relay(count, ahead, context="own", begin=begin, end=end, prepare=set_context, finish=finish)
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(1, 1), (2, 1), (2, 8), (5, 3)])
+def test_jobs_are_finished_in_order_and_one_at_a_time(count: int, ahead: int) -> None:
+    finished: list[int] = []
+    prepared: set[int] = set()
+    most = 0
+    inside = Lock()
+    chance = random.Random(count)
+
+    def prepare(job: Job) -> None:
+        nonlocal most
+        prepared.add(job.number)
+        most = max(most, job.number - len(finished))
+        # Let others come first now and then.
+        if chance.random() < 0.2:
+            time.sleep(0.0002)
+
+    def finish(job: Job) -> None:
+        assert inside.acquire(blocking=False)
+        assert job.number in prepared
+        finished.append(job.number)
+        inside.release()
+
+    relay(count, ahead=ahead, prepare=prepare, finish=finish).run(Job(number) for number in range(500))
+    assert finished == list(range(500))
+    assert most < 2 * max(count, ahead) + count
+
+
+def test_one_job_needs_no_thread() -> None:
+    begun: list[str] = []
+    jobs = [Job(0)]
+    relay(8, begin=lambda: begun.append("begun") or "more").run(iter(jobs))
+    assert not begun
+    assert jobs[0].context == "own"
+
+
+def test_threads_give_up_what_they_began_with() -> None:
+    begun: list[str] = []
+    ended: list[str] = []
+    relay(3, begin=lambda: begun.append("more") or "more", end=ended.append).run(Job(number) for number in range(50))
+    assert ended == begun
+    assert len(begun) <= 2
+
+
+def test_what_the_first_half_raises_comes_when_it_is_its_turn() -> None:
+    finished: list[int] = []
+
+    def prepare(job: Job) -> None:
+        if job.number >= 20:
+            raise ZeroDivisionError(job.number)
+
+    with pytest.raises(ZeroDivisionError, match=r"^20$"):
+        relay(3, prepare=prepare, finish=lambda job: finished.append(job.number)).run(map(Job, itertools.count()))
+    assert finished == list(range(20))
+
+
+def test_nothing_is_done_after_an_error_of_the_second_half() -> None:
+    finished: list[int] = []
+
+    def finish(job: Job) -> None:
+        finished.append(job.number)
+        if job.number == 7:
+            raise ImgError("no")
+
+    with pytest.raises(ImgError, match=r"^no$"):
+        relay(2, finish=finish).run(map(Job, itertools.count()))
+    assert finished == list(range(8))
+
+
+def test_a_thread_that_cannot_begin_ends_it() -> None:
+    def begin() -> str:
         raise ImgError("no")
 
-    workers: Workers[int, int] = Workers(1, begin, lambda _: None)
-    for _ in range(2):
-        ticket = workers.submit(lambda context: context)
-        with pytest.raises(ImgError, match=r"^no$"):
-            ticket.wait()
-    workers.close()
+    with pytest.raises(ImgError, match=r"^no$"):
+        relay(2, begin=begin).run(map(Job, itertools.count()))
+
+
+def test_jobs_that_cannot_be_found_out_end_it() -> None:
+    def jobs() -> Iterator[Job]:
+        yield Job(0)
+        raise ImgError("no")
+
+    finished: list[int] = []
+    with pytest.raises(ImgError, match=r"^no$"):
+        relay(1, finish=lambda job: finished.append(job.number)).run(jobs())
+    assert finished == [0]
 
 
 @given(

@@ -177,9 +177,9 @@ def test_a_debug_console_writes_to_its_back_end() -> None:
         (["virtio-blk-pci"], "-device virtio-blk-pci: drive property not set"),
         (
             ["virtio-blk-pci,drive=x"],
-            "-device virtio-blk-pci,drive=x: Property 'virtio-blk-pci.drive' can't find value 'x'",
+            "-device virtio-blk-pci,drive=x: Property 'virtio-blk-device.drive' can't find value 'x'",
         ),
-        (["virtio-rng-pci,rng=r"], "-device virtio-rng-pci,rng=r: Property 'virtio-rng-pci.rng' can't find value 'r'"),
+        (["virtio-rng-pci,rng=r"], "-device virtio-rng-pci,rng=r: Device 'r' not found"),
         (
             ["virtio-rng-pci,addr=1"],
             "-device virtio-rng-pci,addr=1: PCI: slot 1 function 0 not available for virtio-rng-pci, in use by PIIX3",
@@ -216,7 +216,8 @@ def test_a_drive_serves_one_device(image: str) -> None:
     drive = ["-drive", f"file={image},if=none,id=d,format=raw"]
     message = refusal(*drive, *devices("virtio-blk-pci,drive=d", "virtio-blk-pci,drive=d"))
     assert (
-        message == "-device virtio-blk-pci,drive=d: Property 'virtio-blk-pci.drive' can't take value 'd', it's in use"
+        message
+        == "-device virtio-blk-pci,drive=d: Property 'virtio-blk-device.drive' can't take value 'd', it's in use"
     )
 
 
@@ -233,4 +234,5 @@ def test_images_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_a_random_source_that_cannot_be_opened() -> None:
     options = ["-object", "rng-random,id=r,filename=/nonexistent", *devices("virtio-rng-pci,rng=r")]
-    assert refusal(*options) == "-device virtio-rng-pci,rng=r: Could not open '/nonexistent': No such file or directory"
+    message = "Could not open '/nonexistent': No such file or directory"
+    assert refusal(*options) == f"-object rng-random,id=r,filename=/nonexistent: {message}"

@@ -271,8 +271,8 @@ def test_a_full_host_disk_stops_the_machine_and_loses_nothing(
             "-drive file=IMAGE,format=raw,if=none,foo=1: Block format 'raw' does not support the option 'foo'",
         ),
         (
-            ["-drive", "file=nbd:h:1,if=none"],
-            "-drive file=nbd:h:1,if=none: Protocol 'nbd' is not supported by pyvm yet",
+            ["-drive", "file=iscsi:h:1,if=none"],
+            "-drive file=iscsi:h:1,if=none: Protocol 'iscsi' is not supported by pyvm yet",
         ),
     ],
 )

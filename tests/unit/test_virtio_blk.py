@@ -596,7 +596,7 @@ def test_raw_file_errors_are_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(RawFileError, match=r"^Could not open '.*/none': No such file or directory$"):
         RawFile(str(tmp_path / "none"))
-    with pytest.raises(RawFileError, match=r"^'file' driver requires '.*' to be a regular file$"):
+    with pytest.raises(RawFileError, match=r"^Could not open '.*': Is a directory$"):
         RawFile(str(tmp_path))
     with pytest.raises(RawFileError, match="to be a regular file"):
         RawFile(str(tmp_path), read_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pyvm.block.drivers.host import (
@@ -17,7 +19,16 @@ from pyvm.block.drivers.host import (
 )
 from pyvm.block.errors import BlockError
 from pyvm.block.locking import ImageLocks
-from pyvm.block.node import ALL_PERMISSIONS, Access, DetectZeroes, Extent, Node, Preallocation, disk_access
+from pyvm.block.node import (
+    ALL_PERMISSIONS,
+    Access,
+    DetectZeroes,
+    Extent,
+    Node,
+    NodeOptions,
+    Preallocation,
+    disk_access,
+)
 from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, total
 
 if TYPE_CHECKING:
@@ -72,8 +83,11 @@ class FileNode(Node):
         self.detect_zeroes = detect_zeroes
         self.aio: Aio = aio
         self._written = False
+        self._can_hurry = True
+        """Whether this file system can tell that a read would have to wait."""
         self._can_discard = True
         self._can_zero = {FALLOC_FL_PUNCH_HOLE: True, FALLOC_FL_ZERO_RANGE: True}
+        self._discards = self._discards_failed = self._discarded = 0
         self._lost = 0
         """The error of a flush that failed: the host may have dropped what it could not write."""
         if force_share and not read_only:
@@ -103,8 +117,6 @@ class FileNode(Node):
                     raise
                 self.read_only = True
                 return os.open(path, flags | os.O_RDONLY)
-        except IsADirectoryError:
-            raise BlockError(f"'{self.driver}' driver requires '{path}' to be {self._KIND}") from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             if self.direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
@@ -140,6 +152,40 @@ class FileNode(Node):
         """Return the first `count` bytes, or fewer where the file is shorter.  Raises OSError."""
         return super().head(count) if self._bounce is not None else os.pread(self._fd, count, 0)
 
+    def reopen(self, graph: BlockGraph, new: NodeOptions) -> Callable[[], None]:
+        """Be as `new` says; raises BlockError where the file cannot be opened like that."""
+        before = self.read_only, self.direct
+        restore = super().reopen(graph, new)
+        if (self.read_only, self.direct) == before:
+            return restore
+        try:
+            self._open_again()
+        except BaseException:
+            restore()
+            raise
+
+        def back() -> None:
+            restore()
+            with suppress(BlockError):  # it could be opened like this before
+                self._open_again()
+
+        return back
+
+    def _open_again(self) -> None:
+        """Use another descriptor of the file, opened as the node is now."""
+        descriptor = self._open(self.path)
+        try:
+            bounce = Bounce(find_alignment(descriptor)) if self.direct else None
+            locks = None
+            if self._locks is not None:
+                locks = ImageLocks(descriptor, self.path)
+                locks.take_over(self._locks)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(self._fd)
+        self._fd, self._locks, self._bounce = descriptor, locks, bounce
+
     def close(self) -> None:
         """Give the file and its locks back; nothing is flushed."""
         if self._fd >= 0:
@@ -159,6 +205,16 @@ class FileNode(Node):
                     count = total(rest)
                 offset += count
                 rest = behind(rest, count)
+
+    def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
+        """Fill all buffers from the host's page cache; return False where not all of that is in there."""
+        if not self._can_hurry or self._bounce is not None or len(buffers) > _IOV_LIMIT:
+            return False
+        try:
+            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == total(buffers)
+        except OSError as error:
+            self._can_hurry = error.errno not in _UNSUPPORTED
+            return False
 
     def _read_some(self, offset: int, buffers: Buffers) -> int:
         bounce = self._bounce
@@ -181,6 +237,7 @@ class FileNode(Node):
 
     def _write(self, offset: int, buffers: Buffers) -> None:
         self._written = True
+        self.note_write(offset + total(buffers))
         for start in range(0, len(buffers), _IOV_LIMIT):
             rest = buffers[start : start + _IOV_LIMIT]
             while rest:
@@ -199,6 +256,15 @@ class FileNode(Node):
                 if error.errno != errno.EINVAL:
                     raise
         return bounce.write(self._fd, offset, buffers)
+
+    def copy_range(self, source: FileNode, start: int, offset: int, length: int) -> int:
+        """Let the host copy bytes from `start` on in another file to `offset` in this one, which may share blocks.
+
+        Return how many of `length` that were; 0 behind the end of `source`.  Raises OSError where it cannot.
+        """
+        self._written = True
+        self.note_write(offset + length)
+        return os.copy_file_range(source._fd, self._fd, length, start, offset)
 
     def flush(self) -> None:
         """Return when everything written is on stable storage.  Raises OSError, and from then on each time."""
@@ -225,6 +291,18 @@ class FileNode(Node):
         except OSError as error:
             # A discard is a hint.
             self._can_discard = error.errno not in _UNSUPPORTED
+            self._discards_failed += 1
+        else:
+            self._discards += 1
+            self._discarded += length
+
+    def driver_stats(self) -> dict[str, int]:
+        """Return how many discards there were, and of how many bytes."""
+        return {
+            "discard-nb-ok": self._discards,
+            "discard-nb-failed": self._discards_failed,
+            "discard-bytes-ok": self._discarded,
+        }
 
     def _punch(self, offset: int, length: int) -> None:
         self._written = True
@@ -253,6 +331,7 @@ class FileNode(Node):
             offset += count
 
     def _try_zero(self, mode: int, offset: int, length: int) -> bool:
+        self.note_write(offset + length)
         try:
             if mode == FALLOC_FL_ZERO_RANGE:
                 self._zero_range(offset, length)
@@ -294,7 +373,7 @@ class FileNode(Node):
         """Make the file `size` bytes long.  Raises OSError, or BlockError for what cannot be."""
         present = self.length()
         if preallocation not in ("off", "falloc", "full"):
-            raise BlockError(f"Unsupported preallocation mode '{preallocation}'")
+            raise BlockError(f"Unsupported preallocation mode: {preallocation}")
         if size < present and preallocation != "off":
             raise BlockError("Preallocation can't be used for shrinking files")
         try:
@@ -322,6 +401,11 @@ class FileNode(Node):
     def allocated_bytes(self) -> int | None:
         """Return how much room it takes on the host."""
         return os.fstat(self._fd).st_blocks * SECTOR
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read it at the same time: not through one bounce buffer."""
+        return self._bounce is None
 
     @property
     def has_zero_init(self) -> bool:

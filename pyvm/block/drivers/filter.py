@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyvm.block.node import Child, Extent, Node, Preallocation, Role
-from pyvm.block.vectors import Buffers
+from pyvm.block.vectors import Buffers, total
 
 
 class FilterNode(Node):
@@ -43,10 +43,12 @@ class FilterNode(Node):
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""
+        self.note_write(offset + total(buffers))
         self._below.writev(offset, buffers)
 
     def write_compressed(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write one cluster, compressed."""
+        self.note_write(offset + len(data))
         self._below.write_compressed(offset, data)
 
     def flush(self) -> None:
@@ -59,6 +61,7 @@ class FilterNode(Node):
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros."""
+        self.note_write(offset + length)
         self._below.write_zeroes(offset, length, unmap)
 
     def block_status(self, offset: int, length: int) -> Extent:
@@ -84,6 +87,7 @@ class ReadOnlyView(FilterNode):
     """A node as one sees it that must not write to it, although others may."""
 
     driver: ClassVar[str] = "read-only-view"
+    hidden: ClassVar[bool] = True
 
     def __init__(self, file: Node, *, name: str = "") -> None:
         super().__init__(file, name=name, read_only=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
 from typing import Any
 
@@ -24,6 +22,8 @@ _libc: Any = None
 def _load_libc() -> Any:
     global _libc
     if _libc is None:
+        import ctypes
+
         _libc = ctypes.CDLL(None, use_errno=True)
         _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return _libc
@@ -31,6 +31,8 @@ def _load_libc() -> Any:
 
 def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """Change the allocation of a range of a file.  Raises OSError."""
+    import ctypes
+
     libc = _libc or _load_libc()
     while libc.fallocate(descriptor, mode, offset, length):
         error = ctypes.get_errno()
@@ -40,6 +42,8 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 
 def find_alignment(descriptor: int) -> int:
     """Return what offsets, lengths and addresses must be multiples of for direct I/O on an open file."""
+    import mmap
+
     with mmap.mmap(-1, _MAX_ALIGNMENT) as page, memoryview(page) as view:
         for alignment in _ALIGNMENTS:
             try:
@@ -57,6 +61,8 @@ class Bounce:
     """Direct I/O for requests that are not aligned: through an aligned buffer, with what is around them."""
 
     def __init__(self, alignment: int) -> None:
+        import mmap
+
         self.alignment = alignment
         self._memory = mmap.mmap(-1, _BOUNCE_SIZE)
         self._view = memoryview(self._memory)

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.errors import BlockError
-from pyvm.block.node import DetectZeroes, Extent, Node, Preallocation
+from pyvm.block.node import DetectZeroes, Extent, Node
 from pyvm.block.vectors import Buffers, fill_zero, total
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class NullNode(Node):
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Forget the data.  What is written behind the end by an image format is forgotten as well."""
+        self.note_write(offset + total(buffers))
         self._wait()
 
     def flush(self) -> None:
@@ -74,16 +75,13 @@ class NullNode(Node):
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Forget it."""
+        self.note_write(offset + length)
         self._wait()
 
     def block_status(self, offset: int, length: int) -> Extent:
         """Return zeros where reads have them, and otherwise unknown data."""
         length = min(length, self._size - offset)
         return Extent(length, not self._read_zeroes, self._read_zeroes, True, offset, self)
-
-    def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
-        """Have another size."""
-        self._size = size
 
     def allocated_bytes(self) -> int | None:
         """Return 0."""

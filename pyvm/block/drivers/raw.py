@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Child, DetectZeroes, Extent, Node, Preallocation, Role
+from pyvm.block.node import Child, DetectZeroes, Extent, Node, NodeOptions, Preallocation, Role
 from pyvm.block.probe import PROBE_SIZE, probe_format
 from pyvm.block.vectors import Buffers, Cursor, is_zero, total
 
@@ -53,6 +54,12 @@ class RawNode(Node):
         self._offset = offset
         self._probed = probed
         self._given_size = size
+        self._check_window(file, offset, size)
+        self._size = self._whole_size()
+        self.children.append(Child(Role.FILTERED, file))
+
+    @staticmethod
+    def _check_window(file: Node, offset: int, size: int | None) -> None:
         length = file.length()
         if size is None:
             if offset > length:
@@ -61,11 +68,24 @@ class RawNode(Node):
             raise BlockError(f"Specified size is not multiple of {SECTOR}")
         elif offset + size > length:
             raise BlockError(
-                f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the"
+                f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the"
                 f" containing file ({length})"
             )
+
+    def reopen(self, graph: BlockGraph, new: NodeOptions) -> Callable[[], None]:
+        """Be as `new` says; raises BlockError for a window that is not in the file."""
+        offset, size = new.own.get("offset", 0), new.own.get("size")
+        self._check_window(self._file, offset, size)
+        before = self._offset, self._given_size, self._size
+        restore = super().reopen(graph, new)
+        self._offset, self._given_size = offset, size
         self._size = self._whole_size()
-        self.children.append(Child(Role.FILTERED, file))
+
+        def back() -> None:
+            restore()
+            self._offset, self._given_size, self._size = before
+
+        return back
 
     def _whole_size(self) -> int:
         """Return the length of the disk; the last sector is filled up."""
@@ -89,10 +109,18 @@ class RawNode(Node):
         self.check_range(offset, total(buffers))
         self._file.readv(self._offset + offset, buffers)
 
+    def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
+        """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
+        read = getattr(self._file, "read_at_hand", None)
+        return (
+            read is not None and offset + total(buffers) <= self._size and read(self._offset + offset, buffers) is True
+        )
+
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on; EPERM where a guessed format would change."""
         length = total(buffers)
         self.check_write(offset, length)
+        self.note_write(offset + length)
         if self._probed and offset < PROBE_SIZE and length:
             buffers = self._checked_head(offset, length, buffers)
         if self.detect_zeroes != "off" and is_zero(buffers):
@@ -124,6 +152,7 @@ class RawNode(Node):
         """Let the range read as zeros."""
         self.check_write(offset, length)
         if length:
+            self.note_write(offset + length)
             self._file.write_zeroes(self._offset + offset, length, unmap and self.unmap)
 
     def block_status(self, offset: int, length: int) -> Extent:
@@ -141,6 +170,11 @@ class RawNode(Node):
             raise BlockError("Cannot resize fixed-size raw disks")
         self._file.truncate(self._offset + size, preallocation=preallocation, exact=exact)
         self._size = self._whole_size()
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read it at the same time."""
+        return self._file.takes_threads
 
     @property
     def has_zero_init(self) -> bool:

@@ -7,11 +7,12 @@ only when they may go on.  Anywhere else in a graph a request waits here, and wi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Node
+from pyvm.block.node import Node, NodeOptions
 from pyvm.block.throttling import ThrottleGroup
 from pyvm.block.vectors import Buffers, total
 
@@ -30,10 +31,33 @@ class ThrottleNode(FilterNode):
     def __init__(self, file: Node, group: ThrottleGroup, *, name: str = "", read_only: bool | None = None) -> None:
         super().__init__(file, name=name, read_only=read_only)
         self.group = group
+        group.filters += 1
         self.passed_on = False
         """Whether the disk above lets its requests wait, so that they need not wait here."""
         self._draining = 0
         self._drained = threading.Event()
+
+    def reopen(self, graph: BlockGraph, new: NodeOptions) -> Callable[[], None]:
+        """Be as `new` says; raises BlockError where there is no such group."""
+        group = _find_group(graph, new.own)
+        before, restore = self.group, super().reopen(graph, new)
+        self._join(group)
+
+        def back() -> None:
+            restore()
+            self._join(before)
+
+        return back
+
+    def _join(self, group: ThrottleGroup) -> None:
+        self.group.filters -= 1
+        self.group = group
+        group.filters += 1
+
+    def close(self) -> None:
+        """Leave the group, and release what is below."""
+        self.group.filters -= 1
+        super().close()
 
     def _wait(self, is_write: bool, length: int) -> None:
         if self.passed_on:
@@ -83,9 +107,13 @@ class ThrottleNode(FilterNode):
         super().write_zeroes(offset, length, unmap)
 
 
-def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> ThrottleNode:
-    """Make the filter; see :mod:`pyvm.block.options`.  The group must be there."""
+def _find_group(graph: BlockGraph, own: dict[str, Any]) -> ThrottleGroup:
     group = graph.throttle_groups.find(own["throttle-group"])
     if group is None:
         raise BlockError(f"Throttle group '{own['throttle-group']}' does not exist")
-    return ThrottleNode(children["file"], group, name=settings.name, read_only=settings.read_only)
+    return group
+
+
+def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> ThrottleNode:
+    """Make the filter; see :mod:`pyvm.block.options`.  The group must be there."""
+    return ThrottleNode(children["file"], _find_group(graph, own), name=settings.name, read_only=settings.read_only)

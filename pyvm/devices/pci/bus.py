@@ -67,7 +67,8 @@ class PciBus:
             raise ValueError(f"PCI: slot {slot} function {fn} does not exist, wanted for {function.name}")
         holder = self._slots.get((slot, fn))
         if holder is not None:
-            message = f"PCI: slot {slot} function {fn} not available for {function.name}, in use by {holder.name}"
+            name = f"{holder.name},id={holder.identifier}" if holder.identifier else holder.name
+            message = f"PCI: slot {slot} function {fn} not available for {function.name}, in use by {name}"
             raise ValueError(message)
         self._slots[slot, fn] = function
         function.bus, function.slot, function.fn = self, slot, fn

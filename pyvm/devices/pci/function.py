@@ -105,6 +105,8 @@ class PciFunction:
         self.reset_values = bytearray(c.CONFIG_SIZE)
         self.clear_mask = bytearray(c.CONFIG_SIZE)
         """Ones where writing a one clears the bit."""
+        self.identifier = ""
+        """The ID that the user gave the device, for messages."""
         self.bus: Bus | None = None
         self.slot = -1
         self.fn = 0

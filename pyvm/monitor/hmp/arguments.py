@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from typing import Any
 
 from pyvm.monitor.hmp.expressions import Registers, evaluate, skip_space
@@ -23,6 +24,8 @@ _DECLARATION = re.compile(
     r"-(?P<flag>[a-zA-Z])(?P<valued>:string)?|(?P<name>[a-z_]+):(?P<kind>[a-z0-9]+)(?P<optional>\??)"
 )
 _MIB_SHIFT = 20
+_SUFFIXES = "BKMGTPE"
+_SIZE = re.compile(r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)(?P<suffix>[bBkKmMgGtTpPeE]?)")
 _ESCAPES = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 FORMATS = "xduoci"
@@ -44,10 +47,16 @@ class Kind(Enum):
     """A word, or what is in double quotes."""
     FILENAME = "filename"
     """Likewise."""
+    BLOCK = "block"
+    """Likewise: a drive, a device or a node."""
+    SIZE = "size"
+    """A size with a suffix, in MiB without one; the handler gets bytes."""
     UINT32 = "uint32"
     INT64 = "int64"
     MEGABYTES = "megabytes"
     """A size in MiB; the handler gets bytes."""
+    SWITCH = "switch"
+    """``on`` or ``off``; the handler gets a bool."""
     FORMAT = "format"
     """``/`` and letters: how values are shown, and their size; always optional."""
 
@@ -159,11 +168,16 @@ class ArgumentReader:
         if kind is Kind.TEXT:
             text, self._position = self._line[self._position :], len(self._line)
             return text
-        if kind in (Kind.STRING, Kind.FILENAME):
+        if kind is Kind.SIZE:
+            return self._size()
+        if kind in (Kind.STRING, Kind.FILENAME, Kind.BLOCK):
             string = self._string()
             if string is None:
-                raise ArgumentError(f"{self._command}: {kind.value} expected")
+                what = "block device name" if kind is Kind.BLOCK else kind.value
+                raise ArgumentError(f"{self._command}: {what} expected")
             return string
+        if kind is Kind.SWITCH:
+            return self._switch()
         value, self._position = evaluate(self._line, self._position, self._registers)
         if kind is Kind.UINT32 and value >> 32:
             raise ArgumentError(f"'{self._command}' has failed: integer is for 32-bit values")
@@ -172,6 +186,23 @@ class ArgumentReader:
                 raise ArgumentError("enter a positive value")
             value <<= _MIB_SHIFT
         return value
+
+    def _switch(self) -> bool:
+        word = self._string()
+        if word not in ("on", "off"):
+            raise ArgumentError("Expected 'on' or 'off'")
+        return word == "on"
+
+    def _size(self) -> int:
+        found = _SIZE.match(self._line, self._position)
+        if found is None:
+            raise ArgumentError("invalid size")
+        self._position = found.end()
+        shift = 10 * _SUFFIXES.index(found["suffix"].upper()) if found["suffix"] else _MIB_SHIFT
+        size = int(Fraction(found["number"]) * (1 << shift))
+        if size >> 63 or ("." in found["number"] and not shift):
+            raise ArgumentError("invalid size")
+        return size
 
     def _format(self) -> Format:
         if not self._line.startswith("/", self._position):

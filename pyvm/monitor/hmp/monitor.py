@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyvm
 from pyvm.chardev.base import Chardev, ChardevEvent
+from pyvm.monitor.descriptors import NamedFds, first_fd
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.line_editor import LineEditor
 from pyvm.monitor.hmp.shell import HumanState
@@ -35,13 +36,23 @@ class _Client:
     negotiating = False
     oob_enabled = False
 
-    def __init__(self, human: HumanState, take_reply: Callable[[Reply], None]) -> None:
+    def __init__(self, human: HumanState, take_reply: Callable[[Reply], None], monitor: HumanMonitor) -> None:
         self.human = human
+        self._monitor = monitor
         self._take_reply: Callable[[Reply], None] | None = take_reply
 
     def enable_capabilities(self, names: Iterable[str]) -> None:
         """Refuse: people negotiate nothing."""
         raise QmpError(f"no capabilities here: {', '.join(names)}")
+
+    @property
+    def named_fds(self) -> NamedFds:
+        """The descriptors that got names in this monitor."""
+        return self._monitor.named_fds
+
+    def take_fd(self) -> int | None:
+        """Return the descriptor that the peer passed last, which the caller closes; None where there is none."""
+        return self._monitor.take_fd()
 
     def reply(self, reply: Reply) -> None:
         """Take the reply to the line that was submitted; nobody hears of it when the connection is closed."""
@@ -61,6 +72,7 @@ class HumanMonitor:
 
     def __init__(self, chardev: Chardev, dispatcher: Dispatcher, machine: MachineControl, scheduler: Scheduler) -> None:
         """Serve whoever is on `chardev`.  Raises ValueError where another front end has the device."""
+        self.named_fds = NamedFds()
         self._chardev = chardev
         self._dispatcher = dispatcher
         self._machine = machine
@@ -83,6 +95,11 @@ class HumanMonitor:
         """End the conversation and let go of the device."""
         self._end()
         self._chardev.detach()
+        self.named_fds.close()
+
+    def take_fd(self) -> int | None:
+        """Return the first of the descriptors that the peer passed last, and close the others."""
+        return first_fd(self._chardev)
 
     # ---- The chardev's front end
 
@@ -111,7 +128,8 @@ class HumanMonitor:
         match event:
             case ChardevEvent.OPENED:
                 self._end()
-                self._client = _Client(self._state, self._reply)
+                self._client = _Client(self._state, self._reply, self)
+                self._dispatcher.attach(self._client)
                 # Which front end of a multiplexer gets the input is settled only when all are there.
                 self._scheduler.call_soon(self._greet)
             case ChardevEvent.CLOSED:

@@ -8,7 +8,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pyvm.monitor.dispatcher import load_handler
-from pyvm.monitor.errors import QmpError
+from pyvm.monitor.errors import QmpError, unsupported
 from pyvm.monitor.hmp.arguments import ArgumentError, ArgumentReader, Format
 from pyvm.monitor.hmp.expressions import ExpressionError
 from pyvm.monitor.hmp.table import UnknownCommandError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyvm.monitor.hmp.table import CommandTable
     from pyvm.monitor.machine import MachineControl
     from pyvm.monitor.registry import Context
+    from pyvm.monitor.schema.model import Schema
 
 
 @dataclass
@@ -53,11 +54,16 @@ class Shell:
         return self._context.machine
 
     @property
+    def schema(self) -> Schema:
+        """What QMP's handlers take."""
+        return self._context.schema
+
+    @property
     def initialized(self) -> bool:
         """Whether the machine exists."""
         return self._context.machine.initialized
 
-    def qmp(self, name: str, **arguments: Any) -> Any:
+    def qmp(self, name: str, /, **arguments: Any) -> Any:
         """Call the handler of a QMP command; return its result, for a coroutine function what can be awaited.
 
         The arguments are as the handler takes them.  Raises :class:`QmpError`.
@@ -66,6 +72,13 @@ class Shell:
         if command is None:
             raise KeyError(name)
         return load_handler(command)(self._context, **arguments)
+
+    def machine_part(self, name: str) -> Any:
+        """Return an attribute of the machine that monitors do not see; raises QmpError where it has none."""
+        part = getattr(self._context.machine, name, None)
+        if part is None:
+            raise unsupported()
+        return part
 
     def register(self, name: str) -> int | None:
         """Return the value of a CPU register, None where there is no such register."""
@@ -96,6 +109,9 @@ def _execute(shell: Shell, table: CommandTable, line: str) -> Any:
     """Call the handler for a line; return what that returns, or the text of an error."""
     if not line.strip():
         return ""
+    traces = getattr(shell.machine, "traces", None)
+    if traces is not None:
+        traces.emit("handle_hmp_command", f"cmdline: {line}")
     try:
         command, typed, position = table.find(line)
     except UnknownCommandError as error:

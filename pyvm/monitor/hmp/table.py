@@ -86,6 +86,13 @@ class CommandTable:
 
         return register
 
+    def include(self, other: CommandTable) -> None:
+        """Take over all commands of another table."""
+        for name, command in other._commands.items():
+            if name in self._commands:
+                raise ValueError(f"command {name} exists already")
+            self._commands[name] = command
+
     def get(self, name: str) -> Command | None:
         """Return the command of that name."""
         return self._commands.get(name)

@@ -31,7 +31,37 @@ BUILTINS = {
 }
 """Built-in types and the JSON type that introspection shows for each."""
 
-CHAPTERS = ("run-state", "char", "display", "control", "introspect", "machine", "misc")
+CHAPTERS = (
+    "sockets",
+    "run-state",
+    "block",
+    "block-core",
+    "char",
+    "dump",
+    "net",
+    "rocker",
+    "tpm",
+    "display",
+    "ui",
+    "xen",
+    "dirty-rate",
+    "trace",
+    "control",
+    "introspect",
+    "qom",
+    "qdev",
+    "machine",
+    "machine-info",
+    "machine-target",
+    "replay",
+    "yank",
+    "misc",
+    "misc-target",
+    "acpi",
+    "pci",
+    "stats",
+    "virtio",
+)
 """Chapters in the order in which introspection lists what they define."""
 
 
@@ -159,7 +189,7 @@ EMPTY = ObjectType("")
 class Command(Name):
     """A command: what it takes and returns, and when it may be used."""
 
-    __slots__ = ("arguments", "boxed", "chapter", "oob", "preconfig", "raw", "returns")
+    __slots__ = ("arguments", "boxed", "chapter", "oob", "plain", "preconfig", "raw", "returns")
 
     def __init__(
         self,
@@ -177,6 +207,8 @@ class Command(Name):
         self.preconfig = "preconfig" in options
         self.oob = "oob" in options
         self.raw = "raw" in options
+        self.plain = "plain" in options
+        """The handler takes the arguments as they came, once they were checked."""
         self.boxed = bool(arguments.name)
         """The arguments are a type of their own, and the handler takes them as one record."""
 
@@ -194,7 +226,7 @@ class Event(Name):
 _DEFINITION = re.compile(r"^(enum|struct|union|alternate|command|event) +(\S+) *(.*)((?:\n(?:[ #].*)?)*)", re.MULTILINE)
 _HEADER = re.compile(r"(?:: (?P<base>\S+))? *(?:by (?P<tag>\S+))? *(?:-> (?P<returns>\S+))? *(?P<words>.*)")
 _MEMBER = re.compile(r"(?P<case>case )?(?P<name>[^\s?:]+)(?P<optional>\?)?: (?P<type>\S+)(?P<words>.*)")
-_OPTIONS = frozenset({"preconfig", "oob", "raw"})
+_OPTIONS = frozenset({"preconfig", "oob", "raw", "plain"})
 
 
 class _Definition:

@@ -6,6 +6,7 @@ returns what the handler gets.  The place is a chain of names and list indexes t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from pyvm.monitor.schema.model import (
     Schema,
     SchemaError,
     Type,
+    load,
 )
 from pyvm.monitor.schema.record import Record, python_name, record_class
 
@@ -179,7 +181,8 @@ class Validator:
     def arguments(self, command: Command, values: dict[str, Any]) -> _Fields:
         """Check a command's arguments and return them as keyword arguments for its handler.
 
-        Arguments that are a type of their own come as one record named `arguments`; a raw command's come unchecked.
+        Arguments that are a type of their own come as one record named `arguments`; a plain command's come as they
+        are, a raw command's unchecked.
         Raises :class:`QmpError` for the first thing that is wrong.
         """
         compiled = self._arguments.get(command.name)
@@ -194,6 +197,8 @@ class Validator:
     def _compile_arguments(self, command: Command) -> Callable[[dict[str, Any]], _Fields]:
         if command.raw:
             return lambda values: {"arguments": values}
+        if command.plain:
+            return self._compile_plain(command)
         if command.boxed:
             check = self.checker(command.arguments)
             return lambda values: {"arguments": check(values, None)}
@@ -201,6 +206,15 @@ class Validator:
             return _no_arguments
         fields = self._object_fields(command.arguments)
         return lambda values: fields(values, None)[1]
+
+    def _compile_plain(self, command: Command) -> Callable[[dict[str, Any]], _Fields]:
+        check = self.checker(command.arguments)
+
+        def checked(values: dict[str, Any]) -> _Fields:
+            check(values, None)
+            return {"arguments": values}
+
+        return checked
 
     def _compile(self, kind: Type) -> Checker:
         if isinstance(kind, Builtin):
@@ -290,6 +304,12 @@ class Validator:
         return [
             (member.name, python_name(member.name), member.optional, self.checker(member.type)) for member in members
         ]
+
+
+@functools.cache
+def validator() -> Validator:
+    """Return the checkers of pyvm's schema."""
+    return Validator(load())
 
 
 _MemberChecker = tuple[str, str, bool, Checker]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pyvm.tools.img.arguments import IMAGE_LONG, scan
+from typing import TYPE_CHECKING
+
+from pyvm.tools.img.arguments import IMAGE_LONG, Arguments, scan
 from pyvm.tools.img.console import PROGRAM, Progress
 from pyvm.tools.img.creation import asks_for_help, check_amendable, print_amend_help, split_options
 from pyvm.tools.img.errors import ImgError, UsageError
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
 
 _LONG = {**IMAGE_LONG, "force": "force"}
 
@@ -20,7 +25,7 @@ def run(argv: list[str]) -> int:
     wants_help = asks_for_help(arguments.all("o"))
     if wants_help and arguments.get("f") is not None:
         _check_format(str(arguments.get("f")))
-        print_amend_help()
+        print_amend_help(str(arguments.get("f")))
         return 0
     if len(arguments.operands) != 1:
         raise ImgError("Expecting one image file name")
@@ -34,13 +39,15 @@ def run(argv: list[str]) -> int:
         image = as_qcow2(node)
         _check_format(node.driver)
         if wants_help:
-            print_amend_help()
+            print_amend_help(node.driver)
             return 0
+        check_amendable(node.driver, options)
         if image is not None:
-            check_amendable(options)
             _check_backing(options, image.header.backing_file, image.header.backing_format)
-            image.amend(options, progress.part)
+            image.amend(options, progress.part, secrets=arguments.secrets, force="force" in arguments)
             image.flush()
+        else:
+            _amend_luks(node, options, arguments)
         progress.update(100.0)
     finally:
         progress.close()
@@ -48,8 +55,15 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def _amend_luks(node: Node, options: dict[str, str], arguments: Arguments) -> None:
+    from pyvm.block.drivers.luks import LuksNode
+
+    if isinstance(node, LuksNode):
+        node.amend(options, arguments.secrets, force="force" in arguments)
+
+
 def _check_format(name: str) -> None:
-    if name != "qcow2":
+    if name not in ("qcow2", "luks"):
         raise ImgError(f"Format driver '{name}' does not support option amendment")
 
 

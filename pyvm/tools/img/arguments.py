@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from pyvm.secrets import Secrets
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
 
 IMAGE_LONG = {"object": "object=", "image-opts": "image-opts"}
 """Long options of almost every subcommand."""
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """A cache mode: how an image is opened."""
 
     writeback: bool = True
@@ -41,6 +42,8 @@ class Arguments:
 
     options: list[tuple[str, str]] = field(default_factory=list)
     operands: list[str] = field(default_factory=list)
+    secrets: Secrets = field(default_factory=Secrets)
+    """What was given with ``--object secret``: see :meth:`add_objects`."""
 
     def __contains__(self, name: str) -> bool:
         return any(key == name for key, _ in self.options)
@@ -82,7 +85,7 @@ class Arguments:
         return ",".join(texts) if texts else None
 
     def add_objects(self) -> None:
-        """Check the objects given with ``--object``.  Raises ConfigError."""
+        """Make the objects given with ``--object``: only secrets have a use here.  Raises ConfigError."""
         if "object" not in self:
             return
         from pyvm.commandline.groups import GROUPS
@@ -90,7 +93,9 @@ class Arguments:
         from pyvm.options import parse
 
         for text in self.all("object"):
-            make_object(parse(GROUPS["object"], text, ""))
+            record = make_object(parse(GROUPS["object"], text, ""))
+            if record.type == "secret":
+                self.secrets.add(record.id, record.properties)
 
 
 def _ends_in_comma(text: str) -> bool:

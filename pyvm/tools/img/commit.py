@@ -91,12 +91,14 @@ def _commit(
     nodes: list[Node] = []
     below = chain[-1]
     try:
-        base = ImageChoice(below.format).open(below.filename, writable=True, resize=True, cache=cache)
+        base = ImageChoice(below.format, secrets=choice.secrets).open(
+            below.filename, writable=True, resize=True, cache=cache
+        )
         nodes.append(base)
         top = choice.open(filename, writable=empty, backing=False, cache=cache)
         nodes.append(top)
         for layer in chain[:-1]:
-            nodes.append(ImageChoice(layer.format).open(layer.filename, backing=False))
+            nodes.append(ImageChoice(layer.format, secrets=choice.secrets).open(layer.filename, backing=False))
         if base.size < top.size:
             base.truncate(top.size)
         _copy(nodes[1:], base, progress, rate)

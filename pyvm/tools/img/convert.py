@@ -230,6 +230,8 @@ def _check_target(job: _Job) -> None:
             raise ImgError("Compression and preallocation not supported at the same time")
         if "data_file" in job.options:
             raise ImgError("Compression and external data file not supported at the same time")
+        if job.options.get("encryption", "off") != "off" or "encrypt.format" in job.options:
+            raise ImgError("Compression and encryption not supported at the same time")
     if "bitmaps" in arguments and not features.bitmaps:
         raise ImgError(f"Format driver '{job.format}' does not support bitmaps")
 
@@ -239,7 +241,7 @@ def _create(job: _Job, disks: Disks) -> None:
 
     options: dict[str, Any] = {name: value for name, value in job.options.items() if name != "size"}
     try:
-        create_target(job.target, job.format, disks.size, options)
+        create_target(job.target, job.format, disks.size, options, job.arguments.secrets)
     except BlockError as error:
         if str(error).startswith("Invalid parameter"):
             raise ImgError(str(error)) from None
@@ -248,9 +250,14 @@ def _create(job: _Job, disks: Disks) -> None:
 
 def _open_target(job: _Job, cache: Cache) -> Node:
     as_options = "target-image-opts" in job.arguments
-    choice = ImageChoice(None if as_options else job.format, as_options)
+    choice = ImageChoice(None if as_options else job.format, as_options, secrets=job.arguments.secrets)
     # Without holes nothing is to be given back.
-    options = {} if job.sparse else {"discard": "ignore"}
+    options: dict[str, Any] = {} if job.sparse else {"discard": "ignore"}
+    # What was made with a key is opened with it.
+    if "key-secret" in job.options:
+        options["key-secret"] = job.options["key-secret"]
+    if "encrypt.key-secret" in job.options:
+        options["encrypt"] = {"key-secret": job.options["encrypt.key-secret"]}
     return choice.open(job.target, writable=True, cache=cache, quiet=job.quiet, options=options)
 
 
@@ -258,7 +265,7 @@ def _check_compression(job: _Job, target: Node) -> None:
     image = as_qcow2(target)
     if not job.compressed:
         return
-    if image is None or image.header.external_data:
+    if image is None or image.header.external_data or image.encrypted:
         raise ImgError("Compression not supported for this file format")
 
 
@@ -316,6 +323,9 @@ def _make_zero(job: _Job, target: Node, has_backing: bool) -> bool:
         return False
     if job.create and target.backing is None and target.has_zero_init:
         return True
+    if target.encrypted and as_qcow2(target) is None:
+        # There, zeros take as long as data.
+        return False
     if target.backing is not None or target.file is None or target.file.driver != "file":
         return False
     try:

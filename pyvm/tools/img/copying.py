@@ -1,18 +1,16 @@
-"""Copying images: threads read, find zeros and compress; the main thread writes, in order."""
+"""Copying images: threads read, find zeros and compress, and one of them at a time writes, in order."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.tools.img.console import Progress, warn
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.runs import Content, Disks, Layout, aligned
-from pyvm.tools.img.workers import Ticket, Workers
+from pyvm.tools.img.workers import Relay
 from pyvm.tools.img.zeros import find_runs, is_zero
 
 if TYPE_CHECKING:
@@ -21,14 +19,15 @@ if TYPE_CHECKING:
 
 _CHUNK = 2 << 20
 """Most bytes of one read."""
+_MOST_READ_AHEAD = 3
+"""Most chunks in memory where reading them is all that there is to do before they are written: few stay in caches."""
 _SECTOR = 512
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to copy."""
 
-    layout: Layout = field(default_factory=Layout)
+    layout: Layout = Layout()
     sparse: int = 4096
     """Least bytes of zeros that become a hole; 0: everything is written."""
     unit: int = 4096
@@ -45,40 +44,29 @@ class Settings:
     """The target, where clusters are written compressed."""
 
 
-@dataclass(slots=True)
-class _Piece:
-    """A part of a chunk: zeros, data, or a cluster of data in compressed form (empty where it does not get smaller)."""
-
-    start: int
-    end: int
-    zero: bool
-    packed: bytes = b""
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """What was read."""
-
-    buffer: bytearray
-    pieces: list[_Piece]
-    errors: list[tuple[int, str]]
-    """Which sectors could not be read, and why."""
-
-
-@dataclass(slots=True)
 class _Task:
-    """A run that is on its way; data has a ticket for what is read."""
+    """A run that is on its way."""
 
-    start: int
-    end: int
-    content: Content
-    ticket: Ticket[_Chunk] | None = None
+    __slots__ = ("buffer", "content", "end", "errors", "packed", "pieces", "start")
+
+    def __init__(self, start: int, end: int, content: Content) -> None:
+        self.start = start
+        self.end = end
+        self.content = content
+        self.buffer: bytearray | None = None
+        """What was read."""
+        self.pieces: Iterable[tuple[int, int, bool]] = ()
+        """Where in it data and zeros are: start, end, whether it is zeros."""
+        self.packed: dict[int, bytes] = {}
+        """The clusters in compressed form that get smaller by it, by where they start in the buffer."""
+        self.errors: list[tuple[int, str]] = []
+        """Which sectors could not be read, and why."""
 
 
 class Copier:
     """Copies the disk `source` to `target`.
 
-    Only the main thread uses these; each reading thread opens the source once more with `open_source`.
+    Several threads read.  Where `source` is not made for that, each opens it once more with `open_source`.
     """
 
     def __init__(
@@ -89,10 +77,16 @@ class Copier:
         self._settings = settings
         self._progress = progress
         self._compress = settings.compress
-        self._workers: Workers[Disks, _Chunk] = Workers(
-            min(settings.in_flight, os.cpu_count() or 1), open_source, Disks.close
+        shared = source.takes_threads
+        self._relay: Relay[Disks, _Task] = Relay(
+            min(settings.in_flight, os.cpu_count() or 1),
+            settings.in_flight if settings.compress is not None else min(settings.in_flight, _MOST_READ_AHEAD),
+            context=source,
+            begin=(lambda: source) if shared else open_source,
+            end=(lambda _: None) if shared else Disks.close,
+            prepare=self._prepare,
+            finish=self._finish,
         )
-        self._pending: deque[_Task] = deque()
         self._buffers: list[bytearray] = []
         self._done = 0
         self._total = 0
@@ -102,15 +96,7 @@ class Copier:
         """Copy everything.  Raises ImgError."""
         if self._progress.enabled:
             self._total = sum(end - start for start, end, content in self._runs() if self._counts(content))
-        try:
-            for start, end, content in self._runs():
-                step = self._chunk_size if self._is_written(content) else end - start
-                for part in range(start, end, step):
-                    self._begin(part, min(part + step, end), content)
-            while self._pending:
-                self._finish_one()
-        finally:
-            self._workers.close()
+        self._relay.run(self._tasks())
 
     @property
     def _chunk_size(self) -> int:
@@ -128,90 +114,97 @@ class Copier:
         """Whether bytes are written, and not only the fact that there are zeros."""
         return content is Content.DATA or (content is Content.ZERO and not self._settings.sparse)
 
-    def _begin(self, start: int, end: int, content: Content) -> None:
-        if len(self._pending) >= self._settings.in_flight:
-            self._finish_one()
-        ticket = None
-        if content is Content.DATA:
-            buffer = self._buffers.pop() if self._buffers else bytearray(self._chunk_size)
-            ticket = self._workers.submit(lambda source: self._read(source, start, end, buffer))
-        self._pending.append(_Task(start, end, content, ticket))
+    def _tasks(self) -> Iterator[_Task]:
+        """Yield what there is to do."""
+        for start, end, content in self._runs():
+            if self._is_written(content):
+                step = self._chunk_size
+                for part in range(start, end, step):
+                    yield _Task(part, min(part + step, end), content)
+            elif self._counts(content):
+                yield _Task(start, end, content)
 
-    # ---- In the threads
+    # ---- In any thread
 
-    def _read(self, source: Disks, start: int, end: int, buffer: bytearray) -> _Chunk:
-        length = end - start
-        chunk = _Chunk(buffer, [], [])
-        with memoryview(buffer) as view:
-            self._fill(source, start, view[:length], chunk)
-        if self._compress is not None:
-            chunk.pieces = list(self._packed(self._compress, buffer, length))
-        elif self._settings.sparse:
-            runs = find_runs(buffer, length, self._settings.unit, self._settings.sparse)
-            chunk.pieces = [_Piece(*run) for run in runs]
-        else:
-            chunk.pieces = [_Piece(0, length, False)]
-        return chunk
-
-    def _fill(self, source: Disks, start: int, view: memoryview, chunk: _Chunk) -> None:
+    def _prepare(self, source: Disks, task: _Task) -> None:
+        if task.content is not Content.DATA:
+            return
+        length = task.end - task.start
         try:
-            source.read(start, view)
+            task.buffer = self._buffers.pop()
+        except IndexError:
+            task.buffer = bytearray(self._chunk_size)
+        with memoryview(task.buffer) as view:
+            self._fill(source, task, view[:length])
+        if self._compress is not None:
+            task.pieces = list(self._packed(self._compress, task, length))
+        elif self._settings.sparse:
+            task.pieces = list(find_runs(task.buffer, length, self._settings.unit, self._settings.sparse))
+        else:
+            task.pieces = ((0, length, False),)
+
+    def _fill(self, source: Disks, task: _Task, view: memoryview) -> None:
+        try:
+            source.read(task.start, view)
             return
         except OSError as error:
             if not self._settings.layout.salvage:
-                raise ImgError(f"error while reading at byte {start}: {error.strerror}") from None
+                raise ImgError(f"error while reading at byte {task.start}: {error.strerror}") from None
         for position in range(0, len(view), _SECTOR):
             part = view[position : position + _SECTOR]
             try:
-                source.read(start + position, part)
+                source.read(task.start + position, part)
             except OSError as error:
                 part[:] = bytes(len(part))
-                chunk.errors.append((start + position, str(error.strerror)))
+                task.errors.append((task.start + position, str(error.strerror)))
 
-    def _packed(self, target: Qcow2Node, buffer: bytearray, length: int) -> Iterator[_Piece]:
-        """Yield the clusters of a chunk in compressed form, and those that are zeros."""
+    def _packed(self, target: Qcow2Node, task: _Task, length: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield the clusters of a chunk, with those that are not zeros compressed."""
         unit = target.cluster_size
+        buffer = task.buffer or bytearray()
         with memoryview(buffer) as view:
             for start in range(0, length, unit):
                 end = min(start + unit, length)
                 if self._settings.sparse and is_zero(buffer, start, end):
-                    yield _Piece(start, end, True)
+                    yield start, end, True
                     continue
                 data = view[start:end] if end - start == unit else bytes(view[start:end]).ljust(unit, b"\0")
-                yield _Piece(start, end, False, target.compress(data) or b"")
+                packed = target.compress(data)
+                if packed is not None:
+                    task.packed[start] = packed
+                yield start, end, False
 
-    # ---- In the main thread
+    # ---- In one thread at a time, in order
 
-    def _finish_one(self) -> None:
-        task = self._pending.popleft()
+    def _finish(self, task: _Task) -> None:
         try:
-            if task.ticket is not None:
-                self._write_chunk(task, task.ticket.wait())
+            if task.buffer is not None:
+                self._write_chunk(task, task.buffer)
             elif self._is_written(task.content):
                 self._write(task.start, memoryview(bytes(task.end - task.start)))
-            elif task.content is Content.ZERO:
+            else:
                 self._write_zeroes(task.start, task.end)
         except OSError as error:
             raise ImgError(f"error while writing at byte {task.start}: {error.strerror}") from None
-        if self._counts(task.content):
-            self._done += task.end - task.start
-            self._progress.part(self._done, self._total)
+        self._done += task.end - task.start
+        self._progress.part(self._done, self._total)
 
-    def _write_chunk(self, task: _Task, chunk: _Chunk) -> None:
-        for position, reason in chunk.errors:
+    def _write_chunk(self, task: _Task, buffer: bytearray) -> None:
+        for position, reason in task.errors:
             if not self._settings.layout.quiet:
                 warn(f"error while reading offset {position}: {reason}")
-        with memoryview(chunk.buffer) as view:
-            for piece in chunk.pieces:
-                start = task.start + piece.start
-                if piece.zero:
-                    self._write_zeroes(start, task.start + piece.end)
-                elif self._compress is not None and piece.packed and self._is_cluster(start, task.start + piece.end):
-                    self._compress.write_compressed(start, view[piece.start : piece.end], packed=piece.packed)
-                    self._written(piece.end - piece.start)
+        with memoryview(buffer) as view:
+            for first, last, zero in task.pieces:
+                start, end = task.start + first, task.start + last
+                packed = task.packed.get(first)
+                if zero:
+                    self._write_zeroes(start, end)
+                elif self._compress is not None and packed is not None and self._is_cluster(start, end):
+                    self._compress.write_compressed(start, view[first:last], packed=packed)
+                    self._written(last - first)
                 else:
-                    self._write(start, view[piece.start : piece.end])
-        self._buffers.append(chunk.buffer)
+                    self._write(start, view[first:last])
+        self._buffers.append(buffer)
 
     def _is_cluster(self, start: int, end: int) -> bool:
         """Whether a range is a whole cluster of the target, as far as that reaches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.secrets import Secrets
 from pyvm.tools.img.arguments import scan
 from pyvm.tools.img.creation import asks_for_help, print_option_help, split_options
 from pyvm.tools.img.errors import ImgError, UsageError
@@ -31,6 +32,7 @@ def run(argv: list[str]) -> int:
         (arguments.get("b"), arguments.get("F")),
         check_backing="u" not in arguments,
         quiet="q" in arguments,
+        secrets=arguments.secrets,
     )
     return 0
 
@@ -44,6 +46,7 @@ def _create(
     *,
     check_backing: bool,
     quiet: bool,
+    secrets: Secrets,
 ) -> None:
     from pyvm.block.create import create_image
     from pyvm.block.errors import BlockError
@@ -57,6 +60,7 @@ def _create(
             *backing,
             check_backing=check_backing,
             announce=None if quiet else print,
+            secrets=secrets,
         )
     except BlockError as error:
         raise ImgError(f"{filename}: {error}") from None

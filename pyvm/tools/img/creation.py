@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyvm.tools.img.errors import ImgError
 
 if TYPE_CHECKING:
     from pyvm.block.create import Option
+    from pyvm.secrets import Secrets
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """What a format can do."""
 
     backing: bool = False
@@ -21,7 +20,7 @@ class Features:
     bitmaps: bool = False
 
 
-_FEATURES = {"raw": Features(), "qcow2": Features(backing=True, compression=True, bitmaps=True)}
+_FEATURES = {"raw": Features(), "luks": Features(), "qcow2": Features(backing=True, compression=True, bitmaps=True)}
 _KINDS = {"str": "<str>", "size": "<size>", "number": "<num>", "bool": "<bool (on/off)>"}
 _OF_THE_FILE = ("nocow", "extent_size_hint")
 
@@ -52,14 +51,14 @@ def asks_for_help(texts: Iterable[str]) -> bool:
     return any(part in ("help", "?") for text in texts for part in text.split(","))
 
 
-def check_amendable(options: Iterable[str]) -> None:
-    """Refuse options that cannot be changed later.  Raises ImgError."""
-    from pyvm.block.create import OPTIONS
-    from pyvm.block.drivers.qcow2.amend import OPTIONS as AMENDABLE
+def check_amendable(name: str, options: Iterable[str]) -> None:
+    """Refuse options that cannot be changed later in images of a format.  Raises ImgError."""
+    from pyvm.block.create import AMEND_OPTIONS, OPTIONS
 
-    known = {option.name for option in OPTIONS["qcow2"]}
+    known = {option.name for option in OPTIONS[name]}
+    amendable = {option.name for option in AMEND_OPTIONS[name]}
     for option in options:
-        if option not in AMENDABLE:
+        if option not in amendable:
             hint = "\nThis option is only supported for image creation" if option in known else ""
             raise ImgError(f"Invalid parameter '{option}'{hint}")
 
@@ -73,20 +72,19 @@ def print_option_help(filename: str | None, name: str) -> int:
         print("Supported options:")
         _print_options(OPTIONS[name])
         return 0
-    of_the_file = {"preallocation", *_OF_THE_FILE} if name == "raw" else _OF_THE_FILE
+    of_the_file = {"preallocation", *_OF_THE_FILE} if name in ("raw", "luks") else _OF_THE_FILE
     print(f"Supported {name} options:")
     _print_options(option for option in OPTIONS[name] if option.name not in of_the_file)
     print("\nThe protocol level may support further options.\nSpecify the target filename to include those options.")
     return 0
 
 
-def print_amend_help() -> None:
-    """Print the options that can be changed later."""
-    from pyvm.block.create import OPTIONS
-    from pyvm.block.drivers.qcow2.amend import OPTIONS as AMENDABLE
+def print_amend_help(name: str) -> None:
+    """Print the options of a format that can be changed later."""
+    from pyvm.block.create import AMEND_OPTIONS
 
-    print("Amend options for 'qcow2':")
-    _print_options(option for option in OPTIONS["qcow2"] if option.name in AMENDABLE)
+    print(f"Amend options for '{name}':")
+    _print_options(AMEND_OPTIONS[name])
 
 
 def _print_options(options: Iterable[Option]) -> None:
@@ -94,9 +92,9 @@ def _print_options(options: Iterable[Option]) -> None:
         print(f"  {option.name + '=' + _KINDS[option.type]:<22} - {option.help}")
 
 
-def create_target(filename: str, name: str, size: int, options: Mapping[str, Any]) -> None:
+def create_target(filename: str, name: str, size: int, options: Mapping[str, Any], secrets: Secrets) -> None:
     """Make the image that is to be written.  Raises BlockError."""
     from pyvm.block.create import create_image
 
     driver_features(name)
-    create_image(filename, name, size, options, check_backing=False)
+    create_image(filename, name, size, options, check_backing=False, secrets=secrets)

@@ -13,6 +13,7 @@ from pyvm.tools.img.sizes import parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
+    from pyvm.secrets import Secrets
 
 _LONG = {"object": "object=", "image-opts": "image-opts", "force-share": "U"}
 _INT_MAX = (1 << 31) - 1
@@ -40,6 +41,7 @@ def run(argv: list[str]) -> int:
             output_format,
             skip * block,
             None if count is None else count * block,
+            arguments.secrets,
         )
     finally:
         source.release()
@@ -60,7 +62,9 @@ def _read_operands(texts: list[str]) -> dict[str, str]:
     return operands
 
 
-def _copy(source: Node, name: str, target_name: str, target_format: str, skip: int, most: int | None) -> None:
+def _copy(
+    source: Node, name: str, target_name: str, target_format: str, skip: int, most: int | None, secrets: Secrets
+) -> None:
     from pyvm.block.errors import BlockError
     from pyvm.block.options import DRIVERS
 
@@ -70,12 +74,12 @@ def _copy(source: Node, name: str, target_name: str, target_format: str, skip: i
     end = source.size if most is None else min(skip + most, source.size)
     length = max(end - skip, 0)
     try:
-        create_target(target_name, target_format, length, {})
+        create_target(target_name, target_format, length, {}, secrets)
     except BlockError as error:
         raise ImgError(f"{target_name}: error while creating output image: {error}") from None
     if skip > source.size:
         complain(f"{name}: cannot skip to specified offset")
-    target = ImageChoice(target_format).open(target_name, writable=True)
+    target = ImageChoice(target_format, secrets=secrets).open(target_name, writable=True)
     try:
         buffer = bytearray(min(_CHUNK, length))
         for position in range(skip, skip + length, _CHUNK):

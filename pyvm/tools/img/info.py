@@ -52,7 +52,7 @@ def _collect(filename: str, choice: ImageChoice, chain: bool) -> list[dict[str, 
         if filename in seen:
             raise ImgError(f"Backing file '{filename}' creates an infinite loop.")
         seen.add(filename)
-        node = choice.open(filename, backing=False)
+        node = choice.open(filename, backing=False, no_io=True)
         try:
             image = describe(node)
         finally:
@@ -77,6 +77,8 @@ def describe(node: Node) -> dict[str, Any]:
     if node.cluster_size is not None:
         info["cluster-size"] = node.cluster_size
     info["dirty-flag"] = qcow2.is_dirty if qcow2 is not None else False
+    if node.encrypted:
+        info["encrypted"] = True
     specific = node.format_info()
     if specific is not None:
         info["format-specific"] = specific
@@ -107,6 +109,8 @@ def _print_image(info: Mapping[str, Any]) -> None:
     print(f"file format: {info['format']}")
     print(f"virtual size: {human(size)} ({size} bytes)")
     print(f"disk size: {human(info['actual-size']) if 'actual-size' in info else 'unavailable'}")
+    if info.get("encrypted"):
+        print("encrypted: yes")
     if "cluster-size" in info:
         print(f"cluster_size: {info['cluster-size']}")
     if info["dirty-flag"]:

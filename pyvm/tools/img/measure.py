@@ -76,8 +76,9 @@ def _print(sizes: _Sizes, as_json: bool) -> None:
 
 
 def _measure(target: str, options: dict[str, str], size: int, source: Node | None) -> _Sizes:
-    from pyvm.block.create import OPTIONS
+    from pyvm.block.create import OPTIONS, normalise
     from pyvm.block.drivers.qcow2.creation import measure, read_options
+    from pyvm.block.luks import read_options as read_luks_options
     from pyvm.block.options import DRIVERS
 
     if target not in DRIVERS:
@@ -91,6 +92,9 @@ def _measure(target: str, options: dict[str, str], size: int, source: Node | Non
             raise ImgError(f"Invalid options for file format '{target}'")
     size = -(-size // _SECTOR) * _SECTOR
     if target == "raw":
+        return _Sizes(size, size)
+    if target == "luks":
+        size += read_luks_options(normalise("luks", options)).payload_offset
         return _Sizes(size, size)
     result = measure(read_options(options, size), _extents(source) if source is not None else ())
     return _Sizes(result.required, result.fully_allocated, _bitmaps_size(source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from pyvm.tools.img.console import Progress
@@ -11,6 +10,7 @@ from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.runs import Content, Disks, Run
 
 if TYPE_CHECKING:
+    from pyvm.block.drivers.file import FileNode
     from pyvm.block.node import Node
 
 _MOST = 16 << 20
@@ -26,7 +26,6 @@ class HostCopier:
         self._settings = settings
         self._progress = progress
         self._pace = Pace(settings.rate)
-        self._descriptors: dict[str, int | None] = {}
 
     def run(self) -> None:
         """Copy everything.  Raises ImgError."""
@@ -35,19 +34,14 @@ class HostCopier:
         if self._progress.enabled:
             total = sum(run.end - run.start for run in self._source.runs(layout) if self._counts(run))
         done = 0
-        try:
-            for run in self._source.runs(layout):
-                if run.content is Content.DATA:
-                    self._copy(run)
-                elif run.content is Content.ZERO and not self._settings.target_is_zero:
-                    self._zero(run)
-                if self._counts(run):
-                    done += run.end - run.start
-                    self._progress.part(done, total)
-        finally:
-            for descriptor in self._descriptors.values():
-                if descriptor is not None:
-                    os.close(descriptor)
+        for run in self._source.runs(layout):
+            if run.content is Content.DATA:
+                self._copy(run)
+            elif run.content is Content.ZERO and not self._settings.target_is_zero:
+                self._zero(run)
+            if self._counts(run):
+                done += run.end - run.start
+                self._progress.part(done, total)
 
     def _counts(self, run: Run) -> bool:
         return run.content is Content.DATA or (run.content is Content.ZERO and not self._settings.target_is_zero)
@@ -80,15 +74,14 @@ class HostCopier:
         if run.node is None or target.driver != "raw" or target.file is None:
             return run.start
         begin = target.block_status(0, target.size) if target.size else None
-        origin = self._descriptor(run.node, os.O_RDONLY)
-        into = self._descriptor(target.file, os.O_WRONLY)
+        origin, into = _as_file(run.node), _as_file(target.file)
         if origin is None or into is None or begin is None or begin.offset is None:
             return run.start
         position = run.start
         while position < run.end:
             place = run.place + position - run.start
             try:
-                count = os.copy_file_range(origin, into, min(_MOST, run.end - position), place, begin.offset + position)
+                count = into.copy_range(origin, place, begin.offset + position, min(_MOST, run.end - position))
             except OSError:
                 break
             if not count:
@@ -97,22 +90,9 @@ class HostCopier:
             position += count
         return position
 
-    def _descriptor(self, node: Node, flags: int) -> int | None:
-        """Return a descriptor of the file that `node` has open under its locks; None where it is no plain file."""
-        if node.driver != "file":
-            return None
-        if node.path not in self._descriptors:
-            self._descriptors[node.path] = _open_same(node, flags)
-        return self._descriptors[node.path]
 
+def _as_file(node: Node) -> FileNode | None:
+    """Return `node` where it is a plain file."""
+    from pyvm.block.drivers.file import FileNode
 
-def _open_same(node: Node, flags: int) -> int | None:
-    try:
-        descriptor = os.open(node.path, flags | os.O_CLOEXEC)
-    except OSError:
-        return None
-    status = os.fstat(descriptor)
-    if (status.st_dev, status.st_ino) != node.identity:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return node if node.driver == "file" and isinstance(node, FileNode) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pyvm.secrets import Secrets
 from pyvm.tools.img.arguments import Arguments, Cache
 from pyvm.tools.img.console import warn_plainly
 from pyvm.tools.img.errors import ImgError
@@ -26,11 +27,12 @@ class ImageChoice:
     """Whether names are options, ``driver=qcow2,file.filename=...``."""
     force_share: bool = False
     """Whether others may write to the image meanwhile."""
+    secrets: Secrets = field(default_factory=Secrets)
 
     @classmethod
     def of(cls, arguments: Arguments, format_option: str = "f") -> ImageChoice:
         """Return what ``-f``, ``--image-opts`` and ``-U`` say."""
-        choice = cls(arguments.get(format_option), "image-opts" in arguments, "U" in arguments)
+        choice = cls(arguments.get(format_option), "image-opts" in arguments, "U" in arguments, arguments.secrets)
         if choice.image_opts and choice.format is not None:
             raise ImgError("--image-opts and --format are mutually exclusive")
         return choice
@@ -52,11 +54,13 @@ class ImageChoice:
         aio: str | None = None,
         complaint: str | None = None,
         exclusive: bool = False,
+        no_io: bool = False,
     ) -> Node:
         """Open an image, which belongs to the caller; raises ImgError.
 
         `backing` False leaves closed what is below it.  `options` are added to those of the node.  `complaint` is what
         the error begins with.  Others may write to a raw image meanwhile, unless it is opened `exclusive`.
+        With `no_io` it is only looked at: what is encrypted needs no key.
         """
         complaint = complaint or f"Could not open '{filename}'"
         from pyvm.block.errors import BlockError
@@ -77,7 +81,8 @@ class ImageChoice:
             if not backing and _takes_backing(name, tree):
                 tree["backing"] = None
             tree.update(options or {})
-            opener = Opener(BlockGraph(), Dialect.DRIVE, warn=_silent if quiet else warn_plainly)
+            graph = BlockGraph(secrets=self.secrets)
+            opener = Opener(graph, Dialect.DRIVE, warn=_silent if quiet else warn_plainly, no_io=no_io)
             node = opener.open(name, tree, access=_access(writable, resize, exclusive), aio=aio)
         except (BlockError, ConfigError) as error:
             raise ImgError(f"{complaint}: {error}") from None

@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
         backing_format = arguments.get("F")
         _check_format(backing_format)
         if not unsafe and backing:
-            below = ImageChoice(backing_format, force_share=choice.force_share).open(
+            below = ImageChoice(backing_format, force_share=choice.force_share, secrets=choice.secrets).open(
                 full_name(filename, backing),
                 cache=source_cache,
                 complaint=f"Could not open new backing file '{backing}'",

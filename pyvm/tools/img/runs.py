@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.tools.img.console import warn
 from pyvm.tools.img.errors import ImgError
@@ -25,8 +24,7 @@ class Content(Enum):
     """Nothing of its own: the target's backing file has it too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A run of bytes."""
 
     start: int
@@ -37,8 +35,7 @@ class Run:
     place: int = 0
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How the images are looked at."""
 
     target_backing: int | None = None
@@ -60,6 +57,11 @@ class Disks:
         """Close all images."""
         for node in (*self.nodes, *self._images):
             node.release()
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read at the same time."""
+        return all(node.takes_threads for node in self.nodes)
 
     def read(self, start: int, view: memoryview) -> None:
         """Fill `view` from `start` on.  Raises OSError."""

@@ -1,83 +1,129 @@
-"""Threads that read, look for zeros and compress while the main thread writes."""
+"""Threads that read, look for zeros and compress, while one of them at a time writes in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from queue import SimpleQueue
-from threading import Thread
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from threading import Condition, Lock, Thread
+from typing import Generic, TypeVar
 
 C = TypeVar("C")
-R = TypeVar("R")
+J = TypeVar("J")
 
 
-class Ticket(Generic[R]):
-    """What a job will return."""
+class Relay(Generic[C, J]):
+    """Does the first half of jobs in several threads, the caller's among them, and the second half in order.
 
-    def __init__(self) -> None:
-        self._answer: SimpleQueue[tuple[Literal[True], R] | tuple[Literal[False], BaseException]] = SimpleQueue()
+    `prepare` is given a job and the context of its thread: `context` in the caller's, and what `begin` makes in the
+    others, which `end` gives up in the end.  `finish` is given one job after the other, by any of the threads.  Up to
+    `count` threads run, as jobs come, and at most `ahead` jobs wait to be finished.
 
-    def succeed(self, result: R) -> None:
-        """Say what the job returned."""
-        self._answer.put((True, result))
-
-    def fail(self, error: BaseException) -> None:
-        """Say what the job raised."""
-        self._answer.put((False, error))
-
-    def wait(self) -> R:
-        """Return what the job returned, or raise what it raised; once only."""
-        answer = self._answer.get()
-        if answer[0]:
-            return answer[1]
-        raise answer[1]
-
-
-class Workers(Generic[C, R]):
-    """Up to `count` threads, each with a context of its own that `begin` makes and `end` gives up.
-
-    A block node is used by one thread at a time, so the context of a thread is where its nodes are.  Threads are
-    started as jobs come, and end with :meth:`close`.
+    What the first half raises is raised again when it is the job's turn.
     """
 
-    def __init__(self, count: int, begin: Callable[[], C], end: Callable[[C], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        ahead: int,
+        *,
+        context: C,
+        begin: Callable[[], C],
+        end: Callable[[C], None],
+        prepare: Callable[[C, J], None],
+        finish: Callable[[J], None],
+    ) -> None:
         self._count = count
+        self._ahead = max(ahead, count)
+        self._context = context
         self._begin = begin
         self._end = end
+        self._prepare = prepare
+        self._finish = finish
         self._threads: list[Thread] = []
-        self._jobs: SimpleQueue[tuple[Callable[[C], R], Ticket[R]] | None] = SimpleQueue()
+        self._taking = Lock()
+        self._taken = 0
+        self._state = Condition(Lock())
+        """For all that follows."""
+        self._prepared: dict[int, tuple[J, BaseException | None]] = {}
+        self._next = 0
+        """Whose turn it is."""
+        self._finishing = False
+        self._waiting = 0
+        self._error: BaseException | None = None
+        """Why nothing is done any more."""
 
-    def submit(self, job: Callable[[C], R]) -> Ticket[R]:
-        """Have a thread run `job` with its context."""
-        ticket: Ticket[R] = Ticket()
-        self._jobs.put((job, ticket))
-        if len(self._threads) < self._count:
-            thread = Thread(target=self._run, name=f"worker-{len(self._threads)}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return ticket
-
-    def _run(self) -> None:
+    def run(self, jobs: Iterator[J]) -> None:
+        """Do all jobs; raises what a job raises, which is the last one then."""
+        self._jobs = jobs
         try:
-            context = self._begin()
-        except BaseException as error:  # noqa: BLE001 - who waits for a job has to hear of it
-            while (item := self._jobs.get()) is not None:
-                item[1].fail(error)
-            return
-        while (item := self._jobs.get()) is not None:
-            job, ticket = item
-            try:
-                ticket.succeed(job(context))
-            except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
-                ticket.fail(error)
-        self._end(context)
-
-    def close(self) -> None:
-        """Let jobs that have not begun go undone, and return when all threads have ended."""
-        while not self._jobs.empty():
-            self._jobs.get()
-        for _ in self._threads:
-            self._jobs.put(None)
+            self._work(self._context)
+        except BaseException as error:  # noqa: BLE001 - also when it is interrupted, the others have to stop
+            self._stop(error)
         for thread in self._threads:
             thread.join()
-        self._threads = []
+        if self._error is not None:
+            raise self._error
+
+    def _stop(self, error: BaseException) -> None:
+        with self._state:
+            self._error = self._error or error
+            self._state.notify_all()
+
+    def _run_thread(self) -> None:
+        try:
+            context = self._begin()
+            try:
+                self._work(context)
+            finally:
+                self._end(context)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread of the caller
+            self._stop(error)
+
+    def _work(self, context: C) -> None:
+        while self._error is None:
+            with self._taking:
+                job = next(self._jobs, None)
+                if job is None:
+                    return
+                number = self._taken
+                self._taken += 1
+                if number and len(self._threads) + 1 < self._count:
+                    thread = Thread(target=self._run_thread, name=f"worker-{len(self._threads)}", daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+            error = None
+            try:
+                self._prepare(context, job)
+            except Exception as caught:  # noqa: BLE001 - it is raised when it is the job's turn
+                error = caught
+            if self._hand_over(number, job, error):
+                self._finish_all()
+
+    def _hand_over(self, number: int, job: J, error: Exception | None) -> bool:
+        """Say that a job is prepared; return whether this thread is to finish those that are."""
+        with self._state:
+            self._prepared[number] = job, error
+            while self._error is None:
+                if not self._finishing and self._next in self._prepared:
+                    self._finishing = True
+                    return True
+                if len(self._prepared) < self._ahead:
+                    return False
+                self._waiting += 1
+                self._state.wait()
+                self._waiting -= 1
+            return False
+
+    def _finish_all(self) -> None:
+        """Finish jobs as long as the next one is prepared."""
+        while True:
+            job, error = self._prepared.pop(self._next)
+            if error is not None:
+                raise error
+            self._finish(job)
+            with self._state:
+                self._next += 1
+                if self._waiting:
+                    self._state.notify()
+                if self._error is not None or self._next not in self._prepared:
+                    self._finishing = False
+                    return

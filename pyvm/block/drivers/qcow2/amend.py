@@ -14,19 +14,25 @@ from pyvm.block.drivers.qcow2.creation import (
     refcount_order_of,
 )
 from pyvm.block.drivers.qcow2.disk import Disk
+from pyvm.block.drivers.qcow2.encryption import PREFIX
 from pyvm.block.drivers.qcow2.mapping import Kind
 from pyvm.block.drivers.qcow2.rebuild import write_structure
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, MAX_BACKING_NAME, OFFSET_MASK, Autoclear, Compatible
 from pyvm.block.errors import BlockError
+from pyvm.block.luks import AMEND_OPTIONS
 
 if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
+    from pyvm.secrets import Secrets
 
 Progress = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 
 OPTIONS = frozenset(
-    {"backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"}
+    {
+        *("backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits"),
+        *("size", *(f"{PREFIX}{name}" for name in AMEND_OPTIONS)),
+    }
 )
 
 
@@ -47,8 +53,18 @@ def change_backing(disk: Disk, filename: str | None, backing_format: str | None)
         raise
 
 
-def amend(node: Qcow2Node, options: Mapping[str, Any], progress: Progress | None = None) -> None:
-    """Change what the options say, values as for creation.  Raises OSError, or BlockError."""
+def amend(
+    node: Qcow2Node,
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+    *,
+    secrets: Secrets | None = None,
+    force: bool = False,
+) -> None:
+    """Change what the options say, values as for creation.  Raises OSError, or BlockError.
+
+    `secrets` are those that options about encryption name; `force` lets them erase the last key.
+    """
     disk = node.disk
     header = disk.header
     for key in options:
@@ -66,6 +82,7 @@ def amend(node: Qcow2Node, options: Mapping[str, Any], progress: Progress | None
     if "lazy_refcounts" in options:
         lazy = parse_flag(options["lazy_refcounts"], "lazy_refcounts")
     _check_data_file(disk, options)
+    _amend_encryption(node, options, secrets, force)
     # Upgrade first, downgrade last: in between, everything that either version has is allowed.
     if version > header.version:
         _upgrade(disk)
@@ -87,6 +104,22 @@ def amend(node: Qcow2Node, options: Mapping[str, Any], progress: Progress | None
         _downgrade(node, progress)
     if progress is not None:
         progress(1, 1)
+
+
+def _amend_encryption(node: Qcow2Node, options: Mapping[str, Any], secrets: Secrets | None, force: bool) -> None:
+    """Change key slots."""
+    from pyvm.block.create import normalise_amendment
+    from pyvm.secrets import Secrets
+
+    given = {name: value for name, value in options.items() if name.startswith(PREFIX)}
+    if not given:
+        return
+    if node.encryption is None:
+        raise BlockError("Can't amend encryption options - encryption not present")
+    if node.encryption.volume is None:
+        raise BlockError("Only LUKS encryption options can be amended")
+    found = normalise_amendment("qcow2", given)
+    node.encryption.volume.amend(found, secrets or Secrets(), force=force, prefix=PREFIX)
 
 
 def _check_data_file(disk: Disk, options: Mapping[str, Any]) -> None:
@@ -222,7 +255,7 @@ def _expand_inactive(disk: Disk, table: int) -> None:
                 freed += [host >> bits] * shares
             continue
         new, _ = disk.refcounts.allocate(1)
-        disk.file.write(new, bytes(disk.header.cluster_size))
+        disk.data.write(new, bytes(disk.header.cluster_size))
         if shares > 1:
             disk.refcounts.add(np.array([new >> bits], np.uint64), np.array([shares - 1], np.uint64))
         words[index] = new

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from pyvm.block.drivers.qcow2.encryption import PREFIX
 from pyvm.block.drivers.qcow2.structures import (
+    CRYPT_LUKS,
+    CRYPT_NONE,
     MAX_BACKING_NAME,
     MAX_CLUSTER_BITS,
     MAX_L1_BYTES,
@@ -26,13 +28,15 @@ from pyvm.block.drivers.qcow2.tables import encode_entries
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
 
+if TYPE_CHECKING:
+    from pyvm.block.luks import CreateOptions as LuksOptions
+
 _SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 _COMPRESSIONS = {"zlib": Compression.ZLIB, "zstd": Compression.ZSTD}
 DEFAULT_CLUSTER_SIZE = 65536
 
 
-@dataclass(frozen=True)
-class CreateOptions:
+class CreateOptions(NamedTuple):
     """What an image is to be."""
 
     size: int
@@ -47,6 +51,7 @@ class CreateOptions:
     backing_format: str | None = None
     data_file: str | None = None
     data_file_raw: bool = False
+    encrypt: LuksOptions | None = None
 
     @property
     def cluster_size(self) -> int:
@@ -57,6 +62,11 @@ class CreateOptions:
     def l2_entry_size(self) -> int:
         """In bytes."""
         return 16 if self.extended_l2 else 8
+
+    @property
+    def crypto_bytes(self) -> int:
+        """How long the encryption header is."""
+        return self.encrypt.payload_offset if self.encrypt is not None else 0
 
 
 # ---- Values of options
@@ -149,9 +159,29 @@ def read_options(given: Mapping[str, Any], size: int) -> CreateOptions:
         backing_format=given.get("backing_fmt") or None,
         data_file=given.get("data_file") or None,
         data_file_raw=parse_flag(given.get("data_file_raw", False), "data_file_raw"),
+        encrypt=_encryption(given),
     )
     _check_together(options)
     return options
+
+
+def _encryption(given: Mapping[str, Any]) -> LuksOptions | None:
+    """Return how an image is to be encrypted.  Raises BlockError."""
+    old = "encryption" in given and parse_flag(given["encryption"], "encryption")
+    if "encryption" in given and f"{PREFIX}format" in given:
+        raise BlockError("'encrypt.format' and its alias 'encryption' can't be used at the same time")
+    kind = "aes" if old else given.get(f"{PREFIX}format")
+    if kind is None:
+        if any(name.startswith(PREFIX) for name in given):
+            raise BlockError("Parameter 'encrypt.format' is missing")
+        return None
+    if kind == "aes":
+        raise BlockError("Images with the AES encryption of qcow2 cannot be made by pyvm (use encrypt.format=luks)")
+    if kind != "luks":
+        raise BlockError(f"Parameter 'format' does not accept value '{kind}'")
+    from pyvm.block.luks import read_options as read_luks_options
+
+    return read_luks_options(given, PREFIX)
 
 
 _NEEDS_V3 = "with compatibility level 1.1 and above (use version=v3 or greater)"
@@ -199,15 +229,19 @@ def _l1_entries(options: CreateOptions) -> int:
 # ---- The file
 
 
-def write_empty(file: Node, options: CreateOptions) -> Header:
-    """Write an image without data to an empty file; return its header.  Raises OSError, or BlockError."""
+def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Header:
+    """Write an image without data to an empty file; return its header.  Raises OSError, or BlockError.
+
+    `crypto` is the encryption header, where there is to be one.
+    """
     cluster = options.cluster_size
     l1_bytes = _l1_entries(options) * 8
     l1_clusters = -(-l1_bytes // cluster)
+    crypto_clusters = -(-len(crypto) // cluster)
     shift = options.cluster_bits + 3 - options.refcount_order
     table_clusters = blocks = 1
     while True:
-        used = 1 + table_clusters + blocks + l1_clusters
+        used = 1 + table_clusters + blocks + l1_clusters + crypto_clusters
         needed = -(-used >> shift)
         if needed <= blocks and blocks * 8 <= table_clusters * cluster:
             break
@@ -219,7 +253,7 @@ def write_empty(file: Node, options: CreateOptions) -> Header:
         backing_file_size=0,
         cluster_bits=options.cluster_bits,
         size=options.size,
-        crypt_method=0,
+        crypt_method=CRYPT_LUKS if crypto else CRYPT_NONE,
         l1_size=_l1_entries(options),
         l1_table_offset=(1 + table_clusters + blocks) * cluster if l1_clusters else 0,
         refcount_table_offset=cluster,
@@ -231,6 +265,7 @@ def write_empty(file: Node, options: CreateOptions) -> Header:
         backing_file=options.backing_file,
         backing_format=options.backing_format,
         data_file=options.data_file,
+        crypto=((used - crypto_clusters) * cluster, len(crypto)) if crypto else None,
     )
     if options.lazy_refcounts:
         header.compatible_features |= Compatible.LAZY_REFCOUNTS
@@ -247,6 +282,8 @@ def write_empty(file: Node, options: CreateOptions) -> Header:
     _write_counts(file, options, (1 + table_clusters) * cluster, used, shift, blocks)
     if l1_clusters:
         file.write(header.l1_table_offset, bytes(l1_clusters * cluster))
+    if header.crypto is not None:
+        file.write(header.crypto[0], crypto.ljust(crypto_clusters * cluster, b"\0"))
     # The header comes last: until then this is no image.
     file.flush()
     file.write(0, head)
@@ -268,8 +305,7 @@ def _write_counts(file: Node, options: CreateOptions, offset: int, used: int, sh
 # ---- How large it would be
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """How many bytes an image takes."""
 
     required: int
@@ -300,7 +336,7 @@ def measure(options: CreateOptions, extents: Iterable[tuple[int, int, bool]] = (
                 counted = end
     if options.preallocation in ("falloc", "full"):
         data = virtual
-    full = _metadata_size(options, virtual) + virtual
+    full = _metadata_size(options, virtual) + virtual + -(-options.crypto_bytes // cluster) * cluster
     return Measurement(full - virtual + data, full)
 
 

@@ -81,6 +81,17 @@ class Disk:
         return self.reader.data
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether the guest's data is encrypted."""
+        return self.reader.encrypted is not None
+
+    @property
+    def stored_in(self) -> Node:
+        """The file that the guest's data is in, as it is there."""
+        encrypted = self.reader.encrypted
+        return self.data if encrypted is None else encrypted.stored_in
+
+    @property
     def backing(self) -> Node | None:
         """What shows where the image has nothing."""
         return self.reader.backing
@@ -173,8 +184,8 @@ class Disk:
     def flush_files(self) -> None:
         """Return when all that was written to the files is on stable storage.  Raises OSError."""
         self.file.flush()
-        if self.data is not self.file:
-            self.data.flush()
+        if self.stored_in is not self.file:
+            self.stored_in.flush()
 
     def settle(self) -> None:
         """Write all tables, and count down all that is no longer used.  Raises OSError."""
@@ -273,8 +284,6 @@ class Disk:
         return self._preallocated
 
     def _find_preallocation(self) -> bool:
-        import numpy as np
-
         taken = self.file.allocated_bytes()
         if taken is None:
             return False
@@ -283,9 +292,10 @@ class Disk:
         refcounts = getattr(self, "refcounts", None) or Refcounts(self.image, 0)
         cluster, end, used = 0, self.image.clusters(self.file.length()), 0
         while cluster < end and used < threshold:
-            stop, counts = refcounts.part(cluster)
+            stop, counts = refcounts.slice_from(cluster)
             if counts is not None:
-                used += int(np.count_nonzero(counts[: end - cluster]))
+                counts = counts[: end - cluster]
+                used += len(counts) - counts.count(0)
             cluster = stop
         return used >= threshold
 
@@ -293,7 +303,9 @@ class Disk:
         """Return what reads through another L1 table."""
         mapping = Mapping(self.image, cache_bytes=_VIEW_CACHE, l1=l1)
         compressed = CompressedClusters(self.file, self.header.cluster_bits, self.header.compression_type)
-        return Reader(mapping, compressed, self.data, self.backing, self.header.cluster_size)
+        reader = Reader(mapping, compressed, self.data, self.backing, self.header.cluster_size)
+        reader.encrypted, reader.uses_disk_offsets = self.reader.encrypted, self.reader.uses_disk_offsets
+        return reader
 
     def l1_entries(self, size: int) -> int:
         """Return how many L1 entries a disk of `size` bytes needs."""

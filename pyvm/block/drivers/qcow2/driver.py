@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.drivers.file import SECTOR
-from pyvm.block.drivers.qcow2 import amend, bitmaps, resize, snapshots, vmstate
-from pyvm.block.drivers.qcow2.check import CheckResult, Report, check, repair_dirty
+from pyvm.block.drivers.qcow2 import bitmaps, snapshots, vmstate
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.image import OnCorrupted, Warn
 from pyvm.block.drivers.qcow2.mapping import Kind
@@ -18,6 +17,7 @@ from pyvm.block.drivers.qcow2.options import OPTION_NAMES, read_options
 from pyvm.block.drivers.qcow2.records import Snapshot
 from pyvm.block.drivers.qcow2.refcounts import Reason
 from pyvm.block.drivers.qcow2.structures import (
+    CRYPT_NONE,
     MAX_CLUSTER_BITS,
     Autoclear,
     Compatible,
@@ -26,8 +26,15 @@ from pyvm.block.drivers.qcow2.structures import (
     parse_header,
 )
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Child, Extent, Node, Preallocation, Role
+from pyvm.block.node import Child, Extent, Node, NodeOptions, Preallocation, Role
 from pyvm.block.vectors import Buffers, Cursor, total
+
+if TYPE_CHECKING:
+    from pyvm.block.drivers.qcow2 import amend
+    from pyvm.block.drivers.qcow2.check import CheckResult, Report
+    from pyvm.block.drivers.qcow2.encryption import Encryption
+    from pyvm.block.graph import BlockGraph
+    from pyvm.secrets import Secrets
 
 __all__ = ["OPTION_NAMES", "Qcow2Node", "SnapshotNode", "read_header"]
 
@@ -49,7 +56,8 @@ class Qcow2Node(Node):
     It closes them in the end, and when its own construction fails it leaves that to the caller.  `warn` is called with
     one line about damage, or about what a write makes out of date.  `options` are those of :mod:`.options`.  `snapshot`
     is the ID or name of an internal snapshot to read instead of the disk; only where `file` is read-only.  With
-    `for_check`, damaged images are opened as well, and nothing is repaired, for :meth:`check`.
+    `for_check`, damaged images are opened as well, and nothing is repaired, for :meth:`check`.  An encrypted image
+    without its `passphrase` can be looked at, but its data neither read nor written.
 
     Raises :class:`BlockError` for a broken image, and where the image may not be written although `file` may.
     """
@@ -69,16 +77,26 @@ class Qcow2Node(Node):
         unmap: bool | None = None,
         snapshot: str | None = None,
         for_check: bool = False,
+        passphrase: bytes | None = None,
     ) -> None:
         super().__init__(name, read_only=file.read_only, unmap=file.unmap if unmap is None else unmap)
         self._header = header
         self._file = file
         self.path = file.path
         chosen = read_options(options or {}, header, unmap=self.unmap)
-        self.disk = Disk(
-            file, header, chosen, name=name, data=file if data_file is None else data_file, backing=backing, warn=warn
-        )
+        self.encryption: Encryption | None = None
+        """How the data is encrypted."""
+        data = file if data_file is None else data_file
+        if header.crypt_method and not for_check:
+            from pyvm.block.drivers.qcow2.encryption import Encryption
+
+            self.encryption = Encryption(file, header, passphrase, read_only=self.read_only)
+            encrypted = data = self.encryption.wrap(data)
+        self.disk = Disk(file, header, chosen, name=name, data=data, backing=backing, warn=warn)
         """The parts of the image, for the other modules of the driver."""
+        if self.encryption is not None:
+            self.disk.reader.encrypted = encrypted
+            self.disk.reader.uses_disk_offsets = self.encryption.uses_disk_offsets
         self._raw_data = data_file is not None and bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
         self._open(snapshot, for_check)
         self.children.append(Child(Role.STORAGE, file))
@@ -104,6 +122,8 @@ class Qcow2Node(Node):
         if header.incompatible_features & Incompatible.CORRUPT:
             raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
         if header.incompatible_features & Incompatible.DIRTY:
+            from pyvm.block.drivers.qcow2.check import repair_dirty
+
             repair_dirty(disk)
         disk.open_for_writing()
         self._clear_features()
@@ -135,14 +155,31 @@ class Qcow2Node(Node):
     def on_corrupted(self, callback: OnCorrupted | None) -> None:
         self.disk.image.on_corrupted = callback
 
+    def reopen(self, graph: BlockGraph, new: NodeOptions) -> Callable[[], None]:
+        """Be as `new` says; raises BlockError where the image cannot be used like that."""
+        from pyvm.block.drivers.qcow2.reopen import reopen
+
+        return reopen(self, graph, new, super().reopen)
+
+    def open_again(self) -> None:
+        """Take everything from the file that is kept in memory of it.  Raises BlockError."""
+        self._open(None, False)
+
+    def replace_file(self, file: Node) -> None:
+        """Be stored in `file`, which shows the same as the node before."""
+        self.children = [Child(it.role, file, it.name) if it.role is Role.STORAGE else it for it in self.children]
+        self._file = file
+
     def replace_child(self, old: Node, new: Node) -> None:
         """Put `new` in the place of the child `old`."""
         super().replace_child(old, new)
         reader = self.disk.reader
         if reader.backing is old:
             reader.backing = new
-        if reader.data is old and old is not self._file:
+        if self.disk.stored_in is old and old is not self._file:
             reader.data = new
+            if self.encryption is not None:
+                reader.data = reader.encrypted = self.encryption.wrap(new)
 
     def set_backing(self, backing: Node | None) -> None:
         """Show another node where this image has nothing; the header stays as it is: see :meth:`change_backing`."""
@@ -169,15 +206,28 @@ class Qcow2Node(Node):
         return self._header.cluster_size
 
     @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read it at the same time: where its tables stay, and so does what is below."""
+        return self.read_only and not self.encrypted and all(child.node.takes_threads for child in self.children)
+
+    @property
     def has_zero_init(self) -> bool:
         """Whether what was never written reads as zeros."""
-        return self.disk.backing is None
+        # Where other programs have preallocated encrypted clusters, there is anything.
+        return self.disk.backing is None and self.encryption is None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the data is encrypted."""
+        return self._header.crypt_method != CRYPT_NONE
 
     def format_info(self) -> dict[str, Any]:
         """Return the `format-specific` of query-block."""
         header = self._header
         if header.version < 3:
             data: dict[str, Any] = {"compat": "0.10", "compression-type": "zlib", "refcount-bits": 16}
+            if self.encryption is not None:
+                data["encrypt"] = self.encryption.info()
             return {"type": "qcow2", "data": data}
         data = {
             "compat": "1.1",
@@ -190,6 +240,8 @@ class Qcow2Node(Node):
             data["data-file-raw"] = bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
         if self.disk.bitmaps:
             data["bitmaps"] = bitmaps.describe(self.disk)
+        if self.encryption is not None:
+            data["encrypt"] = self.encryption.info()
         data["corrupt"] = bool(header.incompatible_features & Incompatible.CORRUPT)
         data["extended-l2"] = header.extended_l2
         return {"type": "qcow2", "data": data}
@@ -208,7 +260,7 @@ class Qcow2Node(Node):
         if extent.data and extent.node is not None and extent.offset is not None and self.disk.is_preallocated():
             # Nothing may have been written there yet: the file knows.
             below = extent.node.block_status(extent.offset, extent.length)
-            return replace(extent, length=below.length, zero=below.zero)
+            return extent._replace(length=below.length, zero=below.zero)
         return extent
 
     # ---- Reading
@@ -235,6 +287,7 @@ class Qcow2Node(Node):
         """Write all buffers from `offset` on."""
         length = total(buffers)
         self._begin_change(offset, length)
+        self.note_write(offset + length)
         self._write(offset, length, buffers)
 
     def _write(self, offset: int, length: int, buffers: Buffers) -> None:
@@ -260,11 +313,12 @@ class Qcow2Node(Node):
         """
         cluster = self._header.cluster_size
         length = len(data)
-        if self._header.external_data:
+        if self._header.external_data or self.encrypted:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
         if offset % cluster or not 0 < length <= cluster or (length < cluster and offset + length != self.size):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._begin_change(offset, length)
+        self.note_write(offset + length)
         if packed is None:
             packed = self.compress(data if length == cluster else bytes(data).ljust(cluster, b"\0"))
         self.disk.make_room()
@@ -276,7 +330,8 @@ class Qcow2Node(Node):
         self._begin_change(offset, length)
         if not length:
             return
-        if self._raw_data:
+        self.note_write(offset + length)
+        if self._raw_data and self.encryption is None:
             self.disk.data.write_zeroes(offset, length, unmap)
         unmap = unmap and self.unmap
         if self._header.version < 3:
@@ -407,33 +462,52 @@ class Qcow2Node(Node):
     def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
         """Make the disk `size` bytes long; new room reads as zeros.  Raises OSError, or BlockError."""
         self._check_operation()
+        from pyvm.block.drivers.qcow2 import resize
+
         resize.truncate(self, size, preallocation)
 
     def preallocate(self, mode: Preallocation) -> None:
         """Give all of the disk a place on the host.  Raises OSError, or BlockError."""
         self._check_operation()
+        from pyvm.block.drivers.qcow2 import resize
+
         resize.preallocate(self, 0, self._header.size, mode)
 
     def make_empty(self) -> None:
         """Let the image have nothing of its own, so that what is below shows everywhere.  Raises OSError."""
         self._check_operation()
+        from pyvm.block.drivers.qcow2 import resize
+
         resize.make_empty(self)
 
     def change_backing(self, filename: str | None, backing_format: str | None) -> None:
         """Write another backing file's name, or none, into the header.  Raises OSError, or BlockError."""
         self._check_operation()
+        from pyvm.block.drivers.qcow2 import amend
+
         amend.change_backing(self.disk, filename, backing_format)
 
-    def amend(self, options: Dictionary[str, Any], progress: amend.Progress | None = None) -> None:
+    def amend(
+        self,
+        options: Dictionary[str, Any],
+        progress: amend.Progress | None = None,
+        *,
+        secrets: Secrets | None = None,
+        force: bool = False,
+    ) -> None:
         """Change what :mod:`.amend` knows of creation options.  Raises OSError, or BlockError."""
+        from pyvm.block.drivers.qcow2 import amend
+
         self._check_operation()
-        amend.amend(self, options, progress)
+        amend.amend(self, options, progress, secrets=secrets, force=force)
 
     def check(self, repair: frozenset[str] | set[str] = frozenset(), report: Report | None = None) -> CheckResult:
         """Look for damage; `repair` may have ``leaks`` and ``errors``.  See :func:`.check.check`."""
         if not self.read_only and not self._for_check:
             self.disk.image.check_usable()
             self.disk.settle()
+        from pyvm.block.drivers.qcow2.check import check
+
         result = check(self.disk, repair, report)
         if repair and not self._for_check:
             self.disk.take_from_disk()
@@ -491,6 +565,7 @@ class SnapshotNode(Node):
     def __init__(self, image: Qcow2Node, snapshot: Snapshot) -> None:
         super().__init__(f"{image.name}@{snapshot.name}", read_only=True)
         disk = image.disk
+        self._image = image
         l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
         self._size = snapshot.disk_size if snapshot.disk_size is not None else image.header.size
         if disk.l1_entries(self._size) > len(l1):
@@ -507,6 +582,11 @@ class SnapshotNode(Node):
     def cluster_size(self) -> int:
         """The unit of allocation in bytes."""
         return self._disk.header.cluster_size
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may read it at the same time."""
+        return self._image.takes_threads
 
     @property
     def backing(self) -> Node | None:

@@ -23,7 +23,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pyvm.block.drivers.qcow2.overlap import NAMES, Kind, Tables
 from pyvm.block.drivers.qcow2.structures import (
@@ -40,10 +40,6 @@ from pyvm.block.drivers.qcow2.structures import (
 from pyvm.block.drivers.qcow2.tables import decode_entries
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 Warn = Callable[[str], None]
 OnCorrupted = Callable[[dict[str, Any]], None]
@@ -220,9 +216,7 @@ class Image:
         self.map_range(Kind.ACTIVE_L1, header.l1_table_offset, header.l1_size * 8)
         active = self._map_blocks(Kind.ACTIVE_L2, self.l1, OFFSET_MASK)
         blocks = self._map_blocks(Kind.REFCOUNT_BLOCK, refcount_table, REFCOUNT_BLOCK_MASK)
-        import numpy as np
-
-        if len(np.intersect1d(active, blocks)):
+        if not set(blocks).isdisjoint(active):
             self._damaged(Kind.ACTIVE_L2, Kind.REFCOUNT_BLOCK)
         if self.tables.checked & Kind.INACTIVE_L2:
             below = array("Q")
@@ -242,14 +236,12 @@ class Image:
             self._damaged(kind, other)
         self.tables.add_range(kind, offset, length)
 
-    def _map_blocks(self, kind: Kind, table: array[int], mask: int) -> npt.NDArray[np.uint64]:
-        import numpy as np
-
-        offsets = np.frombuffer(table, np.uint64) & np.uint64(mask)
-        unaligned = offsets[offsets & np.uint64(self.cluster_size - 1) != 0]
-        if len(unaligned):
-            self._note_damage(f"{NAMES[kind]} offset {int(unaligned[0]):#x} unaligned")
-        clusters = np.sort(offsets[offsets != 0] >> np.uint64(self.cluster_bits))
+    def _map_blocks(self, kind: Kind, table: array[int], mask: int) -> list[int]:
+        offsets = [entry & mask for entry in table if entry & mask]
+        unaligned = next((offset for offset in offsets if offset & (self.cluster_size - 1)), None)
+        if unaligned is not None:
+            self._note_damage(f"{NAMES[kind]} offset {unaligned:#x} unaligned")
+        clusters = [offset >> self.cluster_bits for offset in offsets]
         other = self.tables.set_blocks(kind, clusters)
         if other is not None:
             self._damaged(kind, other)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvm.block.drivers.qcow2.overlap import TEMPLATES, Kind
 from pyvm.block.drivers.qcow2.structures import MIN_CLUSTER_BITS, Compatible, Header
@@ -47,8 +46,7 @@ OPTION_NAMES = frozenset(
 """All options that :func:`read_options` knows."""
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How an image is used."""
 
     lazy_refcounts: bool

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 from enum import IntFlag
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 class Kind(IntFlag):
@@ -53,9 +49,9 @@ class _Blocks:
         self._added: set[int] = set()
         self._removed: set[int] = set()
 
-    def fill(self, clusters: npt.NDArray[np.uint64]) -> None:
+    def fill(self, clusters: Iterable[int]) -> None:
         """Start anew with these, in order and each once."""
-        self._sorted = array("Q", clusters.tobytes())
+        self._sorted = array("Q", clusters)
         self._added, self._removed = set(), set()
 
     def add(self, cluster: int) -> None:
@@ -110,19 +106,17 @@ class Tables:
         self.remove_ranges(kind)
         self.add_range(kind, offset, length)
 
-    def set_blocks(self, kind: Kind, clusters: npt.NDArray[np.uint64]) -> Kind | None:
-        """These clusters, by number and in order, are of this kind; return what they overlap with, if anything."""
-        import numpy as np
-
+    def set_blocks(self, kind: Kind, clusters: Sequence[int]) -> Kind | None:
+        """These clusters, by number, are of this kind; return what they overlap with, if anything."""
         if not kind & self.checked:
             return None
-        if kind is not Kind.INACTIVE_L2 and bool(np.any(clusters[1:] == clusters[:-1])):
+        ordered = sorted(set(clusters))
+        if kind is not Kind.INACTIVE_L2 and len(ordered) < len(clusters):
             return kind
-        clusters = np.unique(clusters)
-        self._blocks[kind].fill(clusters)
+        self._blocks[kind].fill(ordered)
         for start, stop, other in self._ranges:
-            index = int(np.searchsorted(clusters, start >> self._bits))
-            if index < len(clusters) and int(clusters[index]) << self._bits < stop:
+            index = bisect_left(ordered, start >> self._bits)
+            if index < len(ordered) and ordered[index] << self._bits < stop:
                 return other
         return None
 

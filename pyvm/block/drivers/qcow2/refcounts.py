@@ -121,6 +121,11 @@ class Refcounts:
         """
         import numpy as np
 
+        stop, counts = self.slice_from(cluster)
+        return stop, None if counts is None else np.frombuffer(counts, self._typecode)
+
+    def slice_from(self, cluster: int) -> tuple[int, array[int] | None]:
+        """Return what :meth:`part` does, as the table that is in memory: not to be changed."""
         number = cluster >> self.per_block_bits
         offset = self.table[number] & REFCOUNT_BLOCK_MASK if number < len(self.table) else 0
         aligned = not offset & (self._image.cluster_size - 1)
@@ -129,7 +134,7 @@ class Refcounts:
         found = self._slice(cluster)
         if found is None:
             return (number + 1) << self.per_block_bits, None
-        return cluster + self._cache.per_slice, np.frombuffer(found[1], self._typecode)
+        return cluster + self._cache.per_slice, found[1]
 
     def set_count(self, cluster: int, count: int) -> None:
         """Say how often a cluster is used, for a repair."""

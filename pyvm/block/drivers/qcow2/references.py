@@ -150,7 +150,11 @@ class References:
             self._packed(entries, packed, bitmaps_of, times, active)
         bad = self._check_bits(entries, packed, bitmaps_of, offset)
         hosts = entries & np.uint64(OFFSET_MASK)
-        named = ~packed & (hosts != 0) & ~bad
+        named = hosts != 0
+        if self._header.external_data:
+            # There, the first cluster may be in use.
+            named |= (entries & np.uint64(COPIED)) != 0
+        named &= ~packed & ~bad
         self._plain(hosts[named], times, active)
         # Whoever else has this table sees the same damage.
         self._result.corruptions += (self._result.corruptions - before) * (times - 1)

@@ -122,15 +122,19 @@ def _clear_tail(node: Qcow2Node, old: int, end: int) -> None:
 def preallocate(node: Qcow2Node, start: int, end: int, mode: Preallocation) -> None:
     """Give all clusters of a range a place on the host; with `falloc` and `full` that takes room there."""
     disk = node.disk
+    # What is in the file as zeros is something else when it is decrypted; version 2 cannot say that it is not to be.
+    zero = disk.is_encrypted and disk.header.version >= 3 and not disk.header.extended_l2
+    if disk.is_encrypted and disk.header.version < 3:
+        mode = "full"
     offset = start
     while offset < end:
         disk.make_room()
-        count, host, length = disk.updater.preallocate_some(offset, end - offset)
+        count, host, length = disk.updater.preallocate_some(offset, end - offset, zero=zero)
         if length:
             _prepare(disk.data, host, length, mode)
         offset += count
     disk.settle()
-    if disk.data is disk.file:
+    if disk.stored_in is disk.file:
         last = (disk.refcounts.last_used(1 << 62) + 1) << disk.header.cluster_bits
         if disk.file.length() < last:
             disk.file.truncate(last)

@@ -31,6 +31,7 @@ MAX_BACKING_NAME = 1023
 MAX_L1_BYTES = 32 << 20
 MAX_L1_ENTRIES = (1 << 31) - 1
 MAX_REFCOUNT_TABLE_BYTES = 8 << 20
+MAX_CRYPTO_BYTES = 64 << 20
 MAX_SNAPSHOTS = 65536
 MAX_SNAPSHOT_TABLE_BYTES = 64 << 20
 _SMALLEST_SNAPSHOT = 40
@@ -278,10 +279,27 @@ def _check_features(header: Header) -> None:
         raise BlockError(f"qcow2: Compression type incompatible feature bit {state} be set")
     if header.refcount_order > MAX_REFCOUNT_ORDER:
         raise BlockError("Reference count entry width too large; may not exceed 64 bits")
-    if header.crypt_method != CRYPT_NONE:
-        raise BlockError("Encrypted qcow2 images are not supported by pyvm yet")
+    _check_encryption(header)
     if header.extended_l2 and header.cluster_size // SUBCLUSTERS < MIN_SUBCLUSTER_SIZE:
         raise BlockError("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes")
+
+
+def _check_encryption(header: Header) -> None:
+    if header.crypt_method not in (CRYPT_NONE, CRYPT_AES, CRYPT_LUKS):
+        raise BlockError(f"Unsupported encryption method {header.crypt_method}")
+    if header.crypt_method != CRYPT_LUKS:
+        if header.crypto is not None:
+            raise BlockError("CRYPTO header extension only expected with LUKS encryption method")
+        return
+    if header.crypto is None:
+        raise BlockError(f"Missing CRYPTO header for crypt method {header.crypt_method}")
+    offset, length = header.crypto
+    if offset % header.cluster_size:
+        raise BlockError(
+            f"Encryption header offset '{offset}' is not a multiple of cluster size '{header.cluster_size}'"
+        )
+    if length > MAX_CRYPTO_BYTES:
+        raise BlockError("Encryption header too large")
 
 
 def _check_tables(header: Header) -> None:

@@ -221,11 +221,11 @@ class Updater:
 
     # ---- Preallocation
 
-    def preallocate_some(self, offset: int, length: int) -> tuple[int, int, int]:
+    def preallocate_some(self, offset: int, length: int, *, zero: bool = False) -> tuple[int, int, int]:
         """Give the next clusters of a range a place on the host, where they have none.
 
         Return how many bytes of the range that is, and where and how long the new place is.  What is there must read
-        as zeros: that is the caller's to see to.  Raises OSError.
+        as zeros: that is the caller's to see to, but with `zero` they do whatever is there.  Raises OSError.
         """
         cluster = offset >> self._bits
         place = self._mapping.find_for_change(cluster, self._refcounts)
@@ -239,7 +239,8 @@ class Updater:
             host, used = self._refcounts.allocate(used)
         for number in range(used):
             # With subclusters, the bitmap goes on saying that there is no data yet.
-            place.entries[place.index + number * self._words] = (host + (number << self._bits)) | COPIED
+            entry = (host + (number << self._bits)) | COPIED
+            place.entries[place.index + number * self._words] = entry | ZERO if zero else entry
         self._mapping.changed(place)
         return used << self._bits, host, used << self._bits
 

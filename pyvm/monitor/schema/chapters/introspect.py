@@ -1,4 +1,4 @@
-"""Introspection: the schema as clients see it."""
+"""Introspection: the schema as clients see it, and the options of the command line."""
 
 TEXT = """
 command query-qmp-schema -> [SchemaInfo] preconfig
@@ -63,4 +63,20 @@ struct SchemaInfoCommand
 
 struct SchemaInfoEvent
   arg-type: str
+
+enum CommandLineParameterType
+  string boolean number size
+
+struct CommandLineParameterInfo
+  name: str
+  type: CommandLineParameterType
+  help?: str
+  default?: str
+
+struct CommandLineOptionInfo
+  option: str
+  parameters: [CommandLineParameterInfo]
+
+command query-command-line-options -> [CommandLineOptionInfo] preconfig
+  option?: str
 """

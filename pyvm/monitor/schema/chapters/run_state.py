@@ -42,6 +42,24 @@ enum WatchdogAction
 event WATCHDOG
   action: WatchdogAction
 
+enum RebootAction
+  reset shutdown
+
+enum ShutdownAction
+  poweroff pause
+
+enum PanicAction
+  pause shutdown exit-failure none
+
+command watchdog-set-action
+  action: WatchdogAction
+
+command set-action preconfig
+  reboot?: RebootAction
+  shutdown?: ShutdownAction
+  panic?: PanicAction
+  watchdog?: WatchdogAction
+
 enum GuestPanicAction
   pause poweroff run
 
@@ -76,4 +94,19 @@ event GUEST_PANICKED
 event GUEST_CRASHLOADED
   action: GuestPanicAction
   info?: GuestPanicInformation
+
+enum MemoryFailureRecipient
+  hypervisor guest
+
+enum MemoryFailureAction
+  ignore inject fatal reset
+
+struct MemoryFailureFlags
+  action-required: bool
+  recursive: bool
+
+event MEMORY_FAILURE
+  recipient: MemoryFailureRecipient
+  action: MemoryFailureAction
+  flags: MemoryFailureFlags
 """

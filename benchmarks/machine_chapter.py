@@ -1,4 +1,4 @@
-"""What is measured, one function each; a figure's name, unit and target stand in METRICS."""
+"""The machine itself: start-up, processor, agent, serial ports; one function each, names and targets in METRICS."""
 
 from __future__ import annotations
 
@@ -6,38 +6,26 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.chapter import Chapter, Measure, Metric, Sample, Setting
 from benchmarks.machine import PORT_NAME, BenchmarkError, Emulator, Guest, booted, seconds_to_greeting
 from images.build import Image
+from images.disk_qcow2 import write_qcow2
 
 MEMORY = 512
 SETTLE_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 PING_SECONDS = 2.0
 TRANSFER_BYTES = 64 << 20
+DRIVE_BYTES = 1 << 30
 MICRO = ("integer", "sieve", "sort", "copy", "float", "syscall", "fork", "page_fault", "pipe")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one figure is shown and judged."""
-
-    name: str
-    title: str
-    unit: str
-    scale: float = 1.0
-    more_is_better: bool = False
-    relative: float | None = None
-    """Target for this figure divided by that of QEMU: at most, or at least where more is better."""
-    absolute: float | None = None
-    """Target for the figure itself, in its unit."""
 
 
 METRICS = (
     Metric("boot", "boot to the first guest-ping", "s", relative=1.0),
     Metric("greeting", "start of -S to the QMP greeting", "s", absolute=0.2),
+    Metric("greeting_drive", "the same with a qcow2 drive", "s", absolute=0.2),
     *(Metric(f"micro.{name}", f"guest: {name.replace('_', ' ')}", "ns", relative=1.5) for name in MICRO),
     Metric("resident", "resident memory after boot", "MiB", scale=1 / (1 << 20), relative=1.0),
     Metric("pings", "agent round trips", "/s", more_is_better=True, relative=0.5),
@@ -45,8 +33,6 @@ METRICS = (
     Metric("to_host", "virtio-serial, guest to host", "MB/s", scale=1e-6, more_is_better=True, relative=0.5),
     Metric("idle", "processor use of an idle guest", "%", scale=100, absolute=3.0),
 )
-
-Sample = dict[str, float]
 
 
 def _pings_per_second(guest: Guest) -> float:
@@ -109,9 +95,11 @@ def _expect(guest: Guest, byte: bytes) -> None:
         raise BenchmarkError(f"the guest said {got!r} in place of {byte!r}")
 
 
-def measure(emulator: Emulator, image: Image, directory: Path, micro_seconds: float) -> Sample:
-    """Return all figures of one run of one emulator."""
-    sample: Sample = {"greeting": seconds_to_greeting(emulator, directory)}
+def _measure(emulator: Emulator, image: Image, directory: Path, micro_seconds: float, drive: Path) -> Sample:
+    sample: Sample = {
+        "greeting": seconds_to_greeting(emulator, directory),
+        "greeting_drive": seconds_to_greeting(emulator, directory, ("-drive", f"file={drive},format=qcow2,if=virtio")),
+    }
     with booted(emulator, image, directory, MEMORY) as guest:
         sample["boot"] = guest.boot
         time.sleep(SETTLE_SECONDS)
@@ -124,3 +112,17 @@ def measure(emulator: Emulator, image: Image, directory: Path, micro_seconds: fl
         there, back = zip(*(_throughput(guest) for _ in range(3)), strict=True)
         sample["to_guest"], sample["to_host"] = max(there), max(back)
     return sample
+
+
+def _prepare(setting: Setting) -> Measure:
+    directory = setting.directory / "machine"
+    directory.mkdir()
+    raw, drive = directory / "disk.raw", directory / "disk.qcow2"
+    raw.touch()
+    os.truncate(raw, DRIVE_BYTES)
+    write_qcow2(raw, drive)
+    image = setting.image
+    return lambda emulator: _measure(emulator, image, directory, setting.seconds, drive)
+
+
+CHAPTER = Chapter("machine", "start-up, processor, agent, serial ports", METRICS, _prepare)

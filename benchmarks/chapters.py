@@ -1,0 +1,8 @@
+"""All chapters, in the order in which they are run and shown."""
+
+from __future__ import annotations
+
+from benchmarks import boot_chapter, convert_chapter, disk_chapter, machine_chapter
+
+CHAPTERS = (machine_chapter.CHAPTER, disk_chapter.CHAPTER, convert_chapter.CHAPTER, boot_chapter.CHAPTER)
+METRICS = tuple(metric for chapter in CHAPTERS for metric in chapter.metrics)

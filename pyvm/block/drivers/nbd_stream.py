@@ -1,0 +1,172 @@
+"""A socket to an NBD server, as the client uses it: whole messages, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+from pyvm.block.errors import BlockError
+from pyvm.block.vectors import Buffers, behind, total
+
+_IOV_LIMIT = 1024
+"""Most buffers of one recvmsg or sendmsg (IOV_MAX of Linux)."""
+_MICROSECONDS = 1_000_000
+_TIMEVAL = struct.Struct("@ll")
+
+
+class ConnectionLost(OSError):  # noqa: N818 - it is what happened
+    """The connection is of no use any more: the server closed it, said nothing for too long, or broke the protocol."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a server listens: `path` of a Unix socket, or `host` and `port`."""
+
+    host: str = ""
+    port: str = ""
+    path: str | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
+    abstract: bool = False
+    tight: bool = True
+
+    @property
+    def text(self) -> str:
+        """How errors show it."""
+        return self.path if self.path is not None else f"{self.host}:{self.port}"
+
+    def connect(self, timeout: float) -> socket.socket:
+        """Return a connected socket.  `timeout` is in seconds.  Raises BlockError."""
+        try:
+            return self._connect_tcp(timeout) if self.path is None else self._connect_unix(timeout)
+        except socket.gaierror as error:
+            raise BlockError(f"address resolution failed for {self.text}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            # A path that is too long and a time-out have no errno.
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise BlockError(f"Failed to connect to '{self.text}': {reason}") from None
+
+    def _connect_unix(self, timeout: float) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self._unix_name())
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _unix_name(self) -> bytes:
+        path = os.fsencode(self.path or "")
+        if not self.abstract:
+            if not path:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            return path
+        name = b"\0" + path
+        return name if self.tight else name.ljust(108, b"\0")
+
+    def _connect_tcp(self, timeout: float) -> socket.socket:
+        family = socket.AF_UNSPEC
+        if self.ipv4 is not self.ipv6:
+            only_v4 = self.ipv4 or self.ipv6 is False
+            family = socket.AF_INET if only_v4 else socket.AF_INET6
+        deadline = time.monotonic() + timeout
+        failure: OSError | None = None
+        for kind, _, protocol, _, place in socket.getaddrinfo(self.host, self.port, family, socket.SOCK_STREAM):
+            sock = socket.socket(kind, socket.SOCK_STREAM, protocol)
+            try:
+                sock.settimeout(max(0.1, deadline - time.monotonic()))
+                sock.connect(place)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            except OSError as error:
+                sock.close()
+                failure = error
+            else:
+                return sock
+        raise failure or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+
+class Stream:
+    """Sends and receives whole messages; every failure is a :class:`ConnectionLost`.
+
+    `timeout`, in seconds, is how long the server may be silent.  :attr:`deadline`, where it is set, is a time on
+    the monotonic clock by which everything must be done.
+    """
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self._socket = sock
+        self._timeout = timeout
+        self.deadline: float | None = None
+        # The kernel keeps the time, so that a call can wait for a whole message.
+        sock.settimeout(None)
+        self._set_timeout(timeout)
+
+    def _set_timeout(self, seconds: float) -> None:
+        microseconds = max(1, int(seconds * _MICROSECONDS))
+        value = _TIMEVAL.pack(*divmod(microseconds, _MICROSECONDS))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def end_deadline(self) -> None:
+        """Only silence counts from now on."""
+        self.deadline = None
+        self._set_timeout(self._timeout)
+
+    def _check_deadline(self) -> None:
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise ConnectionLost("the server took too long")
+            self._set_timeout(min(left, self._timeout))
+
+    def receive(self, count: int) -> bytes:
+        """Return the next `count` bytes."""
+        data = bytearray(count)
+        self.receive_into([memoryview(data)])
+        return bytes(data)
+
+    def receive_into(self, buffers: Buffers) -> None:
+        """Fill all buffers."""
+        left = total(buffers)
+        while left:
+            self._check_deadline()
+            try:
+                count = self._socket.recvmsg_into(buffers[:_IOV_LIMIT], 0, socket.MSG_WAITALL)[0]
+            except BlockingIOError:
+                raise ConnectionLost("the server is silent") from None
+            except OSError as error:
+                raise ConnectionLost(error.strerror or str(error)) from None
+            if not count:
+                raise ConnectionLost("the server closed the connection")
+            left -= count
+            if left:
+                buffers = behind(buffers, count)
+
+    def send(self, *buffers: memoryview | bytes) -> None:
+        """Send all buffers."""
+        rest: Buffers = [memoryview(buffer) for buffer in buffers]
+        left = total(rest)
+        while left:
+            self._check_deadline()
+            try:
+                count = self._socket.sendmsg(rest[:_IOV_LIMIT], (), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                raise ConnectionLost("the server takes nothing") from None
+            except OSError as error:
+                raise ConnectionLost(error.strerror or str(error)) from None
+            left -= count
+            if left:
+                rest = behind(rest, count)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()

@@ -1,0 +1,130 @@
+"""What drives and their devices say to each other, and the requests that are on their way between them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyvm.block.context import Work
+from pyvm.block.errors import BlockError
+from pyvm.block.node import DetectZeroes, Node
+from pyvm.block.vectors import Buffers, is_zero
+
+if TYPE_CHECKING:
+    from pyvm.block.backend import BlockBackend
+
+Done = Callable[[int], None]
+"""Takes 0 or an errno; called exactly once, with the machine lock held, possibly before the request's call returns."""
+
+READ, WRITE, FLUSH, DISCARD, ZEROES = range(5)
+
+
+class BackendDevice(Protocol):
+    """What a backend tells its device."""
+
+    tray_open: bool
+    medium_locked: bool
+
+    def media_changed(self, loaded: bool) -> None:
+        """There is another medium, or none.  A device with a tray opens or closes it."""
+
+    def eject_requested(self, force: bool) -> None:
+        """Somebody wants the medium: the guest is asked, or with `force` just told."""
+
+    def resized(self) -> None:
+        """The medium has another size."""
+
+
+@dataclass
+class BackendEvents:
+    """What backends tell the machine."""
+
+    emit: Callable[[str, dict[str, Any]], None] = lambda name, data: None
+    """Takes an event and its data."""
+    stop: Callable[[], None] = lambda: None
+    """The guest must stop (run state `io-error`), as a request cannot go on."""
+
+
+@dataclass
+class MediumOptions:
+    """How a medium is opened that a person puts into a drive without saying more: as the last one was."""
+
+    read_only: bool = True
+    detect_zeroes: DetectZeroes = "off"
+    unmap: bool = False
+    direct: bool = False
+    no_flush: bool = False
+
+
+class Request(Work):
+    """One request on its way."""
+
+    __slots__ = (
+        "backend",
+        "buffers",
+        "done",
+        "durable",
+        "error",
+        "gate",
+        "kind",
+        "length",
+        "node",
+        "offset",
+        "started",
+        "unmap",
+    )
+
+    def __init__(
+        self, backend: BlockBackend, node: Node, kind: int, offset: int, length: int, buffers: Buffers, done: Done
+    ) -> None:
+        self.backend = backend
+        self.node = node
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.buffers = buffers
+        self.done = done
+        self.unmap = False
+        self.durable = False
+        self.error = 0
+        self.gate = 0
+        self.started = 0
+
+    def run(self) -> None:
+        """Carry it out."""
+        try:
+            self._perform(self.node, self.kind)
+            if self.durable:
+                self.node.flush()
+        except OSError as error:
+            self.error = error.errno or errno.EIO
+        except BlockError:
+            self.error = errno.EIO
+        else:
+            self.error = 0
+
+    def _perform(self, node: Node, kind: int) -> None:
+        if kind == READ:
+            node.readv(self.offset, self.buffers)
+        elif kind == WRITE:
+            detect = self.backend.detect_zeroes
+            if detect != "off" and is_zero(self.buffers):
+                node.write_zeroes(self.offset, self.length, detect == "unmap")
+            else:
+                node.writev(self.offset, self.buffers)
+        elif kind == FLUSH:
+            node.flush()
+        elif kind == DISCARD:
+            node.discard(self.offset, self.length)
+        else:
+            node.write_zeroes(self.offset, self.length, self.unmap)
+
+    def fail(self) -> None:
+        """A driver is broken."""
+        self.error = errno.EIO
+
+    def complete(self) -> None:
+        """Tell the drive."""
+        self.backend.ended(self)

@@ -1,0 +1,141 @@
+"""What a machine consists of beside its hardware: users' objects, the tree of all objects, and what comes and goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pyvm.errors import ConfigError
+from pyvm.machine.descriptions import Descriptions
+from pyvm.machine.dirty_rate import DirtyRate
+from pyvm.machine.hotplug import Hotplug
+from pyvm.machine.memory_backends import JoinedMemory, MemoryBackend
+from pyvm.machine.numa import Numa
+from pyvm.machine.qom_tree import MachineTree
+from pyvm.machine.texts import Texts
+from pyvm.machine.user_objects import ObjectHost, UserObjects
+from pyvm.memory import GuestMemory, pc_ram_blocks
+from pyvm.monitor.errors import QmpError
+
+if TYPE_CHECKING:
+    from pyvm.config import ObjectConfig
+    from pyvm.machine.pc import Pc
+    from pyvm.machine.storage import Storage
+
+STORED = ("iothread", "throttle-group", "secret")
+"""Types of objects that the storage has; it makes those of the command line itself."""
+MAIN_MEMORY = "pc.ram"
+
+
+class MachineModel(Descriptions, Texts):
+    """The parts of one machine that monitors can look at, make and take away."""
+
+    def __init__(self, pc: Pc) -> None:
+        super().__init__(pc)
+        config = pc.config
+        host = ObjectHost(chardevs=pc.chardev_set, storage=self._storage, default_threads=config.smp.cpus)
+        self.objects = UserObjects(host)
+        self.numa = Numa(config)
+        self.qom = MachineTree(pc, self.objects)
+        self.hotplug = Hotplug(pc)
+        self.dirty_rate = DirtyRate(lambda: pc.memory, pc.mainloop)
+        self._main: MemoryBackend | None = None
+        """The RAM of a machine for which the user named no memory."""
+
+    def _storage(self) -> Storage | None:
+        return getattr(self._pc, "storage", None)
+
+    def close(self) -> None:
+        """Let go what users' objects hold."""
+        if self._main is not None and self.objects.find(MAIN_MEMORY) is not self._main:
+            self._main.close()
+        self.objects.close()
+
+    # ---- Making the machine
+
+    def create_objects(self, types: tuple[str, ...], *, wanted: bool) -> None:
+        """Create the objects of the command line that are of these `types`, or all others.  Raises ConfigError."""
+        for item in self._pc.config.objects:
+            if (item.type in types) is wanted:
+                self._create(item)
+
+    def _create(self, item: ObjectConfig) -> None:
+        try:
+            self.objects.add(item.type, item.id, dict(item.properties))
+        except QmpError as error:
+            raise ConfigError(f"{item.origin}: {error}" if item.origin else str(error)) from None
+
+    def make_memory(self) -> GuestMemory:
+        """Return the guest's RAM: the memory backend that was named, or one made for it.  Raises ConfigError."""
+        config = self._pc.config
+        size, name = config.memory.size, config.board.memory_backend
+        blocks = pc_ram_blocks(size)
+        try:
+            if config.board.type == "none":
+                return GuestMemory(size, blocks)
+            if name is None:
+                self._main = MemoryBackend(self.objects.host, "memory-backend-ram", MAIN_MEMORY, {"size": size})
+                return GuestMemory(size, blocks, self._main)
+        except (OSError, OverflowError, ValueError, QmpError) as error:
+            raise ConfigError(f"cannot set up guest memory: {error}") from None
+        backend = self.objects.find(name)
+        if not isinstance(backend, MemoryBackend):
+            raise ConfigError(f"Memory backend '{name}' not found")
+        if backend.values.get("readonly"):
+            raise ConfigError(f"memory backend '{name}' cannot be written")
+        backend.mapped = True
+        return GuestMemory(size, blocks, backend)
+
+    def settle_memory(self) -> None:
+        """Give NUMA nodes their memory, and show what RAM consists of.  Raises ConfigError."""
+        nodes, main = self.numa.complete(self.objects), self._main
+        if nodes:
+            if main is None:
+                raise ConfigError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
+            try:
+                self._pc.memory.rest_on(JoinedMemory(nodes, main.mapping))
+            except OSError as error:
+                raise ConfigError(f"cannot set up guest memory: {error.strerror}") from None
+            for backend in nodes:
+                backend.mapped = True
+        elif main is not None:
+            if self.objects.find(MAIN_MEMORY) is not None:
+                raise ConfigError(
+                    f"object name '{MAIN_MEMORY}' is reserved for the default RAM backend, it can't be used for any"
+                    " other purposes. Change the object's 'id' to something else"
+                )
+            main.mapped = True
+            self.objects.adopt(main)
+
+    # ---- Life
+
+    def before_reset(self) -> None:
+        """The hardware is about to be reset: what was to be unplugged goes."""
+        self.hotplug.finish()
+
+    def before_run(self) -> None:
+        """The guest is about to run: firmware has to know what was plugged in meanwhile."""
+        self.hotplug.settle()
+
+    # ---- While the machine waits to be made
+
+    def describe_numa(self, options: Mapping[str, Any]) -> None:
+        """Take in a NUMA description before the machine is made; raises QmpError."""
+        self.numa.add(options["type"], options, self.objects)
+
+    def finish(self) -> str | None:
+        """Make the machine that waits with `-preconfig`, and start it.
+
+        A machine that cannot be made ends with exit status 1; what is wrong with it is returned.
+        """
+        pc = self._pc
+        try:
+            pc.complete()
+        except ConfigError as error:
+            print(f"pyvm: {error}", file=sys.stderr, flush=True)
+            pc.lifecycle.exit_status = 1
+            pc.lifecycle.end()
+            return str(error)
+        pc.begin()
+        return None

@@ -1,0 +1,79 @@
+"""Taking devices out of the board: everything that :mod:`pyvm.machine.plugging` did, undone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyvm.block.backend import BlockBackend
+    from pyvm.machine.pc import Pc
+    from pyvm.machine.plugging import PluggedDevice
+
+
+def unplug(pc: Pc, device: PluggedDevice) -> None:
+    """Take a device out that is on the PCI bus, on a SCSI bus or in a virtio-serial device.
+
+    Units of a SCSI host, and ports of a virtio-serial device, go with it.
+    """
+    plugger = pc.plugger
+    kind = device.model.bus
+    if kind == "PCI":
+        _unplug_function(pc, device)
+    elif kind == "SCSI":
+        _unplug_unit(pc, device)
+    else:
+        _unplug_port(pc, device)
+    plugged = plugger.plugged
+    plugged.devices.remove(device)
+    if device.config.id is not None:
+        plugged.identifiers.pop(device.config.id, None)
+    if device.entropy is not None:
+        device.entropy.release()
+
+
+def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
+    plugger = pc.plugger
+    function: Any = device.made
+    inner = function.device
+    for other in list(plugger.plugged.devices):
+        units = inner.bus.units if hasattr(inner, "bus") else getattr(inner, "ports", {})
+        if other.made in units.values():
+            unplug(pc, other)
+    if device.realized:
+        pc.board.pci.detach(function)
+    for name in [name for name, part in pc.board.components.items() if part in (function, inner)]:
+        del pc.board.components[name]
+    plugger.plugged.virtio.remove(inner)
+    inner.reset()
+    if inner is plugger.plugged.balloon:
+        plugger.plugged.balloon = None
+    plugger.plugged.serial_buses = {
+        name: console for name, console in plugger.plugged.serial_buses.items() if console is not inner
+    }
+    plugger.disks.host_unplugged(inner)
+    if device.entropy is not None:
+        device.entropy.waiting.remove(inner.source_ready)
+    if "drive" in device.values:
+        _give_back(pc, inner.backend)
+
+
+def _unplug_unit(pc: Pc, device: PluggedDevice) -> None:
+    unit: Any = device.made
+    for bus in pc.plugger.disks.scsi_buses.values():
+        if unit in bus.units.values():
+            bus.unplug(unit)
+    for name in [name for name, part in pc.board.components.items() if part is unit]:
+        del pc.board.components[name]
+    _give_back(pc, unit.backend)
+
+
+def _unplug_port(pc: Pc, device: PluggedDevice) -> None:
+    port: Any = device.made
+    for console in pc.plugger.plugged.serial_buses.values():
+        if port in console.ports.values():
+            console.remove_port(port)
+
+
+def _give_back(pc: Pc, backend: BlockBackend) -> None:
+    pc.plugger.disks.not_bootable(backend)
+    pc.storage.give_back(backend)

@@ -1,0 +1,181 @@
+"""Object types: their parents, the interfaces that they implement, and their properties.
+
+The types stand as text in :mod:`pyvm.qom.type_text` and its neighbours, and are parsed when somebody first asks.  Which
+machine and CPU types there are follows from what ``-machine`` and ``-cpu`` take.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+MACHINE_SUFFIX = "-machine"
+CPU_SUFFIX = "-x86_64-cpu"
+_MACHINE_MODEL = "pc-i440fx-machine"
+_CPU_MODEL = "model-x86_64-cpu"
+UNSET: Any = object()
+"""The default of a property that has none."""
+
+_HEADER = re.compile(r"(?P<name>\S+)(?: : (?P<parent>\S+))?(?P<marks>(?: [+~]\S+)*)(?P<abstract> abstract)?")
+_PROPERTY = re.compile(r"(?P<names>.+?) : (?P<kind>[^=|]+?)(?: =(?P<default>[^|]+?))?(?: \| (?P<description>.+))?")
+_HIDDEN = frozenset({"type", "realized", "hotpluggable", "hotplugged", "parent_bus"})
+
+
+class PropertyInfo:
+    """A property of a type: its kind as clients see it, its default or :data:`UNSET`, and what it is about."""
+
+    __slots__ = ("default", "description", "kind", "name")
+
+    def __init__(self, name: str, kind: str, default: Any = UNSET, description: str | None = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.default = default
+        self.description = description
+
+    def as_info(self, *, with_default: bool = False) -> dict[str, Any]:
+        """Return an ObjectPropertyInfo."""
+        info: dict[str, Any] = {"name": self.name, "type": self.kind}
+        if self.description is not None:
+            info["description"] = self.description
+        if with_default and self.default is not UNSET:
+            info["default-value"] = self.default
+        return info
+
+
+class ObjectType:
+    """A type; `proxied` is another type whose properties its objects have, too, because they hold such an object."""
+
+    __slots__ = ("abstract", "interfaces", "name", "own", "parent", "proxied")
+
+    def __init__(
+        self,
+        name: str,
+        parent: ObjectType | None,
+        *,
+        interfaces: Iterable[str] = (),
+        proxied: ObjectType | None = None,
+        abstract: bool = False,
+        own: Mapping[str, PropertyInfo] | None = None,
+    ) -> None:
+        self.name = name
+        self.parent = parent
+        self.interfaces = tuple(interfaces)
+        self.proxied = proxied
+        self.abstract = abstract
+        self.own: dict[str, PropertyInfo] = dict(own or {})
+
+    def ancestry(self) -> Iterator[ObjectType]:
+        """Return the type, its parent, and so on."""
+        kind: ObjectType | None = self
+        while kind is not None:
+            yield kind
+            kind = kind.parent
+
+    def implements(self, name: str) -> bool:
+        """Whether the type is `name`, descends from it, or implements that interface."""
+        return any(kind.name == name or name in kind.interfaces for kind in self.ancestry())
+
+    @property
+    def properties(self) -> dict[str, PropertyInfo]:
+        """All properties by name, inherited ones first."""
+        found: dict[str, PropertyInfo] = {}
+        for kind in reversed(list(self.ancestry())):
+            if kind.proxied is not None:
+                found.update((name, item) for name, item in kind.proxied.properties.items() if name not in found)
+            found.update(kind.own)
+        return found
+
+    @property
+    def device_properties(self) -> list[PropertyInfo]:
+        """What `-device` may set or show: all properties but those of every device."""
+        return [item for name, item in self.properties.items() if name not in _HIDDEN]
+
+
+class TypeRegistry:
+    """All types, in the order of their definition: parents come before their children."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._types: dict[str, ObjectType] = {}
+        for text in texts:
+            self._parse(text)
+
+    def _parse(self, text: str) -> None:
+        current: ObjectType | None = None
+        for line in text.splitlines():
+            if line.startswith("  ") and current is not None:
+                self._add_properties(current, line.strip())
+            elif line:
+                current = self._add_type(line)
+
+    def _add_type(self, line: str) -> ObjectType:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise ValueError(f"cannot understand {line!r}")
+        marks = match["marks"].split()
+        proxied = [self._types[mark[1:]] for mark in marks if mark[0] == "~"]
+        return self.define(
+            ObjectType(
+                match["name"],
+                None if match["parent"] is None else self._types[match["parent"]],
+                interfaces=[mark[1:] for mark in marks if mark[0] == "+"],
+                proxied=proxied[0] if proxied else None,
+                abstract=match["abstract"] is not None,
+            )
+        )
+
+    def _add_properties(self, kind: ObjectType, line: str) -> None:
+        match = _PROPERTY.fullmatch(line)
+        if match is None:
+            raise ValueError(f"{kind.name}: cannot understand {line!r}")
+        default = UNSET if match["default"] is None else json.loads(match["default"])
+        for name in match["names"].split():
+            kind.own[name] = PropertyInfo(name, match["kind"], default, match["description"])
+
+    def define(self, kind: ObjectType) -> ObjectType:
+        """Add a type; raises ValueError where the name is taken."""
+        if kind.name in self._types:
+            raise ValueError(f"type {kind.name} is defined twice")
+        self._types[kind.name] = kind
+        return kind
+
+    def replace(self, template: str, names: Iterable[str]) -> None:
+        """Put a type for each of `names` in place of `template`, which says what they have in common."""
+        model = self._types.pop(template)
+        for name in names:
+            self.define(ObjectType(name, model.parent, interfaces=model.interfaces, own=model.own))
+
+    def get(self, name: str) -> ObjectType | None:
+        """Return a type by its name, or None where there is none."""
+        return self._types.get(name)
+
+    def __getitem__(self, name: str) -> ObjectType:
+        return self._types[name]
+
+    def __iter__(self) -> Iterator[ObjectType]:
+        return iter(self._types.values())
+
+    def implementing(self, name: str, *, abstract: bool) -> list[ObjectType]:
+        """Return the types that are or implement `name`, the abstract ones only where they are wanted."""
+        return [kind for kind in self if kind.implements(name) and (abstract or not kind.abstract)]
+
+
+@functools.cache
+def load() -> TypeRegistry:
+    """Return the types that pyvm has."""
+    from pyvm.config import MACHINE_TYPES
+    from pyvm.cpu.cpuid import model_names
+    from pyvm.qom import type_text, type_text_cpu, type_text_devices
+
+    registry = TypeRegistry((type_text.TEXT, type_text_devices.TEXT, type_text_cpu.TEXT))
+    machines = [name + MACHINE_SUFFIX for name in MACHINE_TYPES if name.startswith("pc-")]
+    registry.replace(_MACHINE_MODEL, machines)
+    registry.replace(_CPU_MODEL, (name + CPU_SUFFIX for name in model_names()))
+    for name in ("max", "host"):
+        own = registry[name + CPU_SUFFIX].own
+        for flag, default in (("migratable", True), ("host-cache-info", False)):
+            own[flag] = PropertyInfo(flag, "bool", default)
+    registry["host" + CPU_SUFFIX].parent = registry["max" + CPU_SUFFIX]
+    return registry

@@ -1,0 +1,105 @@
+"""What a machine needs of the host's side for commands about input, dumps, character devices and descriptors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pyvm.chardev.registry import ChardevSet
+from pyvm.clock import ManualClock, RunningClock
+from pyvm.cpu.registers import RegisterState
+from pyvm.devices.ps2_keyboard import Ps2Keyboard
+from pyvm.devices.ps2_mouse import Ps2Mouse
+from pyvm.machine.dump import Dumper
+from pyvm.machine.input import InputRouter, KeyboardInput, MouseInput
+from pyvm.mainloop import MainLoop
+from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.monitor.descriptors import FdSets
+from pyvm.monitor.schema.model import load
+from pyvm.monitor.trace import TraceEvents
+from tests.unit.monitor_support import Bench, Client
+
+NULL: dict[str, Any] = {"type": "null", "data": {}}
+
+REFUSED = frozenset(
+    {
+        *("query-rocker", "query-rocker-ports", "query-rocker-of-dpa-flows", "query-rocker-of-dpa-groups"),
+        *("replay-break", "replay-delete-break", "replay-seek", "set_password", "expire_password", "closefd"),
+    }
+)
+"""Commands that fail on a machine without what they are about."""
+
+
+class Host:
+    """The host's side of a bench's machine."""
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        machine: Any = bench.machine
+        self._loop = MainLoop(RunningClock())
+        self.devices = machine.chardev_set = ChardevSet(self._loop)
+        machine.chardevs = self.devices.query
+        machine.input = InputRouter(ManualClock(), lambda: True)
+        machine.input.register(KeyboardInput(Ps2Keyboard(), lambda: None))
+        machine.input.register(MouseInput(Ps2Mouse(), lambda: None))
+        self._memory = machine.memory = GuestMemory(1 << 20, pc_ram_blocks(1 << 20))
+        machine.mmio = IoSpace("memory")
+        machine.register_states = lambda: [RegisterState()]
+        machine.dumper = Dumper(machine, bench.events.emit)
+        machine.traces = TraceEvents(lambda: load().command_names)
+        machine.set_actions = lambda **actions: None
+        self._sets = machine.fdsets = FdSets()
+        self._folder = folder
+
+    def close(self) -> None:
+        """Give back what the host has given."""
+        self._sets.close()
+        self._memory.close()
+        self.devices.close_all()
+        self._loop.close()
+
+    def prepare(self, client: Client) -> dict[str, dict[str, Any]]:
+        """Return arguments with which each of the commands can be called once, and make what they name.
+
+        Nothing is made where capabilities are still to be negotiated.
+        """
+        if client.monitor.session is None or client.monitor.session.negotiating:
+            return {}
+        client.wire.take_fds = lambda: [os.open(os.devnull, os.O_RDWR)]  # type: ignore[method-assign]
+        client.execute("getfd", fdname="passed")
+        self._sets.add(os.open(os.devnull, os.O_RDWR), 0)
+        client.execute("chardev-add", id="ring", backend={"type": "ringbuf", "data": {}})
+        client.execute("chardev-add", id="free", backend=NULL)
+        file = str(self._folder / "file")
+        rocker = {"name": "sw1"}
+        return {
+            "watchdog-set-action": {"action": "pause"},
+            "ringbuf-write": {"device": "ring", "data": "x"},
+            "ringbuf-read": {"device": "ring", "size": 1},
+            "chardev-add": {"id": "pty", "backend": {"type": "pty", "data": {}}},
+            "chardev-change": {"id": "free", "backend": NULL},
+            "chardev-remove": {"id": "free"},
+            "chardev-send-break": {"id": "free"},
+            "dump-guest-memory": {"paging": False, "protocol": f"file:{file}"},
+            "memsave": {"val": 0, "size": 16, "filename": file},
+            "pmemsave": {"val": 0, "size": 16, "filename": file},
+            "query-rocker": rocker,
+            "query-rocker-ports": rocker,
+            "query-rocker-of-dpa-flows": rocker,
+            "query-rocker-of-dpa-groups": rocker,
+            "set_password": {"protocol": "vnc", "password": "x"},
+            "expire_password": {"protocol": "vnc", "time": "now"},
+            "send-key": {"keys": [{"type": "qcode", "data": "a"}]},
+            "input-send-event": {"events": []},
+            "xen-set-global-dirty-log": {"enable": True},
+            "xen-set-replication": {"enable": True, "primary": True},
+            "trace-event-get-state": {"name": "qmp_*"},
+            "trace-event-set-state": {"name": "qmp_*", "enable": False},
+            "replay-break": {"icount": 1},
+            "replay-seek": {"icount": 1},
+            "yank": {"instances": []},
+            "add_client": {"protocol": "vnc", "fdname": "passed"},
+            "getfd": {"fdname": "other"},
+            "closefd": {"fdname": "missing"},
+            "remove-fd": {"fdset-id": 0},
+        }
