@@ -242,7 +242,9 @@ class TestHardware:
         assert (response.phys_index, response.response) == (1, "success")
 
     def test_disks(self, agent: AgentClient) -> None:
-        (disk,) = agent.get_disks()
+        disks = {disk.name: disk for disk in agent.get_disks()}
+        assert set(disks) - {"/dev/sr0", "/dev/fd0"} == {"/dev/vda"}
+        disk = disks["/dev/vda"]
         assert (disk.name, disk.partition, disk.dependencies) == ("/dev/vda", False, [])
         assert disk.address is not None
         assert (disk.address.bus_type, disk.address.dev) == ("virtio", "/dev/vda")
