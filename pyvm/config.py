@@ -253,6 +253,15 @@ class ActionConfig:
 
 
 @dataclass
+class PassedFdConfig:
+    """A descriptor that was inherited, for a set that files are opened from; `fd` is this process's own duplicate."""
+
+    fd: int
+    set_id: int
+    opaque: str | None = None
+
+
+@dataclass
 class MachineConfig:
     """Everything that the person at the prompt asked for."""
 
@@ -272,6 +281,7 @@ class MachineConfig:
     devices: list[DeviceConfig] = field(default_factory=list)
     globals: list[GlobalConfig] = field(default_factory=list)
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
+    passed_fds: list[PassedFdConfig] = field(default_factory=list)
     serials: list[str | None] = field(default_factory=list)
     """The chardev of each serial port of the board; None: there is no such port."""
     text_console: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from pyvm.commandline.descriptors import passed_fds
 from pyvm.commandline.groups import GROUPS
 from pyvm.commandline.reader import CommandLine
 from pyvm.config import (
@@ -75,6 +76,7 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.rtc = _rtc(line)
     config.actions = _actions(line)
     config.fw_cfg = [_fw_cfg(options) for options in line.groups["fw_cfg"]]
+    config.passed_fds = passed_fds(line.groups["add-fd"])
     _configure_names(line, config)
     _check_messages(line, config)
 

@@ -16,6 +16,7 @@ def _groups() -> dict[str, Group]:
     groups = (
         Group("accel", "accel", _kinds(string="accel thread", number="tb-size", boolean="split-wx one-insn-per-tb")),
         Group("action", None, _kinds(string="reboot shutdown panic watchdog")),
+        Group("add-fd", None, _kinds(string="opaque", number="fd set")),
         Group("audiodev", "driver", strict=True),
         Group(
             "boot-opts",

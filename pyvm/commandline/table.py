@@ -110,6 +110,8 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("run", "action", "[reboot=reset|shutdown][,shutdown=poweroff|pause][,panic=ACTION][,watchdog=ACTION]", "merge",
      "action", "what follows these events"),
     ("run", "watchdog-action", "ACTION", "alias", "action watchdog=", "short for -action watchdog=ACTION"),
+    ("run", "add-fd", "fd=FD,set=SET[,opaque=TEXT]", "add", "add-fd",
+     "add an inherited descriptor to the set that files named /dev/fdset/SET are opened from"),
     ("run", "daemonize", "", "flag", "daemonize", "go to the background once all is set up"),
     ("run", "pidfile", "FILE", "value", "pidfile", "write the process ID to a file, which ends with the process"),
     ("run", "msg", "[timestamp=on|off][,guest-name=on|off]", "merge", "msg", "what stands before error messages"),
@@ -135,7 +137,7 @@ _MISSING_FLAGS = (
     "portrait s singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "acpitable add-fd audio chroot d D dfilter dtb fsdev gdb icount "
+    "acpitable audio chroot d D dfilter dtb fsdev gdb icount "
     "incoming iscsi loadvm mem-path mtdblock netdev numa option-rom pflash plugin rotate runas sd seed smbios spice "
     "tpmdev trace usbdevice virtfs vnc xen-domid"
 )

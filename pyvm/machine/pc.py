@@ -73,6 +73,8 @@ class Pc:
         self._resources.callback(self.traces.close)
         self.input = InputRouter(self.clock, self._listens_to_input, trace=self.traces.emit)
         self.fdsets = FdSets()
+        for passed in config.passed_fds:
+            self.fdsets.add(passed.fd, passed.set_id, passed.opaque)
         self._resources.callback(self.fdsets.close)
         self.chardev_set = ChardevSet(
             self.mainloop,
