@@ -1,9 +1,6 @@
 """Addresses of sockets, as several chapters have them."""
 
 TEXT = """
-enum NetworkAddressFamily
-  ipv4 ipv6 unix vsock unknown
-
 struct InetSocketAddressBase
   host: str
   port: str
