@@ -89,6 +89,10 @@ typedef struct Engine {
     uint64_t *code_pages;
     uint64_t code_page_count;
     uint64_t *code_parts; /* for each of these pages, which of its parts; the vCPU thread's own */
+    uint64_t *plain_at;   /* and where stores to it are plain, see store.c; the vCPU thread's own too */
+    uint64_t tlb_flushes;
+    uint64_t overwritten_page; /* whose code was hit lately by stores at addresses that are not executed, */
+    int overwritten_times;     /* and how often */
     pthread_mutex_t lock;
     Range invalidations[MAX_INVALIDATIONS];
     int invalidation_count;
@@ -198,6 +202,7 @@ typedef struct {
     void (*tb_flush)(void *);
     void (*tlb_flush)(void *);
     void (*tlb_protect_code)(void *, uint64_t);
+    void (*tlb_set_dirty)(void *, uint64_t);
     uint32_t (*compute_flags)(Env *, int);
     void (*update_cr0)(Env *, uint32_t);
     void (*update_dr7)(Env *, uint32_t);
@@ -260,6 +265,7 @@ bool memory_map_io(Engine *engine, uint64_t gpa, uint64_t size);
 bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size);
 void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length);
 void memory_run_invalidations(Engine *engine);
+void memory_drop_code(Engine *engine, Range range);
 
 bool memory_note_ram(Engine *engine, Region *region, uint64_t size);
 

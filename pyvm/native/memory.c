@@ -29,6 +29,16 @@ static void take_region(Engine *engine, Region *region) {
     engine->last_region = NULL;
 }
 
+/* Make an array longer; what is new is zero, and takes no memory before it is used. */
+static bool grow(uint64_t **array, uint64_t from, uint64_t to) {
+    uint64_t *grown = calloc(to, sizeof *grown);
+    if (!grown) return false;
+    if (*array) memcpy(grown, *array, from * sizeof *grown);
+    free(*array);
+    *array = grown;
+    return true;
+}
+
 /* Keep account of translated code in a run of RAM whose Unicorn number is known. */
 bool memory_note_ram(Engine *engine, Region *region, uint64_t size) {
     uint64_t pages = (region->ram_address + size) >> PAGE_SHIFT;
@@ -36,15 +46,12 @@ bool memory_note_ram(Engine *engine, Region *region, uint64_t size) {
     uint64_t words = (pages + 63) / 64, old = (engine->code_page_count + 63) / 64;
     uint64_t *grown = realloc(engine->code_pages, words * 8);
     if (grown) engine->code_pages = grown;
-    uint64_t *parts = grown ? calloc(pages, sizeof *parts) : NULL;
-    if (!parts) {
+    if (!grown || !grow(&engine->code_parts, engine->code_page_count, pages) ||
+        !grow(&engine->plain_at, engine->code_page_count, pages)) {
         PyErr_NoMemory();
         return false;
     }
     memset(grown + old, 0, (words - old) * 8);
-    if (engine->code_parts) memcpy(parts, engine->code_parts, engine->code_page_count * sizeof *parts);
-    free(engine->code_parts);
-    engine->code_parts = parts;
     engine->code_page_count = pages;
     return true;
 }
@@ -127,36 +134,6 @@ EXPORT void *find_memory_mapping_x86_64(void *uc, uint64_t gpa) {
     return unicorn.find_memory_mapping(uc, gpa);
 }
 
-/* Replaces Unicorn's function of this name: the first code of a page is being translated. */
-EXPORT void tlb_protect_code_x86_64(void *uc, uint64_t ram_address) {
-    Engine *engine = current_engine;
-    if (engine && engine->uc == uc) {
-        uint64_t page = ram_address >> PAGE_SHIFT;
-        if (page < engine->code_page_count)
-            __atomic_fetch_or(&engine->code_pages[page / 64], UINT64_C(1) << (page % 64), __ATOMIC_SEQ_CST);
-    }
-    unicorn.tlb_protect_code(uc, ram_address);
-}
-
-static void make_store_slow(char *entry, uint64_t page) {
-    uint64_t *address = (uint64_t *)(entry + TLB_ENTRY_WRITE);
-    if (!(*address & TLB_NOT_PLAIN) && (*address & ~UINT64_C(0xfff)) == page) *address |= TLB_NOTDIRTY;
-}
-
-/* Replaces Unicorn's function of this name: stores to the pages of a new block must be seen.  The original looks at every
- * entry of every table each time; an address can only be in one place of each, or among the victims. */
-EXPORT void tlb_reset_dirty_by_vaddr_x86_64(void *cpu, uint64_t start, uint64_t length) {
-    char *tlb = FIELD(cpu, char *, CPU_ENV_PTR) - TLB_BEFORE_ENV;
-    for (uint64_t page = start & ~UINT64_C(0xfff); page - start < length || page == start; page += 0x1000)
-        for (int mode = 0; mode < TLB_MODES; mode++) {
-            char *fast = tlb + TLB_FAST + mode * TLB_FAST_SIZE;
-            uint64_t mask = FIELD(fast, uint64_t, 0);
-            make_store_slow(FIELD(fast, char *, 8) + (page >> PAGE_SHIFT << TLB_ENTRY_BITS & mask), page);
-            char *victims = tlb + TLB_DESC + mode * TLB_DESC_SIZE + TLB_DESC_VICTIMS;
-            for (int i = 0; i < TLB_VICTIMS; i++) make_store_slow(victims + (i << TLB_ENTRY_BITS), page);
-        }
-}
-
 static bool may_hold_code(const Engine *engine, uint64_t first, uint64_t last) {
     for (uint64_t page = first; page <= last && page < engine->code_page_count;) {
         uint64_t word = __atomic_load_n(&engine->code_pages[page / 64], __ATOMIC_SEQ_CST) >> (page % 64);
@@ -200,7 +177,9 @@ void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
     engine_kick(engine);
 }
 
-static void forget_whole_pages(Engine *engine, Range range) {
+/* Drop translations of a run of RAM; on the vCPU thread. */
+void memory_drop_code(Engine *engine, Range range) {
+    unicorn.tb_invalidate_phys_range(engine->uc, range.start, range.start + range.length);
     uint64_t first = (range.start + 4095) >> PAGE_SHIFT, end = (range.start + range.length) >> PAGE_SHIFT;
     for (uint64_t page = first; page < end && page < engine->code_page_count; page++) {
         __atomic_fetch_and(&engine->code_pages[page / 64], ~(UINT64_C(1) << (page % 64)), __ATOMIC_SEQ_CST);
@@ -226,8 +205,5 @@ void memory_run_invalidations(Engine *engine) {
         memset(engine->code_parts, 0, engine->code_page_count * sizeof *engine->code_parts);
         return;
     }
-    for (int i = 0; i < count; i++) {
-        unicorn.tb_invalidate_phys_range(engine->uc, ranges[i].start, ranges[i].start + ranges[i].length);
-        forget_whole_pages(engine, ranges[i]);
-    }
+    for (int i = 0; i < count; i++) memory_drop_code(engine, ranges[i]);
 }

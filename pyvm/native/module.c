@@ -160,6 +160,7 @@ static void engine_dealloc(EngineObject *self) {
     free(engine->vcpus);
     free(engine->code_pages);
     free(engine->code_parts);
+    free(engine->plain_at);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

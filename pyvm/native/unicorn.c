@@ -61,6 +61,7 @@ static const struct {
     F(tb_flush, "tb_flush_x86_64"),
     F(tlb_flush, "tlb_flush_x86_64"),
     F(tlb_protect_code, "tlb_protect_code_x86_64"),
+    F(tlb_set_dirty, "tlb_set_dirty_x86_64"),
     F(compute_flags, "cpu_cc_compute_all_x86_64"),
     F(update_cr0, "cpu_x86_update_cr0_x86_64"),
     F(update_dr7, "cpu_x86_update_dr7_x86_64"),

@@ -255,6 +255,29 @@ def test_code_that_is_written_run_and_written_again_without_paging(rig: Rig) -> 
     assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rbp", "rax")] == [1, 2, 3, 5, 6]
 
 
+NX = 1 << 63
+
+
+@pytest.mark.parametrize("plain_first", [False, True])
+@pytest.mark.parametrize("rounds", [1, 40])
+def test_stores_by_another_address_change_code(rig: Rig, plain_first: bool, rounds: int) -> None:
+    """A kernel fills pages of code through addresses that it does not execute."""
+    first, second, third = 0x60000, 0x61000, 0x62000  # addresses of the page at 0x20000, not to be executed
+    store = code("fe 46 01", "fe 82 81000000", "fe 85 01010000")  # one to the number in each of three functions
+    call = code("ff d7", "41 01 c0", "48 8d 9f 80000000 ff d3", "41 01 c1", "48 8d 9f 00010000 ff d3", "41 01 c2")
+    program = code("48 c7 c1", rounds.to_bytes(4, "little"))
+    loop = call + store
+    loop += code("ff c9", "0f 85", (-len(loop) - 8).to_bytes(4, "little", signed=True))
+    rig.long((store if plain_first else b"") + program + loop + call + DONE_HLT)
+    for place in range(3):
+        rig.memory.write(0x20000 + 0x80 * place, code("b8 00000000 c3"))
+        rig.memory.write_u64(PAGE_TABLES + 0x3000 + 8 * (0x60 + place), 0x20000 | 7 | NX)
+    rig.set(rdi=0x20000, rsi=first, rdx=second, rbp=third, r8=0, r9=0, r10=0)
+    rig.run_until_port()
+    total = sum(range(plain_first, rounds + 1 + plain_first))
+    assert [rig.get(name) for name in ("r8", "r9", "r10")] == [total] * 3
+
+
 def test_a_device_says_ahead_what_its_port_reads_as(rig: Rig) -> None:
     """Words of a buffer are read without a call each; the device hears how many before anything else."""
     rig.devices.port_value = bytes(range(1, 9))
