@@ -159,7 +159,7 @@ class BlockBackend:
             else:
                 self._graph.move(self._user, node)
         self._node = node
-        self._at_hand = getattr(node, "read_at_hand", None)
+        self._at_hand = None if node is None else node.read_at_hand
         self.update_gates()
 
     def _description(self) -> str:
@@ -552,7 +552,7 @@ class BlockBackend:
     def adopt(self, node: Node) -> None:
         """Show another node, which the graph has moved this drive to already."""
         self._node = node
-        self._at_hand = getattr(node, "read_at_hand", None)
+        self._at_hand = node.read_at_hand
         for request in self.held:
             request.node = node
         self.update_gates()

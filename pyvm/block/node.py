@@ -243,6 +243,11 @@ class Node(ABC):
     def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers from `offset` on."""
 
+    def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
+        """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
+        del offset, buffers
+        return False
+
     @abstractmethod
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""

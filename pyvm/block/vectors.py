@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
+from pyvm.native import Vector
+
 Buffers = Sequence[memoryview]
+"""A :class:`Vector` of guest RAM is one, and needs no work for each of its segments."""
 
 
 def total(buffers: Buffers) -> int:
     """Return the number of bytes in all buffers."""
-    return sum(map(len, buffers))
+    return buffers.nbytes if isinstance(buffers, Vector) else sum(map(len, buffers))
+
+
+def join(lists: Sequence[Buffers]) -> Buffers:
+    """Return all buffers of several lists, one list after the other."""
+    vectors = [one for one in lists if isinstance(one, Vector)]
+    if vectors and len(vectors) == len(lists):
+        return Vector.join(vectors)
+    return [buffer for one in lists for buffer in one]
+
+
+def preadv(fd: int, buffers: Buffers, offset: int, flags: int = 0) -> int:
+    """Fill buffers from a file; return how many bytes there were.  Raises OSError."""
+    if isinstance(buffers, Vector):
+        return buffers.preadv(fd, offset, flags)
+    return os.preadv(fd, buffers, offset, flags)
+
+
+def pwritev(fd: int, buffers: Buffers, offset: int) -> int:
+    """Write buffers to a file; return how many bytes that were.  Raises OSError."""
+    if isinstance(buffers, Vector):
+        return buffers.pwritev(fd, offset)
+    return os.pwritev(fd, buffers, offset)
 
 
 def fill_zero(buffers: Buffers) -> None:
@@ -28,6 +54,8 @@ def copy_in(buffers: Buffers, data: bytes | memoryview) -> None:
 
 def behind(buffers: Buffers, count: int) -> Buffers:
     """Return what is left of `buffers` behind their first `count` bytes."""
+    if isinstance(buffers, Vector):
+        return buffers.span(count, buffers.nbytes)
     if count >= total(buffers):  # nearly always, and a list may be long
         return ()
     for index, buffer in enumerate(buffers):
@@ -45,8 +73,11 @@ class Cursor:
         self._index = 0
         self._start = 0
 
-    def take(self, count: int) -> list[memoryview]:
+    def take(self, count: int) -> Buffers:
         """Return the next `count` bytes, which must be there."""
+        if isinstance(self._buffers, Vector):
+            self._start += count
+            return self._buffers.span(self._start - count, self._start)
         if not self._index and not self._start and count == total(self._buffers):
             self._index = len(self._buffers)
             return list(self._buffers)

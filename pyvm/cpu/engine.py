@@ -1,13 +1,12 @@
 """Loading the CPU engine: pyvm.native in front of libunicorn.
 
-The functions of `pyvm.native` replace some of libunicorn's, which works only where the dynamic linker meets ours first
-and in the global scope.  So this module, and nothing else, imports `pyvm.native`.
+The functions of `pyvm.native` replace some of libunicorn's, which works only where the dynamic linker meets ours first.
+So nothing in pyvm imports the `unicorn` package: its library is loaded here, behind ours.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -69,14 +68,8 @@ def _library_path() -> Path:
 def _load() -> ModuleType:
     if not sys.platform.startswith("linux"):
         raise EngineError("pyvm runs on Linux only: the CPU engine needs ELF symbol interposition")
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
-    try:
-        import pyvm.native as native
-    except ImportError as error:
-        raise EngineError(f"the compiled part of pyvm is missing: {error}") from error
-    finally:
-        sys.setdlopenflags(flags)
+    from pyvm import native
+
     try:
         native.load(str(_library_path()))
     except RuntimeError as error:

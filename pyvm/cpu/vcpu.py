@@ -225,7 +225,7 @@ class VcpuSet:
         self._set_model(topology)
         self._map_memory(memory)
         memory.on_write = self._engine.invalidate
-        memory.on_writes = self._engine.invalidate_many
+        memory.on_vector = self._engine.invalidate_vector
         self._device_memory: dict[DeviceRam, Overlay] = {}
         mmio.on_ram = self._show_device_memory
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "vector.h"
 
 enum { ARCH_X86 = 4, MODE_64 = 1 << 3 };
 enum { HOOK_INTR = 1 << 0, HOOK_INSN_INVALID = 1 << 14 };
@@ -515,21 +516,19 @@ static PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py
     Py_RETURN_NONE;
 }
 
-/* The same for two sequences, of addresses and lengths: the segments of one request. */
-static PyObject *engine_invalidate_many(EngineObject *self, PyObject *const *args, Py_ssize_t count) {
-    PyObject *gpas = count == 2 ? PySequence_Fast(args[0], "a sequence of addresses is needed") : NULL;
-    PyObject *lengths = gpas ? PySequence_Fast(args[1], "a sequence of lengths is needed") : NULL;
-    bool fit = lengths && PySequence_Fast_GET_SIZE(gpas) == PySequence_Fast_GET_SIZE(lengths);
-    if (!fit && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "invalidate_many(gpas, lengths): as many of each");
-    for (Py_ssize_t i = 0; fit && i < PySequence_Fast_GET_SIZE(gpas); i++) {
-        unsigned long long gpa = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(gpas, i));
-        unsigned long long length = PyLong_AsUnsignedLongLong(PySequence_Fast_GET_ITEM(lengths, i));
-        if (PyErr_Occurred()) break;
-        memory_invalidate(&self->engine, gpa, length);
-    }
-    Py_XDECREF(gpas);
-    Py_XDECREF(lengths);
+/* The same for the first bytes of a vector: the segments of one request. */
+static PyObject *engine_invalidate_vector(EngineObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2 || !Py_IS_TYPE(args[0], &vector_type))
+        return PyErr_Format(PyExc_TypeError, "invalidate_vector(vector, length)");
+    const Vector *vector = (const Vector *)args[0];
+    uint64_t left = PyLong_AsUnsignedLongLong(args[1]);
     if (PyErr_Occurred()) return NULL;
+    for (Py_ssize_t i = 0; left && i < Py_SIZE(vector); i++) {
+        const Piece *piece = &vector->pieces[i];
+        uint64_t length = piece->length < left ? piece->length : left;
+        memory_invalidate(&self->engine, piece->gpa, length);
+        left -= length;
+    }
     Py_RETURN_NONE;
 }
 
@@ -581,8 +580,8 @@ static PyMethodDef engine_methods[] = {
      "set_firmware(start, size)\n\nWhere OUT instructions are firmware calls, in linear addresses."},
     {"invalidate", (PyCFunction)(void (*)(void))engine_invalidate, METH_FASTCALL,
      "invalidate(gpa, length)\n\nDrop translations of RAM that a device wrote; from any thread."},
-    {"invalidate_many", (PyCFunction)(void (*)(void))engine_invalidate_many, METH_FASTCALL,
-     "invalidate_many(gpas, lengths)\n\nThe same for the segments of one request."},
+    {"invalidate_vector", (PyCFunction)(void (*)(void))engine_invalidate_vector, METH_FASTCALL,
+     "invalidate_vector(vector, length)\n\nThe same for the first bytes of a request's segments."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},
     {NULL, NULL, 0, NULL},
 };
@@ -627,8 +626,9 @@ static struct PyModuleDef module = {
 };
 
 PyMODINIT_FUNC PyInit_native(void) {
-    if (PyType_Ready(&engine_type)) return NULL;
+    if (PyType_Ready(&engine_type) || PyType_Ready(&vector_type)) return NULL;
     PyObject *self = PyModule_Create(&module);
     if (self && PyModule_AddObjectRef(self, "Engine", (PyObject *)&engine_type)) Py_CLEAR(self);
+    if (self && PyModule_AddObjectRef(self, "Vector", (PyObject *)&vector_type)) Py_CLEAR(self);
     return self;
 }

@@ -92,6 +92,12 @@ static const struct {
 #undef F
 };
 
+/* Let the dynamic linker find the functions of this library first when it binds those of the next one. */
+static bool become_global(void) {
+    Dl_info here;
+    return dladdr((void *)&unicorn, &here) && dlopen(here.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+}
+
 /* Load libunicorn so that its calls of replaced functions come to us.  Done once in a process. */
 bool unicorn_load(const char *path) {
     if (library) return true;
@@ -99,7 +105,7 @@ bool unicorn_load(const char *path) {
         PyErr_SetString(PyExc_RuntimeError, "libunicorn was loaded before the CPU engine of pyvm: start a machine before importing unicorn");
         return false;
     }
-    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    library = become_global() ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
     if (!library) {
         PyErr_Format(PyExc_RuntimeError, "cannot load libunicorn: %s", dlerror());
         return false;

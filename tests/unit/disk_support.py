@@ -70,6 +70,9 @@ class LateContext:
     def submit(self, work: Work) -> None:
         self.queue.append(work)
 
+    def attempt(self, action: Callable[[], bool]) -> bool:
+        return False
+
     def finish(self, index: int = 0) -> None:
         work = self.queue.pop(index)
         work.run()

@@ -311,8 +311,9 @@ def test_what_was_read_ahead_is_settled_when_the_machine_stops(rig: Rig) -> None
     assert rig.devices.log == [("in", 0x1F0, 2, 0), ("consume", 0x1F0, 4, 0)]
 
 
-def test_segments_of_one_request_are_told_together(rig: Rig) -> None:
-    """As lists or tuples, of one or many; lengths may be 0."""
+@pytest.mark.parametrize(("told", "found"), [(0, [1, 2]), (1, [5, 2]), (2, [5, 6]), (1000, [5, 6])])
+def test_segments_of_one_request_are_told_together(rig: Rig, told: int, found: list[int]) -> None:
+    """Only of the bytes that were written."""
     rig.memory.write(0x20000, code("b8 01000000", "c3"))
     rig.memory.write(0x21000, code("b8 02000000", "c3"))
 
@@ -320,14 +321,14 @@ def test_segments_of_one_request_are_told_together(rig: Rig) -> None:
         if port == 0x80:
             for gpa in (0x20001, 0x21001):
                 rig.memory.view(gpa, 1)[0] += 4
-            rig.engine.invalidate_many((0x20001,), [1])
-            rig.engine.invalidate_many([0x500, 0x21000], (0, 0x100))
+            rig.engine.invalidate_vector(rig.memory.vector([(0x20001, 1), (0x21000, 0x100)]), told)
 
     rig.devices.on_port = change
     calls = code("bf 00000200", "ff d7", "89 c1", "be 00100200", "ff d6", "89 c2")
     rig.protected(calls + code("e6 80", "ff d7", "89 c3", "ff d6", DONE_HLT))
     rig.run_until_port()
-    assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rax")] == [1, 2, 5, 6]
-    for wrong in (((1,), ()), ((1,), (-1,)), (1, 2), ((1,),)):
+    assert [rig.get(name) for name in ("rcx", "rdx", "rbx", "rax")] == [1, 2, *found]
+    segments = rig.memory.vector([(0x20001, 1)])
+    for wrong in (((1,), 1), (segments, -1), (segments,), (segments, 1, 2)):
         with pytest.raises((TypeError, OverflowError)):
-            rig.engine.invalidate_many(*wrong)
+            rig.engine.invalidate_vector(*wrong)

@@ -29,7 +29,7 @@ from pyvm.block.node import (
     Preallocation,
     disk_access,
 )
-from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, total
+from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, preadv, pwritev, total
 
 if TYPE_CHECKING:
     from pyvm.block.graph import BlockGraph
@@ -211,7 +211,7 @@ class FileNode(Node):
         if not self._can_hurry or self._bounce is not None or len(buffers) > _IOV_LIMIT:
             return False
         try:
-            return os.preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == total(buffers)
+            return preadv(self._fd, buffers, offset, os.RWF_NOWAIT) == total(buffers)
         except OSError as error:
             self._can_hurry = error.errno not in _UNSUPPORTED
             return False
@@ -219,10 +219,10 @@ class FileNode(Node):
     def _read_some(self, offset: int, buffers: Buffers) -> int:
         bounce = self._bounce
         if bounce is None:
-            return os.preadv(self._fd, buffers, offset)
+            return preadv(self._fd, buffers, offset)
         if not bounce.misaligned(offset, buffers):
             try:
-                return os.preadv(self._fd, buffers, offset)
+                return preadv(self._fd, buffers, offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -248,10 +248,10 @@ class FileNode(Node):
     def _write_some(self, offset: int, buffers: Buffers) -> int:
         bounce = self._bounce
         if bounce is None:
-            return os.pwritev(self._fd, buffers, offset)
+            return pwritev(self._fd, buffers, offset)
         if not bounce.misaligned(offset, buffers):
             try:
-                return os.pwritev(self._fd, buffers, offset)
+                return pwritev(self._fd, buffers, offset)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise

@@ -111,10 +111,7 @@ class RawNode(Node):
 
     def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
         """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
-        read = getattr(self._file, "read_at_hand", None)
-        return (
-            read is not None and offset + total(buffers) <= self._size and read(self._offset + offset, buffers) is True
-        )
+        return offset + total(buffers) <= self._size and self._file.read_at_hand(self._offset + offset, buffers)
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on; EPERM where a guessed format would change."""

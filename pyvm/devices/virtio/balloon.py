@@ -193,9 +193,9 @@ class VirtioBalloon(VirtioDevice[BalloonState]):
         if self._poison and self.has(F_PAGE_POISON):
             return
         ranges = []
-        for gpa, segment in zip(chain.addresses, chain.writable, strict=True):
+        for gpa, length in chain.writable.pieces:
             start = -(-gpa // PAGE_SIZE) * PAGE_SIZE
-            end = (gpa + len(segment)) // PAGE_SIZE * PAGE_SIZE
+            end = (gpa + length) // PAGE_SIZE * PAGE_SIZE
             if end > start:
                 ranges.append((start, end - start))
         self._discard(sorted(ranges))

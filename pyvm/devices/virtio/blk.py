@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyvm.block.vectors import Buffers, join
 from pyvm.devices.properties import Properties
 from pyvm.devices.virtio.blk_options import (
     F_CONFIG_WCE,
@@ -100,7 +101,7 @@ class _Request:
         """Bytes of writable segments, which the driver gets back."""
         self.offset = 0
         self.end = 0
-        self.buffers: Sequence[memoryview] = ()
+        self.buffers: Buffers = ()
 
 
 _offset = attrgetter("offset")
@@ -176,7 +177,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
     def _take(self, queue: VirtQueue, chain: Chain, batch: _Batch) -> bool:
         """Start one request; return False where it is none, which breaks the device."""
         readable, writable = chain.readable, chain.writable
-        room = sum(map(len, writable))
+        room = writable.nbytes
         if readable and len(readable[0]) >= _HEADER_SIZE:
             kind, _, sector = _HEADER.unpack_from(readable[0])
         elif chain.readable_bytes >= _HEADER_SIZE:
@@ -190,7 +191,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
         self._in_flight[request] = None
         try:
             if kind == T_IN:
-                request.buffers = _data_in(writable)
+                request.buffers = writable.span(0, room - 1)
                 self._place(request, sector, room - 1)
                 batch.add(request, is_write=False)
             elif kind == T_OUT:
@@ -213,7 +214,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
         elif kind in _RANGE_FEATURES and self.offered_features & _RANGE_FEATURES[kind]:
             self._ranges(request, kind)
         elif kind == T_IN:
-            request.buffers = _data_in(request.chain.writable)
+            request.buffers = request.chain.writable.span(0, request.written - 1)
             self._place(request, sector, request.written - 1)
             batch.add(request, is_write=False)
         elif kind == T_OUT:
@@ -433,7 +434,7 @@ class _Batch:
             group = requests[first:last]
             buffers = group[0].buffers
             if len(group) > 1:
-                buffers = [buffer for request in group for buffer in request.buffers]
+                buffers = join([request.buffers for request in group])
                 device.backend.stats.merge(int(self._is_write), len(group) - 1)
             self._start(group[0].offset, buffers, group)
             first = last
@@ -453,7 +454,7 @@ class _Batch:
             index += 1
         return index
 
-    def _start(self, offset: int, buffers: Sequence[memoryview], group: Sequence[_Request]) -> None:
+    def _start(self, offset: int, buffers: Buffers, group: Sequence[_Request]) -> None:
         device = self._device
         done: Callable[[int], None]
         if len(group) == 1:
@@ -470,22 +471,7 @@ class _Batch:
 _RANGE_FEATURES = {T_DISCARD: F_DISCARD, T_WRITE_ZEROES: F_WRITE_ZEROES}
 
 
-def _data_in(writable: Sequence[memoryview]) -> Sequence[memoryview]:
-    """Return the writable segments without the status byte at their end."""
-    last = writable[-1]
-    return (*writable[:-1], last[:-1]) if len(last) > 1 else writable[:-1]
-
-
-def _data_out(chain: Chain) -> tuple[Sequence[memoryview], int]:
+def _data_out(chain: Chain) -> tuple[Buffers, int]:
     """Return the readable segments behind the header, and their length in bytes."""
-    readable = chain.readable
-    length = sum(map(len, readable)) - _HEADER_SIZE
-    if len(readable[0]) == _HEADER_SIZE:
-        return readable[1:], length
-    skip = _HEADER_SIZE
-    buffers = []
-    for segment in readable:
-        if skip < len(segment):
-            buffers.append(segment[skip:])
-        skip = max(skip - len(segment), 0)
-    return buffers, length
+    data = chain.readable.span(_HEADER_SIZE, chain.readable.nbytes)
+    return data, data.nbytes

@@ -23,7 +23,7 @@ from pyvm.devices.virtio.constants import (
     PACKED_DESC_F_AVAIL,
     PACKED_DESC_F_USED,
 )
-from pyvm.devices.virtio.ring import DESCRIPTOR, U16, Chain, RingError, RingMemory, Segments
+from pyvm.devices.virtio.ring import DESCRIPTOR, U16, Chain, RingError, RingMemory, Segments, reject_nested
 from pyvm.memory import GuestMemory, GuestMemoryError
 
 EVENT_SIZE = 4
@@ -107,25 +107,22 @@ class PackedRing(RingMemory):
     def _walk(self, index: int, position: int) -> Chain:
         """Read a chain; its last descriptor holds the buffer ID."""
         size = self._size
-        segments = Segments(self)
+        segments = Segments(self.memory)
         slots = 0
         while True:
             gpa, length, buffer_id, flags = DESCRIPTOR.unpack_from(self._table, index * DESC_SIZE)
             slots += 1
             if flags & DESC_F_INDIRECT:
-                segments.add_table(self._indirect_table(gpa, length, flags), linked=False)
-            else:
-                segments.add(gpa, length, flags)
+                table = self._indirect_table(gpa, length, flags)
+                if slots == 1 and (vectors := self.memory.vectors_of_table(table, linked=False)):
+                    return Chain(buffer_id, position, slots, *vectors)
+                for gpa, length, _, flags in DESCRIPTOR.iter_unpack(table):
+                    reject_nested(flags)
+                    segments.add(gpa, length, flags)
+                return segments.chain(buffer_id, position, slots)
+            segments.add(gpa, length, flags)
             if not flags & DESC_F_NEXT:
-                return Chain(
-                    buffer_id,
-                    position,
-                    slots,
-                    segments.readable,
-                    segments.writable,
-                    segments.addresses,
-                    segments.sources,
-                )
+                return segments.chain(buffer_id, position, slots)
             if slots >= size:
                 raise RingError("looped descriptor")
             index = index + 1 if index + 1 < size else 0
@@ -148,7 +145,7 @@ class PackedRing(RingMemory):
         flags = _OWNER_FLAGS if position & EVENT_WRAP_BIT else 0
         if written:
             flags |= DESC_F_WRITE
-            self._mark_written(chain, written)
+            self.memory.on_vector(chain.writable, written)
         offset = index * DESC_SIZE + _USED_OFFSET
         _USED.pack_into(self._table, offset, written, chain.head, flags)
         self._written(self._ring_gpa + offset, _USED.size)

@@ -210,23 +210,23 @@ class VirtQueue:
             self.index,
             chain.head,
             chain.slots,
-            [[gpa, len(segment)] for gpa, segment in zip(chain.sources, chain.readable, strict=True)],
-            [[gpa, len(segment)] for gpa, segment in zip(chain.addresses, chain.writable, strict=True)],
+            [list(piece) for piece in chain.readable.pieces],
+            [list(piece) for piece in chain.writable.pieces],
         )
 
     def load_chain(self, state: ChainState) -> Chain:
         """Return a chain saved, once the queue itself is loaded; raise :class:`StateError` where it is none."""
         if self._ring is None:
             raise StateError(f"queue {self.index}: a chain, but the queue is not enabled")
-        found = Segments(self._ring)
+        found = Segments(self._ring.memory)
         try:
             for gpa, length in state.readable:
                 found.add(gpa, length, 0)
             for gpa, length in state.writable:
                 found.add(gpa, length, DESC_F_WRITE)
+            return found.chain(state.head, 0, state.slots)
         except (RingError, GuestMemoryError) as error:
             raise StateError(f"queue {self.index}: {error}") from None
-        return Chain(state.head, 0, state.slots, found.readable, found.writable, found.addresses, found.sources)
 
     def check(self, state: QueueState, features: int) -> None:
         """Verify that this queue can be in `state`; raise :class:`StateError` otherwise."""

@@ -11,7 +11,7 @@ like RAM itself this needs a little-endian host.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from pyvm.devices.virtio.constants import (
@@ -22,6 +22,7 @@ from pyvm.devices.virtio.constants import (
     MAX_QUEUE_SIZE,
 )
 from pyvm.memory import GuestMemory
+from pyvm.native import Vector
 
 U16 = 0xFFFF
 
@@ -33,18 +34,9 @@ class RingError(ValueError):
 class Chain:
     """One buffer of the driver: device-readable segments, then device-writable ones, as views of guest RAM."""
 
-    __slots__ = ("addresses", "head", "position", "readable", "slots", "sources", "writable")
+    __slots__ = ("head", "position", "readable", "slots", "writable")
 
-    def __init__(
-        self,
-        head: int,
-        position: int,
-        slots: int,
-        readable: Sequence[memoryview],
-        writable: Sequence[memoryview],
-        addresses: Sequence[int],
-        sources: Sequence[int],
-    ) -> None:
+    def __init__(self, head: int, position: int, slots: int, readable: Vector, writable: Vector) -> None:
         self.head = head
         """Descriptor index (split) or buffer ID (packed) by which the driver knows the chain."""
         self.position = position
@@ -53,45 +45,28 @@ class Chain:
         """How many places in the ring it takes."""
         self.readable = readable
         self.writable = writable
-        self.addresses = addresses
-        """GPA of each writable segment."""
-        self.sources = sources
-        """GPA of each readable segment."""
 
     @property
     def readable_bytes(self) -> int:
         """Return how many bytes the driver gave."""
-        return sum(map(len, self.readable))
+        return self.readable.nbytes
 
     @property
     def writable_bytes(self) -> int:
         """Return how many bytes the driver will take."""
-        return sum(map(len, self.writable))
+        return self.writable.nbytes
 
     def gather(self, limit: int) -> bytes:
         """Return a copy of the first `limit` readable bytes, or of all where there are fewer."""
-        data = b""
-        for segment in self.readable:
-            if len(data) >= limit:
-                break
-            data += segment[: limit - len(data)]
-        return data
+        return b"".join(self.readable.span(0, limit))
 
     def scatter(self, data: bytes | memoryview) -> int:
         """Copy `data` to the start of the writable segments; return how many bytes there was room for."""
         done = 0
-        length = len(data)
-        for segment in self.writable:
-            if done >= length:
-                break
-            part = data[done : done + len(segment)]
-            segment[: len(part)] = part
-            done += len(part)
+        for segment in self.writable.span(0, len(data)):
+            segment[:] = data[done : done + len(segment)]
+            done += len(segment)
         return done
-
-
-EMPTY: tuple[memoryview, ...] = ()
-NO_ADDRESSES: tuple[int, ...] = ()
 
 
 class Ring(Protocol):
@@ -126,8 +101,6 @@ class RingMemory:
         on_failure: Callable[[str], None],
     ) -> None:
         self.memory = memory
-        self.block = (0, 0, table[:0])
-        """Where the segment last seen was: first GPA of its block of RAM, GPA behind it, the block itself."""
         self._view = memory.view
         self._written = memory.written
         self._table = table
@@ -135,22 +108,11 @@ class RingMemory:
         self._indirect = indirect
         self._fail = on_failure
 
-    def segment(self, gpa: int, length: int) -> memoryview:
-        """Return RAM that may lie in another block than the segment before; raises :class:`GuestMemoryError`."""
-        view = self._view(gpa, length)
-        for block in self.memory.blocks:
-            if block.gpa <= gpa < block.end:
-                self.block = (block.gpa, block.end, self._view(block.gpa, block.size))
-        return view
-
-    def _mark_written(self, chain: Chain, written: int) -> None:
-        """Say which RAM was changed: whole segments, the last of them perhaps in part."""
-        lengths = list(map(len, chain.writable))
-        if written < sum(lengths):
-            for index, length in enumerate(lengths):
-                lengths[index] = max(min(length, written), 0)
-                written -= length
-        self.memory.on_writes(chain.addresses, lengths)
+    def _single(self, head: int, position: int, piece: tuple[int, int], flags: int) -> Chain:
+        """Return the chain of one descriptor."""
+        vector, nothing = self.memory.vector((piece,)), self.memory.vector(())
+        readable, writable = (nothing, vector) if flags & DESC_F_WRITE else (vector, nothing)
+        return Chain(head, position, 1, readable, writable)
 
     def _indirect_table(self, gpa: int, length: int, flags: int) -> memoryview:
         """Return the view of an indirect table, which stands at the end of a chain and has no table below it."""
@@ -168,16 +130,14 @@ class RingMemory:
 class Segments:
     """The segments of a chain while it is being read."""
 
-    __slots__ = ("_left", "_ram", "addresses", "readable", "sources", "writable")
+    __slots__ = ("_left", "_memory", "_readable", "_writable")
 
-    def __init__(self, ram: RingMemory) -> None:
-        self._ram = ram
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
         # Only the same RAM many times over is longer: work without end for whoever takes it.
-        self._left = ram.memory.size
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
-        self.addresses: list[int] = []
-        self.sources: list[int] = []
+        self._left = memory.size
+        self._readable: list[tuple[int, int]] = []
+        self._writable: list[tuple[int, int]] = []
 
     def add(self, gpa: int, length: int, flags: int) -> None:
         """Take up one descriptor."""
@@ -186,61 +146,17 @@ class Segments:
         self._left -= length
         if self._left < 0:
             raise RingError("chain is longer than memory")
-        start, end, block = self._ram.block
-        if start <= gpa and gpa + length <= end:
-            segment = block[gpa - start : gpa - start + length]
-        else:
-            segment = self._ram.segment(gpa, length)
         if flags & DESC_F_WRITE:
-            self.writable.append(segment)
-            self.addresses.append(gpa)
-        elif self.writable:
+            self._writable.append((gpa, length))
+        elif self._writable:
             raise RingError("incorrect order for descriptors")
         else:
-            self.readable.append(segment)
-            self.sources.append(gpa)
+            self._readable.append((gpa, length))
 
-    def add_table(self, table: memoryview, *, linked: bool) -> bool:
-        """Take up the descriptors of an indirect table in the order in which they stand.
-
-        `linked` says that they are a list (split rings), which ends with the first that has no next one; return False
-        where the list has another order.  This is what most chains are, so it is :meth:`add` once more without calls.
-        """
-        start, end, block = self._ram.block
-        readable, sources, writable, addresses = self.readable, self.sources, self.writable, self.addresses
-        left = self._left
-        index = 0
-        for index, (gpa, length, flags, last) in enumerate(DESCRIPTOR.iter_unpack(table), 1):
-            if not linked:
-                flags = last  # noqa: PLW2901 - the packed format has the buffer ID first
-            left -= length
-            if not length or left < 0 or flags & DESC_F_INDIRECT:
-                reject_nested(flags)
-                raise RingError("chain is longer than memory" if length else "zero sized buffers are not allowed")
-            place = gpa - start
-            if place >= 0 and gpa + length <= end:
-                segment = block[place : place + length]
-            else:
-                segment = self._ram.segment(gpa, length)
-                start, end, block = self._ram.block
-            if flags & DESC_F_WRITE:
-                writable.append(segment)
-                addresses.append(gpa)
-            elif writable:
-                raise RingError("incorrect order for descriptors")
-            else:
-                readable.append(segment)
-                sources.append(gpa)
-            if linked:
-                if not flags & DESC_F_NEXT:
-                    break
-                if last != index:
-                    return False
-        else:
-            if linked:
-                raise RingError(f"next descriptor {index} is outside the table of {index}")
-        self._left = left
-        return True
+    def chain(self, head: int, position: int, slots: int) -> Chain:
+        """Return the chain that was read.  Raises :class:`GuestMemoryError` where a segment is not RAM."""
+        vector = self._memory.vector
+        return Chain(head, position, slots, vector(self._readable), vector(self._writable))
 
 
 def reject_nested(flags: int) -> None:

@@ -13,14 +13,11 @@ from pyvm.devices.virtio.constants import (
     AVAIL_F_NO_INTERRUPT,
     DESC_F_INDIRECT,
     DESC_F_NEXT,
-    DESC_F_WRITE,
     DESC_SIZE,
     LEGACY_RING_ALIGN,
 )
 from pyvm.devices.virtio.ring import (
     DESCRIPTOR,
-    EMPTY,
-    NO_ADDRESSES,
     U16,
     Chain,
     RingError,
@@ -117,10 +114,8 @@ class SplitRing(RingMemory):
                 chain = self._walk(head, position)
             elif not length:
                 raise RingError("zero sized buffers are not allowed")
-            elif flags & DESC_F_WRITE:
-                chain = Chain(head, position, 1, EMPTY, (self._view(gpa, length),), (gpa,), NO_ADDRESSES)
             else:
-                chain = Chain(head, position, 1, (self._view(gpa, length),), EMPTY, NO_ADDRESSES, (gpa,))
+                chain = self._single(head, position, (gpa, length), flags)
         except (RingError, GuestMemoryError) as error:
             self._fail(str(error))
             return None
@@ -130,7 +125,7 @@ class SplitRing(RingMemory):
     def _walk(self, head: int, position: int) -> Chain:
         """Read a chain of several descriptors."""
         table, limit, index, in_table = self._table, self._size, head, False
-        segments = Segments(self)
+        segments = Segments(self.memory)
         steps = 0
         while True:
             gpa, length, flags, following = DESCRIPTOR.unpack_from(table, index * DESC_SIZE)
@@ -138,25 +133,19 @@ class SplitRing(RingMemory):
                 reject_nested(flags)
             elif flags & DESC_F_INDIRECT:
                 table = self._indirect_table(gpa, length, flags)
-                if index == head:
-                    if segments.add_table(table, linked=True):
-                        return self._chain(head, position, segments)
-                    segments = Segments(self)
+                if index == head and (vectors := self.memory.vectors_of_table(table, linked=True)):
+                    return Chain(head, position, 1, *vectors)
                 limit, index, in_table, steps = length // DESC_SIZE, 0, True, 0
                 continue
             segments.add(gpa, length, flags)
             if not flags & DESC_F_NEXT:
-                return self._chain(head, position, segments)
+                return segments.chain(head, position, 1)
             steps += 1
             if steps >= limit:
                 raise RingError("looped descriptor")
             if following >= limit:
                 raise RingError(f"next descriptor {following} is outside the table of {limit}")
             index = following
-
-    @staticmethod
-    def _chain(head: int, position: int, found: Segments) -> Chain:
-        return Chain(head, position, 1, found.readable, found.writable, found.addresses, found.sources)
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a chain back, `written` bytes of its writable segments filled; told to the driver by :meth:`flush`."""
@@ -166,7 +155,7 @@ class SplitRing(RingMemory):
         self.next_used = (used + 1) & U16
         self._unflushed += 1
         if written:
-            self._mark_written(chain, written)
+            self.memory.on_vector(chain.writable, written)
 
     def flush(self) -> bool:
         """Show the driver what was pushed; return whether it wants an interrupt for it (2.7.7, 2.7.10)."""

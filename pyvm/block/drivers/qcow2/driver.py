@@ -274,6 +274,15 @@ class Qcow2Node(Node):
         disk.tick()
         disk.reader.readv(offset, length, buffers)
 
+    def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
+        """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
+        disk = self.disk
+        length = total(buffers)
+        if disk.image.broken or offset + length > self.size:
+            return False
+        host = disk.mapping.at_hand(offset, length)
+        return host is not None and disk.reader.data.read_at_hand(host, buffers)
+
     # ---- Writing
 
     def _begin_change(self, offset: int, length: int) -> None:

@@ -252,6 +252,37 @@ class Mapping:
             self._image.corruption(f"Subclusters without a host cluster (L2 entry: {entry:#x}, bitmap: {bitmap:#x})")
         return host
 
+    def at_hand(self, offset: int, length: int) -> int | None:
+        """Return where a range is on the host; None where it is not in one piece, or it takes reading to know."""
+        if self.extended:
+            return None
+        cluster = offset >> self._bits
+        number = cluster >> self.l2_bits
+        l1 = self.l1
+        table = l1[number] & OFFSET_MASK if number < len(l1) else 0
+        if not table or table & self._in_cluster:
+            return None
+        part, index = divmod(cluster & ((1 << self.l2_bits) - 1), self._per_slice)
+        entries = self.cache.peek(table + part * self.cache.slice_bytes)
+        if entries is None:
+            return None
+        inside = offset & self._in_cluster
+        count = ((inside + length - 1) >> self._bits) + 1
+        if index + count > self._per_slice or not self.is_run(entries, index, count):
+            return None
+        first = entries[index] & OFFSET_MASK
+        if self._external and first != offset - inside:
+            return None
+        return first + inside
+
+    def is_run(self, entries: array[int], index: int, count: int) -> bool:
+        """Whether entries without bitmaps are alike, and name data that is in one piece on the host."""
+        first = entries[index]
+        if first & (COMPRESSED | ZERO | self._in_cluster & OFFSET_MASK) or not first & OFFSET_MASK:
+            return False
+        step = self._in_cluster + 1
+        return count == 1 or entries[index : index + count] == array("Q", range(first, first + count * step, step))
+
     # ---- Changing
 
     def find_for_change(self, cluster: int, refcounts: Refcounts) -> Place:

@@ -117,6 +117,10 @@ class TableCache:
         self._slices[offset] = entries
         return entries
 
+    def peek(self, offset: int) -> array[int] | None:
+        """Return the slice at `offset` if it is here."""
+        return self._slices.get(offset)
+
     def put(self, offset: int, entries: array[int]) -> None:
         """Take a slice that is in no file yet, or whose content there does not matter; it is to be written."""
         self._slices.pop(offset, None)

@@ -21,7 +21,7 @@ from pyvm.block.drivers.qcow2.structures import (
     SUBCLUSTERS,
     ZERO,
 )
-from pyvm.block.vectors import Cursor
+from pyvm.block.vectors import Buffers, Cursor
 
 
 class Updater:
@@ -64,7 +64,7 @@ class Updater:
             return self._write_reused(place, offset, length, cursor)
         return self._write_new(place, offset, length, cursor)
 
-    def _write_data(self, host: int, length: int, buffers: list[memoryview]) -> None:
+    def _write_data(self, host: int, length: int, buffers: Buffers) -> None:
         if not self._external:
             self._image.check_overlap(host, length)
         self._reader.data.writev(host, buffers)
@@ -79,6 +79,10 @@ class Updater:
         host = place.entries[index] & OFFSET_MASK
         inside = offset & (self._size - 1)
         count = 0
+        if not self._mapping.extended and not self._external and self._reusable(place.entries[index]):
+            clusters = min(((inside + length - 1) >> self._bits) + 1, place.clusters)
+            if self._mapping.is_run(place.entries, index, clusters):
+                return min(length, (clusters << self._bits) - inside)
         for number in range(place.clusters):
             if count >= length:
                 break
@@ -155,10 +159,10 @@ class Updater:
         before = offset % unit
         after = -(offset + count) % unit
         parts = cursor.take(count)
-        if before:
-            parts.insert(0, memoryview(self._reader.read(offset - before, before)))
-        if after:
-            parts.append(memoryview(self._reader.read(offset + count, after)))
+        if before or after:
+            head = (memoryview(self._reader.read(offset - before, before)),) if before else ()
+            tail = (memoryview(self._reader.read(offset + count, after)),) if after else ()
+            parts = (*head, *parts, *tail)
         self._write_data(host - before, before + count + after, parts)
 
     def _set(self, place: Place, number: int, host: int, start: int, stop: int, *, keep: bool) -> None:
