@@ -83,6 +83,9 @@ class SteppedContext:
     def submit(self, work: Work) -> None:
         self.queue.append(work)
 
+    def attempt(self, action: Callable[[], bool]) -> bool:
+        return False
+
     def step(self) -> None:
         work = self.queue.popleft()
         work.run()
