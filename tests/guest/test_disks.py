@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from images.build import Image
 from pyvm.agent import AgentClient
+from pyvm.qmp_client import QmpError
 from tests.guest.conftest import GuestFactory, ProcessFactory
 from tests.guest.disk_guest_support import (
     MIB,
@@ -311,6 +313,44 @@ class TestTray:
             readable = guest.vm.run(f"dd if=/dev/{name} of=/dev/null bs=2k count=1", check=False).ok
             assert readable == (not is_open)
         assert guest.digest(name) == digest(rig.data[f"{interface}-cd"])
+
+    @pytest.mark.parametrize("interface", list(CDS))
+    def test_the_monitor_changes_the_medium(self, rig: Rig, interface: str) -> None:
+        """Another one, of another size, then the first again; and never while the guest has it open."""
+        guest, name, device = rig.guest, rig.guest.disk_at(CDS[interface]), f"the-{interface}-cd"
+        other = rig.directory / "other.iso"
+        data = random.Random(6).randbytes(3 * MIB)
+        other.write_bytes(data)
+
+        def change(path: Path, *expected: bool) -> None:
+            guest.vm.monitor.events()
+            guest.vm.qmp("blockdev-change-medium", id=device, filename=str(path), format="raw")
+            assert [guest.vm.wait_event("DEVICE_TRAY_MOVED", SOON)["data"]["tray-open"] for _ in expected] == [
+                *expected
+            ]
+            # With an IDE drive, the first access fails, and tells the guest by that.
+            guest.vm.run(f"dd if=/dev/{name} of=/dev/null bs=2k count=1", check=False)
+
+        change(other, True, False)
+        assert guest.digest(name) == digest(data)
+        assert guest.run(f"cat /sys/block/{name}/size").strip() == str(len(data) // 512)
+        change(rig.path(f"{interface}-cd"), True, False)
+        assert guest.digest(name) == digest(rig.data[f"{interface}-cd"])
+
+        guest.run(f"sleep 1000 < /dev/{name} > /dev/null 2>&1 & echo $! > /tmp/holder")
+        until(lambda: _drive(guest, device)["locked"], "the tray is locked")
+        with pytest.raises(QmpError, match="is locked and force was not specified"):
+            guest.vm.qmp("blockdev-change-medium", id=device, filename=str(other), format="raw")
+        guest.run("kill $(cat /tmp/holder)")
+        until(lambda: not _drive(guest, device)["locked"], "the tray is free")
+        guest.vm.qmp("eject", id=device)
+        assert "medium" in guest.vm.run(f"dd if=/dev/{name} of=/dev/null bs=2k count=1", check=False).stderr.decode()
+        change(rig.path(f"{interface}-cd"), False)
+        assert guest.digest(name) == digest(rig.data[f"{interface}-cd"])
+
+
+def _drive(guest: DiskGuest, device: str) -> dict[str, Any]:
+    return next(drive for drive in guest.vm.qmp("query-block") if device in drive.get("qdev", ""))
 
 
 class TestFileSystem:
