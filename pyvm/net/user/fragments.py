@@ -1,0 +1,62 @@
+"""Fragments of IPv4 packets put together again (RFC 791, section 3.2), within limits: they come from the guest."""
+
+from __future__ import annotations
+
+from pyvm.clock import NANOSECONDS, Clock
+from pyvm.net import packets as p
+
+_PACKETS_LIMIT = 16
+_FRAGMENTS_LIMIT = 64
+_LIFETIME = 30 * NANOSECONDS
+_LARGEST = 65535
+
+
+class _Parts:
+    """What has come of one packet: payloads by their offset in bytes."""
+
+    def __init__(self, deadline: int) -> None:
+        self.deadline = deadline
+        self.parts: dict[int, bytes] = {}
+        self.length: int | None = None
+        """Length of the whole, once the last fragment has come."""
+
+    def whole(self) -> bytes | None:
+        """Return the payload where all has come without overlaps, else None."""
+        if self.length is None or sum(map(len, self.parts.values())) < self.length:
+            return None
+        data = b""
+        for offset in sorted(self.parts):
+            if offset != len(data):
+                return None
+            data += self.parts[offset]
+        return data if len(data) == self.length else None
+
+
+class Reassembler:
+    """Collects fragments until a packet is whole, or too old."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._packets: dict[tuple[bytes, bytes, int, int], _Parts] = {}
+
+    def add(self, header: memoryview, payload: memoryview) -> bytes | None:
+        """Take one fragment; return the payload of the packet that it makes whole."""
+        _, _, _, identity, fragment, _, protocol, _, source, destination = p.IPV4.unpack_from(header)
+        key = (source, destination, identity, protocol)
+        now = self._clock.now()
+        self._packets = {name: found for name, found in self._packets.items() if found.deadline > now}
+        offset = (fragment & p.IP_OFFSET_MASK) * 8
+        last = not fragment & p.IP_MORE_FRAGMENTS
+        if offset + len(payload) > _LARGEST or not payload or (not last and len(payload) % 8):
+            self._packets.pop(key, None)
+            return None
+        if key not in self._packets and len(self._packets) >= _PACKETS_LIMIT:
+            del self._packets[next(iter(self._packets))]
+        parts = self._packets.setdefault(key, _Parts(now + _LIFETIME))
+        parts.parts[offset] = bytes(payload)
+        if last:
+            parts.length = offset + len(payload)
+        whole = parts.whole()
+        if whole is not None or len(parts.parts) > _FRAGMENTS_LIMIT:
+            del self._packets[key]
+        return whole
