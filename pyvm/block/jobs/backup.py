@@ -1,0 +1,194 @@
+"""Job *backup*: copies a disk as it is when the job is started, whatever the guest writes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pyvm.block.bitmaps import DirtyBitmap
+from pyvm.block.drivers.copy_before_write import CopyBeforeWriteNode
+from pyvm.block.errors import BlockError
+from pyvm.block.jobs import surgery
+from pyvm.block.jobs.block_job import STEP_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
+from pyvm.block.jobs.copying import CopyError
+from pyvm.block.jobs.waits import Body
+from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Node
+
+if TYPE_CHECKING:
+    from pyvm.block.jobs.manager import Jobs
+
+BitmapMode = Literal["on-success", "never", "always"]
+_LOOK = 64
+
+
+@dataclass
+class BackupOptions:
+    """What is backed up how."""
+
+    sync: Literal["full", "top", "none", "bitmap"]
+    bitmap: DirtyBitmap | None = None
+    bitmap_mode: BitmapMode | None = None
+    compress: bool = False
+    on_source_error: OnError = "report"
+    on_target_error: OnError = "report"
+    max_chunk: int = 0
+
+
+class BackupJob(BlockJob):
+    """Copies `source` to `target`."""
+
+    kind: ClassVar[str] = "backup"
+
+    def __init__(self, jobs: Jobs, options: JobOptions, source: Node, target: Node, backup: BackupOptions) -> None:
+        self.backup = backup
+        self.source, self.target = source, target
+        self._failure: OSError | None = None
+        context = check_nodes_together(jobs, source, (target,))
+        bitmap = backup.bitmap
+        jobs.check_identifier(options.id)
+        self.filter = CopyBeforeWriteNode(source.hold(), target.hold(), graph=jobs.storage.graph)
+        self.copier = self.filter.copier
+        self.copier.compress = backup.compress
+        if bitmap is not None:
+            bitmap.freeze()
+        try:
+            self._insert(jobs, options)
+        except BlockError:
+            if bitmap is not None:
+                bitmap.reclaim()
+            raise
+        try:
+            self._create(jobs, options, context)
+        except BlockError:
+            if bitmap is not None:
+                bitmap.reclaim()
+            surgery.drop_filter(jobs.storage, self.filter)
+            raise
+        if backup.sync == "bitmap" and bitmap is not None:
+            self.copier.wanted.clear_all()
+            self.copier.wanted.merge(bitmap)
+
+    def _insert(self, jobs: Jobs, options: JobOptions) -> None:
+        if self.backup.max_chunk and self.backup.max_chunk < self.copier.cluster:
+            limit, unit = self.backup.max_chunk, self.copier.cluster
+            self._give_up_filter()
+            raise BlockError(f"Required max-chunk ({limit}) is less than backup cluster size ({unit})")
+        try:
+            surgery.insert_filter(jobs.storage, self.filter, options.filter_name)
+        except BlockError as error:
+            raise BlockError(f"Could not replace node: {error}") from None
+
+    def _give_up_filter(self) -> None:
+        self.source.other_bitmaps.remove(self.copier.wanted)
+        for child in self.filter.children:
+            child.node.references -= 1
+
+    def _create(self, jobs: Jobs, options: JobOptions, context: object) -> None:
+        super().__init__(jobs, options, context)  # type: ignore[arg-type]
+        try:
+            self.use(self.filter, Access(NO_PERMISSIONS, ALL_PERMISSIONS), "main node")
+            self.use(self.target, Access(NO_PERMISSIONS, ALL_PERMISSIONS), "target")
+        except BlockError:
+            self.forget()
+            self.let_nodes_go()
+            raise
+
+    # ---- What clients see
+
+    @property
+    def current_progress(self) -> int:
+        """How much was copied, by this job or on behalf of the guest's writes."""
+        return self.copier.copied
+
+    @property
+    def total_progress(self) -> int:
+        """How much there is altogether."""
+        return self.copier.copied + self.copier.wanted.count
+
+    # ---- The body
+
+    def start(self) -> None:
+        """Begin, with a pause: the disks stand still until everything is in its place, and :meth:`let_go` is called."""
+        self.pauses += 1
+        super().start()
+
+    def body(self) -> Body:
+        """Copy everything that is wanted, or wait for the end where only what is overwritten is."""
+        if self.backup.sync == "none":
+            while not self.stopping:
+                yield from self.sleep(None)
+            self.check_still_wanted()
+        if self.backup.sync == "top":
+            yield from self._skip_unallocated()
+        while self.copier.wanted.any:
+            self.check_still_wanted()
+            yield from self._round()
+            self._raise_failure()
+        self.check_still_wanted()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _skip_unallocated(self) -> Body:
+        offset = 0
+        while offset < self.source.size:
+            (offset,) = yield self.io(_looker(self, offset))
+            self.check_still_wanted()
+            yield from self.pause_point()
+
+    def look(self, offset: int) -> int:
+        """Find out for some clusters whether they are wanted; return how far this looked."""
+        for _ in range(_LOOK):
+            if offset >= self.source.size:
+                break
+            offset = self.copier.drop_unallocated(offset, self.source.size - offset)
+        return offset
+
+    def _round(self) -> Body:
+        try:
+            moved = yield self.io(*[self._copy_some] * self.batch)
+        except CopyError as failure:
+            policy = self.backup.on_source_error if failure.of_read else self.backup.on_target_error
+            if self.handle(policy, failure.of_read, failure.error) == "report":
+                self._failure = failure.error
+                return
+            moved = []
+            yield from self.sleep(0.1)
+        yield from self.limit(sum(moved))
+
+    def _copy_some(self) -> int:
+        limit = min(STEP_BYTES, self.backup.max_chunk or STEP_BYTES)
+        return self.copier.copy(0, self.source.size, max(limit, self.copier.cluster)) or 0
+
+    # ---- The end
+
+    def commit(self) -> None:
+        """The bitmap begins anew, where it is to."""
+        self._settle_bitmap(good=True)
+
+    def abort(self) -> None:
+        """What was not copied stays in the bitmap."""
+        self._settle_bitmap(good=False)
+
+    def _settle_bitmap(self, *, good: bool) -> None:
+        bitmap, mode = self.backup.bitmap, self.backup.bitmap_mode
+        if bitmap is None:
+            return
+        if (good or mode == "always") and mode != "never":
+            bitmap.abdicate()
+            if not good:
+                bitmap.merge(self.copier.wanted)
+        else:
+            bitmap.reclaim()
+
+    def clean(self) -> None:
+        """Take the filter out, and let all nodes go."""
+        self.filter.stopped = True
+        surgery.drop_filter(self.storage, self.filter)
+        super().clean()
+
+
+def _looker(job: BackupJob, offset: int) -> Callable[[], int]:
+    return lambda: job.look(offset)

@@ -1,0 +1,194 @@
+"""Jobs that make an image in a node or file, or change one: *create* and *amend*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pyvm.block.errors import BlockError
+from pyvm.block.jobs.job import Job
+from pyvm.block.jobs.waits import Aside, Body, Io
+from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
+
+if TYPE_CHECKING:
+    from pyvm.block.graph import User
+    from pyvm.block.jobs.manager import Jobs
+
+CREATABLE = ("file", "luks", "qcow2")
+"""Drivers of which images can be made."""
+_SECTOR = 512
+
+
+class CreateJob(Job):
+    """Makes an image; `options` are a BlockdevCreateOptions."""
+
+    kind: ClassVar[str] = "create"
+
+    def __init__(self, jobs: Jobs, identifier: str, options: Mapping[str, Any]) -> None:
+        super().__init__(jobs, identifier, auto_dismiss=False)
+        self._options = options
+        self._users: list[User] = []
+
+    def body(self) -> Body:
+        """Make it."""
+        self.remaining = 1
+        try:
+            driver = self._options["driver"]
+            if driver == "file":
+                yield Aside(lambda: _make_file(self._options))
+            else:
+                check_size(self._options["size"])
+                make = _PLANS[driver](self, self._options)
+                yield Io(self.jobs.storage.context, [make])
+        finally:
+            self.progress(1)
+
+    def open(self, reference: Any) -> Node:
+        """Return the node that an option names or describes, to be written to until the job is over."""
+        storage = self.jobs.storage
+        node = storage.graph.find(reference).hold() if isinstance(reference, str) else storage.open(None, reference)
+        try:
+            access = Access(Permission.WRITE | Permission.RESIZE, ALL_PERMISSIONS)
+            self._users.append(storage.graph.attach(node, "an unnamed block device", access))
+        except BlockError:
+            storage.release(node)
+            raise
+        return node
+
+    def clean(self) -> None:
+        """Let the nodes go."""
+        storage = self.jobs.storage
+        for user in self._users:
+            storage.graph.detach(user)
+            storage.release(user.node)
+        self._users = []
+
+
+def check_size(size: int) -> None:
+    """Raise BlockError for a disk that does not have whole sectors."""
+    if size % _SECTOR:
+        raise BlockError(f"Image size must be a multiple of {_SECTOR} bytes")
+
+
+def _make_file(options: Mapping[str, Any]) -> None:
+    from pyvm.block.create import create_image
+
+    given = {
+        name.replace("-", "_"): options[name]
+        for name in ("preallocation", "nocow", "extent-size-hint")
+        if name in options
+    }
+    create_image(options["filename"], "file", options["size"], given)
+
+
+def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
+    from pyvm.block.drivers.qcow2.creation import read_options
+
+    given: dict[str, Any] = {
+        name.replace("-", "_"): value
+        for name, value in options.items()
+        if name not in ("driver", "file", "size", "data-file", "version", "encrypt")
+    }
+    if "version" in options:
+        given["compat"] = options["version"]
+    for name, value in options.get("encrypt", {}).items():
+        given[f"encrypt.{name}"] = value
+    data = None
+    if "data-file" in options:
+        data = job.open(options["data-file"])
+        given["data_file"] = data.filename
+    wanted = read_options(given, options["size"])
+    crypto, passphrase = b"", None
+    if wanted.encrypt is not None:
+        from pyvm.block.luks import find_passphrase, format_volume
+
+        passphrase = find_passphrase(job.jobs.storage.graph.secrets, wanted.encrypt.key_secret)
+        crypto = format_volume(wanted.encrypt, passphrase)
+    file = job.open(options["file"])
+    return lambda: _write_qcow2(file, data, wanted, crypto, passphrase)
+
+
+def _write_qcow2(file: Node, data: Node | None, wanted: Any, crypto: bytes, passphrase: bytes | None) -> None:
+    from pyvm.block.drivers.qcow2.creation import write_empty
+    from pyvm.block.drivers.qcow2.driver import Qcow2Node
+
+    _empty(file)
+    header = write_empty(file, wanted, crypto)
+    mode = wanted.preallocation
+    if data is not None and wanted.data_file_raw:
+        data.truncate(wanted.size)
+        mode = "metadata" if mode == "off" else mode
+    if mode == "off":
+        return
+    node = Qcow2Node(file.hold(), header, data_file=data and data.hold(), warn=lambda text: None, passphrase=passphrase)
+    try:
+        node.preallocate(mode)
+        node.disk.make_clean()
+    finally:
+        node.close()
+
+
+def _empty(file: Node) -> None:
+    """Let nothing of before be there; what cannot become shorter is overwritten."""
+    with suppress(BlockError):
+        file.truncate(0)
+
+
+def _plan_luks(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
+    from pyvm.block.luks import find_passphrase, format_volume, read_options
+
+    wanted = read_options({name: value for name, value in options.items() if name not in ("driver", "file", "size")})
+    header = format_volume(wanted, find_passphrase(job.jobs.storage.graph.secrets, wanted.key_secret))
+    file = job.open(options["file"])
+    mode = options.get("preallocation", "off")
+
+    def write() -> None:
+        _empty(file)
+        # There is nothing but data that could be preallocated.
+        file.truncate(len(header) + options["size"], preallocation="off" if mode == "metadata" else mode)
+        file.write(0, header)
+        file.flush()
+
+    return write
+
+
+_PLANS: dict[str, Callable[[CreateJob, Mapping[str, Any]], Callable[[], None]]] = {
+    "qcow2": _plan_qcow2,
+    "luks": _plan_luks,
+}
+
+
+class AmendJob(Job):
+    """Changes the creation options of an image; `options` are a BlockdevAmendOptions."""
+
+    kind: ClassVar[str] = "amend"
+
+    def __init__(self, jobs: Jobs, identifier: str, node: Node, options: Mapping[str, Any], *, force: bool) -> None:
+        super().__init__(jobs, identifier, auto_dismiss=False)
+        self._node = node.hold()
+        self._options = options
+        self._force = force
+
+    def body(self) -> Body:
+        """Change it."""
+        self.remaining = 1
+        try:
+            if self._node.driver == "luks" or "encrypt" in self._options:
+                yield Io(self.jobs.storage.context_of(self._node), [self._amend])
+        finally:
+            self.progress(1)
+
+    def _amend(self) -> None:
+        secrets = self.jobs.storage.graph.secrets
+        node: Any = self._node
+        if node.driver == "luks":
+            given = {name: value for name, value in self._options.items() if name != "driver"}
+            node.amend(given, secrets=secrets, force=self._force)
+        else:
+            given = {f"encrypt.{name}": value for name, value in self._options["encrypt"].items() if name != "format"}
+            node.amend(given, secrets=secrets, force=self._force)
+
+    def clean(self) -> None:
+        """Let the node go."""
+        self.jobs.storage.release(self._node)

@@ -1,0 +1,165 @@
+"""What a job waits for.
+
+The body of a job is a generator that runs in the main loop, with the machine lock held.  It yields one of these to
+wait; what it waited for is the value of the yield, or is raised there.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from pyvm.block.context import Context, Work
+
+if TYPE_CHECKING:
+    from pyvm.block.jobs.job import Job
+
+
+class Wait(ABC):
+    """Something that a job waits for."""
+
+    interruptible = False
+    """Whether a job may be woken before it is over; it is not busy then."""
+
+    @abstractmethod
+    def begin(self, job: Job) -> None:
+        """Have `job` go on later."""
+
+    def stop(self) -> None:  # noqa: B027 - most cannot be stopped
+        """The job goes on now, and does not wait any more."""
+
+
+Body = Generator[Wait, Any, None]
+
+
+class Sleep(Wait):
+    """Time that passes on the host; None: until somebody wakes the job."""
+
+    interruptible = True
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self._timer: Any = None
+
+    def begin(self, job: Job) -> None:
+        """Set a timer."""
+        if self.seconds is not None:
+            self._timer = job.host.call_later(max(self.seconds, 0.0), job.wake, self)
+
+    def stop(self) -> None:
+        """Forget the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+Step = Callable[[], Any]
+"""A small piece of I/O; it holds its context's lock, so the guest waits behind it."""
+
+
+class Io(Wait):
+    """Steps of I/O in a context, one after the other; requests of the guest come in between.
+
+    The result is the list of what the steps returned.  The first that raises ends it.
+    """
+
+    def __init__(self, context: Context, steps: list[Step]) -> None:
+        self.context = context
+        self._steps = steps
+        self._error: Exception | None = None
+        self._over = False
+        self._delivered = False
+        self.results: list[Any] = []
+
+    def begin(self, job: Job) -> None:
+        """Have the first step done."""
+        self._job = job
+        if self._steps:
+            self.context.submit(_StepWork(self, self._steps[0]))
+        else:
+            self._end(None)
+
+    def step_done(self, result: Any, error: Exception | None) -> None:
+        """One step is over; called with the machine lock held, on the context's thread."""
+        self.results.append(result)
+        if error is None and len(self.results) < len(self._steps):
+            self.context.submit(_StepWork(self, self._steps[len(self.results)]))
+        else:
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        self._error = error
+        self._over = True
+        self._job.host.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        if not self._delivered:
+            self._delivered = True
+            self._job.proceed(self.results, self._error)
+
+    def finish(self) -> None:
+        """Do all steps now, and let the job go on: the main loop waits for it."""
+        self.context.settle(lambda: self._over)
+        if self._over:
+            self._deliver()
+
+
+class Aside(Wait):
+    """Work that may take long, and touches nothing that somebody else does: in a thread of its own, without a lock."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._thread: threading.Thread | None = None
+        self._result: Any = None
+        self._error: Exception | None = None
+        self._delivered = False
+
+    def begin(self, job: Job) -> None:
+        """Start a thread."""
+        self._job = job
+        self._thread = threading.Thread(target=self._work, name=f"job {job.id}", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._result = self._step()
+        except Exception as error:  # noqa: BLE001 - it is the job's to look at
+            self._error = error
+        self._job.host.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        if not self._delivered:
+            self._delivered = True
+            self._job.proceed(self._result, self._error)
+
+    def finish(self) -> None:
+        """Wait for the thread, and let the job go on."""
+        if self._thread is not None:
+            self._thread.join()
+            self._deliver()
+
+
+class _StepWork(Work):
+    __slots__ = ("_error", "_io", "_result", "_step")
+
+    def __init__(self, io: Io, step: Step) -> None:
+        self._io = io
+        self._step = step
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Do the step."""
+        try:
+            self._result = self._step()
+        except Exception as error:  # noqa: BLE001 - it is the job's to look at
+            self._error = error
+
+    def fail(self) -> None:
+        """Cannot be: :meth:`run` raises nothing."""
+
+    def complete(self) -> None:
+        """Tell the job."""
+        self._io.step_done(self._result, self._error)
