@@ -1,0 +1,217 @@
+"""A saved machine in a folder, and what makes a machine of it again.
+
+The folder has two files: `state` (:mod:`pyvm.migration.state_file`) and `ram` (:mod:`pyvm.migration.ram_file`).  What
+is saved is what the board calls its components, by name; the machine that takes it must have the same ones.  Disk
+images are not in the folder: they have to be as they were, and that is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from pyvm.cpu.registers import RegisterState
+from pyvm.migration.ram_file import RamPart, SavedRam, write_ram
+from pyvm.migration.state_file import SnapshotError, read_state, write_state
+from pyvm.state import StateError
+
+if TYPE_CHECKING:
+    from pyvm.block.node import Node
+    from pyvm.machine.pc import Pc
+
+_STATE, _RAM = "state", "ram"
+_MAIN = "pc.ram"
+_COMPONENT = "device/"
+
+
+# ---- Saving
+
+
+def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
+    """Save a machine that is stopped in a new folder; `arguments` are noted as what made it.
+
+    Nothing is left of the folder where that fails.  Raises SnapshotError.
+    """
+    if pc.storage.jobs.blocks_migration:
+        raise SnapshotError(f"{path}: block jobs are at work, and cannot be saved")
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        raise SnapshotError(f"{path}: {error.strerror}") from None
+    try:
+        sections = _state_of(pc)
+        parts = write_ram(os.path.join(path, _RAM), _memory_of(pc), {_MAIN: pc.model.memory_fd})
+        header = {
+            "arguments": arguments,
+            "board": pc.config.board.type,
+            "cpu": pc.cpus.model.name,
+            "cpus": pc.cpus.count,
+            "ram": [[part.name, part.offset, part.size] for part in parts],
+            "images": _images_of(pc),
+        }
+        write_state(os.path.join(path, _STATE), header, sections)
+    except (OSError, SnapshotError) as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise SnapshotError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _memory_of(pc: Pc) -> dict[str, memoryview]:
+    blocks = {_MAIN: memoryview(pc.memory.mapping)}
+    for vga in pc.displays():
+        blocks["vga.vram"] = vga.vram.view
+    return blocks
+
+
+def _state_of(pc: Pc) -> dict[str, Any]:
+    sections: dict[str, Any] = {
+        "clock": {"now": pc.clock.now()},
+        "cpus": [state.to_dict() for state in pc.cpus.save()],
+    }
+    for name, component in pc.board.components.items():
+        sections[_COMPONENT + name] = component.save().to_dict()
+    return sections
+
+
+def _images_of(pc: Pc) -> list[list[Any]]:
+    """Return the name and the marks of each image file below the drives."""
+    images: list[list[Any]] = []
+    for node in {id(node): node for node in _nodes(pc)}.values():
+        if node.driver != "file":
+            continue
+        if not os.path.exists(node.filename):
+            raise SnapshotError("a drive writes to a temporary file (snapshot=on), which would be lost")
+        images.append([node.filename, *_marks(node.filename)])
+    return images
+
+
+def _nodes(pc: Pc) -> list[Node]:
+    from pyvm.block.reopen import all_below
+
+    return [node for backend in pc.storage.backends() if backend.node is not None for node in all_below(backend.node)]
+
+
+def _marks(filename: str) -> tuple[int, int]:
+    status = os.stat(filename)
+    return status.st_size, status.st_mtime_ns
+
+
+# ---- Restoring
+
+
+class Snapshot:
+    """A saved machine, to be loaded once.  Raises SnapshotError."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._header, self._sections = read_state(os.path.join(path, _STATE))
+        self._parts = {part.name: part for part in self._read_parts()}
+        arguments = self._header.get("arguments")
+        if not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments):
+            raise self._broken("no command line")
+        self.arguments: list[str] = arguments
+        """What made the machine that was saved: words of the command line."""
+
+    def _broken(self, what: str) -> SnapshotError:
+        return SnapshotError(f"{self._path}: {what}")
+
+    def _read_parts(self) -> list[RamPart]:
+        path = os.path.join(self._path, _RAM)
+        try:
+            size = os.stat(path).st_size
+        except OSError as error:
+            raise self._broken(f"{_RAM}: {error.strerror}") from None
+        listed = self._header.get("ram")
+        parts = []
+        for entry in listed if isinstance(listed, list) else []:
+            match entry:
+                case [str(name), int(offset), int(length)] if offset >= 0 and length > 0 and offset + length <= size:
+                    parts.append(RamPart(name, offset, length))
+                case _:
+                    raise self._broken("the file with the RAM is cut off")
+        return parts
+
+    def ram(self, size: int) -> SavedRam:
+        """Return the RAM of the machine, which has `size` bytes."""
+        part = self._parts.get(_MAIN)
+        if part is None or part.size != size:
+            raise self._broken(f"the machine was saved with {part.size if part else 0:#x} bytes of RAM, not {size:#x}")
+        try:
+            return SavedRam(os.path.join(self._path, _RAM), part)
+        except (OSError, ValueError) as error:
+            raise self._broken(f"{_RAM}: {error}") from None
+
+    def load(self, pc: Pc) -> None:
+        """Make `pc`, which has the RAM already and does not run, the machine that was saved."""
+        self._check_machine(pc)
+        self._check_images()
+        self._load_memory(pc)
+        try:
+            pc.clock.set(self._number("clock", "now"))
+            pc.cpus.load(self._registers(pc.cpus.count))
+            with pc.board.shadow.deferred():
+                for name, component in pc.board.components.items():
+                    component.load(self._record(name, component))
+        except StateError as error:
+            raise self._broken(str(error)) from None
+
+    def _check_machine(self, pc: Pc) -> None:
+        now = {"board": pc.config.board.type, "cpu": pc.cpus.model.name, "cpus": pc.cpus.count}
+        for name, value in now.items():
+            if self._header.get(name) != value:
+                raise self._broken(f"the machine was saved with {name} {self._header.get(name)!r}, not {value!r}")
+        saved = {name.removeprefix(_COMPONENT) for name in self._sections if name.startswith(_COMPONENT)}
+        for name in sorted(saved ^ pc.board.components.keys()):
+            raise self._broken(f"the machine was saved {'with' if name in saved else 'without'} '{name}'")
+
+    def _check_images(self) -> None:
+        images = self._header.get("images")
+        for entry in images if isinstance(images, list) else []:
+            match entry:
+                case [str(name), int(size), int(time)]:
+                    try:
+                        same = _marks(name) == (size, time)
+                    except OSError as error:
+                        raise self._broken(f"{name}: {error.strerror}") from None
+                    if not same:
+                        raise self._broken(f"'{name}' has changed since the machine was saved")
+                case _:
+                    raise self._broken("the images cannot be read")
+
+    def _load_memory(self, pc: Pc) -> None:
+        for vga in pc.displays():
+            part = self._parts.get("vga.vram")
+            if part is None or part.size != vga.vram.size:
+                raise self._broken("the machine was saved without display memory")
+            _copy_data(os.path.join(self._path, _RAM), part, vga.vram.view)
+
+    def _number(self, section: str, name: str) -> int:
+        value = self._sections.get(section)
+        number = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(number, int) or not 0 <= number < 1 << 63:
+            raise self._broken(f"section '{section}' makes no sense")
+        return number
+
+    def _registers(self, count: int) -> list[RegisterState]:
+        states = self._sections.get("cpus")
+        if not isinstance(states, list) or len(states) != count:
+            raise self._broken("section 'cpus' makes no sense")
+        return [RegisterState.from_dict(state, f"cpu {index}") for index, state in enumerate(states)]
+
+    def _record(self, name: str, component: Any) -> Any:
+        """Return the checked record of a component; what kind it has is known by what it saves now."""
+        return type(component.save()).from_dict(self._sections[_COMPONENT + name], name)
+
+
+def _copy_data(path: str, part: RamPart, target: memoryview) -> None:
+    """Fill `target`, all zeros, with what a part of the file has."""
+    with open(path, "rb") as file:
+        place, end = part.offset, part.offset + part.size
+        while place < end:
+            try:
+                start = os.lseek(file.fileno(), place, os.SEEK_DATA)
+            except OSError:  # nothing but holes
+                return
+            place = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), end)
+            if start < place:
+                os.preadv(file.fileno(), [target[start - part.offset : place - part.offset]], start)
