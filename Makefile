@@ -14,6 +14,11 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 NATIVE := $(wildcard pyvm/native/*.c pyvm/native/*.h)
 PYTEST_OPTIONS ?=
+# Each may have a guest, which takes a processor and half a GiB.
+WORKERS ?= 2
+BENCH_OPTIONS ?=
+# Byte code is kept, whatever the environment says: tests and benchmarks start many programs.
+unexport PYTHONDONTWRITEBYTECODE
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -52,11 +57,14 @@ $(STAMPS)/dev: pyproject.toml | $(STAMPS)/pyvm
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	@touch $@
 
-# QEMU is what the tests and benchmarks compare with.  Without it, tests use what it was recorded to answer.
+# QEMU is what the tests and benchmarks compare with, libvirt a client that tests drive machines with.  Without QEMU, tests
+# use what it was recorded to answer; without libvirt, those of it are skipped.
 $(STAMPS)/qemu: | $(STAMPS)/system
 	@missing=(); \
 	command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86); \
 	command -v qemu-img >/dev/null || missing+=(qemu-utils); \
+	[ -x /usr/sbin/libvirtd ] && command -v virsh >/dev/null \
+	    || missing+=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients); \
 	./.ci/packages --optional "$${missing[@]}"
 	@touch $@
 
@@ -77,16 +85,16 @@ console: $(STAMPS)/pyvm ## Boot the demo guest with its console here (Ctrl-A x e
 # ----------------------------------------------------------------------------------------------------------- work
 
 .PHONY: test
-test: setup $(STAMPS)/qemu ## Run all tests
-	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+test: setup $(STAMPS)/qemu ## Run all tests, WORKERS files at a time
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that boot nothing
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest tests/unit -n auto --dist worksteal $(PYTEST_OPTIONS)
 
 # libunicorn and the interpreter are not built for the sanitizers: what these see is pyvm/native and what it is handed.
 SANITIZED := build/sanitize
-SANITIZER_TESTS := tests/unit/test_engine*.py tests/unit/test_registers.py tests/unit/test_vcpu.py tests/unit/test_cpuid.py
+SANITIZER_TESTS := tests/unit/test_engine*.py tests/unit/test_native_vector.py tests/unit/test_registers.py tests/unit/test_vcpu.py tests/unit/test_cpuid.py
 SANITIZER_RUN = -m pytest -q -p no:cacheprovider
 
 .PHONY: test-sanitize
@@ -116,9 +124,13 @@ check: setup ## Lint, check types, compile the C sources with warnings as errors
 	    $(CC) -std=gnu11 -O2 -fPIC -Wall -Wextra -Werror -I"$$include" -c "$$source" -o /dev/null; \
 	done
 
+.PHONY: docs
+docs: $(STAMPS)/pyvm ## Write the reference of the monitor's commands anew
+	@$(BIN)/python -m pyvm.monitor.reference docs/qmp-reference.md
+
 .PHONY: bench
 bench: setup $(STAMPS)/qemu ## Run pyvm and QEMU side by side; the figures go to benchmarks/results
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
 
 .PHONY: clean
 clean: ## Remove what was built in this tree

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import boot_chapter, convert_chapter, disk_chapter, machine_chapter
+from benchmarks import boot_chapter, convert_chapter, disk_chapter, machine_chapter, monitor_chapter
 
-CHAPTERS = (machine_chapter.CHAPTER, disk_chapter.CHAPTER, convert_chapter.CHAPTER, boot_chapter.CHAPTER)
+CHAPTERS = (
+    machine_chapter.CHAPTER,
+    monitor_chapter.CHAPTER,
+    disk_chapter.CHAPTER,
+    convert_chapter.CHAPTER,
+    boot_chapter.CHAPTER,
+)
 METRICS = tuple(metric for chapter in CHAPTERS for metric in chapter.metrics)

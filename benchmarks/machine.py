@@ -136,7 +136,8 @@ class Guest:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End an emulator at once."""
     process.kill()
     process.wait()
 
@@ -185,7 +186,7 @@ def booted(
         tail = console.read_text(errors="replace").splitlines()[-1:] if console.exists() else []
         raise BenchmarkError(f"no answer from the guest in {seconds} s; its console ends: {tail}") from error
     finally:
-        _stop(process)
+        stop(process)
 
 
 def seconds_to_greeting(emulator: Emulator, directory: Path, options: Sequence[str] = ()) -> float:
@@ -205,7 +206,7 @@ def seconds_to_greeting(emulator: Emulator, directory: Path, options: Sequence[s
         monitor.close()
         return taken
     finally:
-        _stop(process)
+        stop(process)
 
 
 def seconds_to_text(emulator: Emulator, options: Sequence[str], console: Path, text: bytes, seconds: float) -> float:
@@ -227,4 +228,4 @@ def seconds_to_text(emulator: Emulator, options: Sequence[str], console: Path, t
                 raise BenchmarkError(f"no {text.decode()!r} in {seconds} s; the console ends: {tail}")
             time.sleep(CONSOLE_INTERVAL)
     finally:
-        _stop(process)
+        stop(process)

@@ -204,6 +204,41 @@ class Machine:
             words += ["-device", f"virtserialport,chardev={plugs.chardev_id('agent')},name={AGENT_PORT}"]
         return parse_arguments(words)
 
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Save the machine, which goes on, in a new folder.  Raises MachineError.
+
+        Disk images are not saved: they have to be as they are now when the machine is restored.
+        """
+        pc, done = self._running(), threading.Event()
+        failures: list[Exception] = []
+
+        def save() -> None:
+            try:
+                pc.save_snapshot(os.fspath(path), self.arguments)
+            except Exception as error:  # noqa: BLE001 - whoever called is to have it
+                failures.append(error)
+            done.set()
+
+        pc.mainloop.call_soon(save)
+        done.wait()
+        if failures:
+            raise MachineError(f"the machine could not be saved: {failures[0]}") from failures[0]
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike[str], *arguments: str, agent: bool = True, **options: OptionValue) -> Self:
+        """Return the machine that was saved in a folder, to be started; any number can be made of one folder.
+
+        The arguments are added to those that made the saved machine.  Raises MachineError.
+        """
+        from pyvm.migration.snapshot import Snapshot
+        from pyvm.migration.state_file import SnapshotError
+
+        try:
+            saved = Snapshot(os.fspath(path)).arguments
+        except SnapshotError as error:
+            raise MachineError(str(error)) from None
+        return cls(*saved, *arguments, "-incoming", f"file:{os.fspath(path)}", agent=agent, **options)
+
     def stop(self) -> None:
         """Switch the machine off and wait until it has ended; does nothing where it has."""
         if self._pc is not None and not self._pc.wait(0):

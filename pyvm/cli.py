@@ -78,6 +78,10 @@ def _run(config: MachineConfig) -> int:
         _name_process(config.process_name)
     if config.pidfile is not None:
         write_pidfile(config.pidfile)
+    if config.sandbox is not None:
+        from pyvm.sandbox import enter
+
+        enter(config.sandbox)
     config.ready = parent_ready
     # This is where most of the start-up time goes.
     from pyvm.machine import run

@@ -7,14 +7,16 @@ them.  ``origin`` fields hold the option as typed, for errors that only the buil
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyvm.errors import ConfigError
 from pyvm.options import Value
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.chardev.options import ChardevOptions
+    from pyvm.sandbox import SandboxConfig
+    from pyvm.vnc.options import VncOptions
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 128 * MIB
@@ -45,7 +47,7 @@ MACHINE_TYPES: dict[str, MachineType] = {
 MACHINE_TYPES["none"] = MachineType("none", "empty machine", 1)
 
 
-@dataclass
+@record
 class BoardConfig:
     """The machine type and its properties."""
 
@@ -57,7 +59,7 @@ class BoardConfig:
     """ID of the memory backend object that is the main memory."""
 
 
-@dataclass
+@record
 class MemoryConfig:
     """Guest RAM."""
 
@@ -69,7 +71,7 @@ class MemoryConfig:
     """In bytes, what `size` may grow to; equal to `size` where nothing can be plugged in."""
 
 
-@dataclass
+@record
 class SmpConfig:
     """How many CPUs there are, and how they sit in sockets."""
 
@@ -81,7 +83,7 @@ class SmpConfig:
     threads: int = 1
 
 
-@dataclass
+@record
 class CpuConfig:
     """The CPUs' kind."""
 
@@ -95,7 +97,7 @@ class CpuConfig:
         return self.option.partition(",")[0]
 
 
-@dataclass
+@record
 class BootConfig:
     """What starts when the machine is switched on."""
 
@@ -115,7 +117,7 @@ class BootConfig:
     strict: bool = False
 
 
-@dataclass
+@record
 class DeviceConfig:
     """One ``-device``: a model, an ID, where it is plugged in, and properties still to be checked against the model."""
 
@@ -128,7 +130,7 @@ class DeviceConfig:
     origin: str = ""
 
 
-@dataclass
+@record
 class ChardevConfig:
     """One character device back end."""
 
@@ -141,7 +143,7 @@ class ChardevConfig:
         return self.options.id
 
 
-@dataclass
+@record
 class MonitorConfig:
     """One monitor on a back end."""
 
@@ -151,7 +153,7 @@ class MonitorConfig:
     origin: str = ""
 
 
-@dataclass
+@record
 class DriveConfig:
     """One ``-drive``, or what stands for one: a disk image, and the device for it unless `interface` is ``none``."""
 
@@ -194,7 +196,22 @@ class DriveConfig:
     origin: str = ""
 
 
-@dataclass
+@record
+class NetdevConfig:
+    """One network back end: its options as the schema has them."""
+
+    options: dict[str, Any]
+    listed: bool = True
+    """Whether it can be taken away by its ID; not so where it came by ``-net``."""
+    origin: str = ""
+
+    @property
+    def is_legacy_port(self) -> bool:
+        """Whether it is a port of the hub that ``-net`` plugs everything into."""
+        return not self.listed and self.options["type"] == "hubport"
+
+
+@record
 class BlockdevConfig:
     """One ``-blockdev``: the options of a block node, those of its children inside."""
 
@@ -204,7 +221,7 @@ class BlockdevConfig:
     origin: str = ""
 
 
-@dataclass
+@record
 class ObjectConfig:
     """One ``-object``."""
 
@@ -215,7 +232,7 @@ class ObjectConfig:
     origin: str = ""
 
 
-@dataclass
+@record
 class GlobalConfig:
     """A property's new default for all devices of a model."""
 
@@ -224,7 +241,7 @@ class GlobalConfig:
     value: str
 
 
-@dataclass
+@record
 class FwCfgConfig:
     """A file that the guest finds in fw_cfg."""
 
@@ -232,7 +249,7 @@ class FwCfgConfig:
     content: bytes
 
 
-@dataclass
+@record
 class RtcConfig:
     """What the guest's battery-backed clock shows."""
 
@@ -242,7 +259,7 @@ class RtcConfig:
     driftfix: Literal["none", "slew"] = "none"
 
 
-@dataclass
+@record
 class ActionConfig:
     """What happens when the guest reboots, shuts down, panics, or its watchdog fires."""
 
@@ -252,7 +269,7 @@ class ActionConfig:
     watchdog: Literal["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"] = "reset"
 
 
-@dataclass
+@record
 class PassedFdConfig:
     """A descriptor that was inherited, for a set that files are opened from; `fd` is this process's own duplicate."""
 
@@ -261,7 +278,25 @@ class PassedFdConfig:
     opaque: str | None = None
 
 
-@dataclass
+@record
+class NumaConfig:
+    """One description of NUMA nodes: a NumaOptions of the schema."""
+
+    options: dict[str, Any]
+    origin: str = ""
+
+
+@record
+class TraceConfig:
+    """Which trace events are told from the start."""
+
+    patterns: list[tuple[str, str]] = field(default_factory=list)
+    """Names or patterns, with a minus in front where they are switched off, and what comes before a complaint."""
+    file: str | None = None
+    """Where they are written, by default standard error."""
+
+
+@record
 class MachineConfig:
     """Everything that the person at the prompt asked for."""
 
@@ -278,10 +313,14 @@ class MachineConfig:
     drives: list[DriveConfig] = field(default_factory=list)
     default_drives: list[DriveConfig] = field(default_factory=list)
     """Drives without a medium that are there because nothing else was said: a CD-ROM drive and a floppy drive."""
+    netdevs: list[NetdevConfig] = field(default_factory=list)
     devices: list[DeviceConfig] = field(default_factory=list)
     globals: list[GlobalConfig] = field(default_factory=list)
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
     passed_fds: list[PassedFdConfig] = field(default_factory=list)
+    numa: list[NumaConfig] = field(default_factory=list)
+    """What was said of NUMA nodes, in order."""
+    traces: TraceConfig = field(default_factory=TraceConfig)
     serials: list[str | None] = field(default_factory=list)
     """The chardev of each serial port of the board; None: there is no such port."""
     text_console: bool = False
@@ -300,6 +339,12 @@ class MachineConfig:
     """Whether the machine waits for `x-exit-preconfig` before it is made."""
     daemonize: bool = False
     pidfile: str | None = None
+    restore: str | None = None
+    """The folder with the saved machine that this one goes on from."""
+    vnc: list[VncOptions] = field(default_factory=list)
+    """The displays for VNC viewers."""
+    sandbox: SandboxConfig | None = None
+    """Which system calls the host refuses from then on; None: it refuses none."""
     escape_character: int = 1
     """What introduces a command on a multiplexed terminal; Ctrl-A."""
     nodefaults: bool = False

@@ -16,10 +16,10 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyvm.native import Vector
+from pyvm.records import record
 
 PAGE_SIZE = 4096
 FOUR_GIB = 1 << 32
@@ -46,7 +46,7 @@ class GuestMemoryError(ValueError):
         self.length = length
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class RamBlock:
     """A run of RAM: where the guest sees it, and its offset in the mapping; all in bytes."""
 
@@ -274,7 +274,7 @@ class Stream(Protocol):
         """So many bytes of that were read."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IoRegion:
     """Registers of one device at one place.
 

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pyvm.errors import ConfigError
+from pyvm.sizes import UINT64_MAX, read_number, read_size
 
 Kind = Literal["string", "boolean", "number", "size"]
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
 """A parameter's value: text where it came from ``key=value``, any JSON value where it came from JSON."""
 
-UINT64_MAX = (1 << 64) - 1
 HELP_WORDS = ("help", "?")
-_SUFFIXES = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 _ON = ("on", "yes", "true", "y")
 _OFF = ("off", "no", "false", "n")
 _KEY_LIMIT = 127
@@ -119,15 +118,10 @@ def parse_boolean(name: str, text: str) -> bool:
 
 
 def parse_number(name: str, text: str) -> int:
-    """Return a number in decimal, or in hexadecimal after ``0x``, from 0 to 2^64-1."""
-    digits = text[2:] if text[:2].lower() == "0x" else text
-    base = 16 if digits is not text else 10
-    if not digits or not digits.isascii() or not digits.isalnum():
+    """Return a number in decimal, hexadecimal after ``0x``, or octal after ``0``, from 0 to 2^64-1."""
+    number = read_number(text)
+    if number is None or number < 0:
         raise ConfigError(f"Parameter '{name}' expects a number")
-    try:
-        number = int(digits, base)
-    except ValueError:
-        raise ConfigError(f"Parameter '{name}' expects a number") from None
     if number > UINT64_MAX:
         raise ConfigError(f"Value '{text}' is too large for parameter '{name}'")
     return number
@@ -135,32 +129,14 @@ def parse_number(name: str, text: str) -> int:
 
 def parse_size(name: str, text: str, unit: str = "B") -> int:
     """Return a size in bytes: a number, fractions allowed, with a suffix k, M, G, T, P or E; without one in `unit`."""
-    body, suffix = text, unit
-    hexadecimal = text[:2].lower() == "0x"
-    if body and body[-1].upper() in _SUFFIXES and not (hexadecimal and body[-1].upper() in "BE"):
-        body, suffix = body[:-1], body[-1].upper()
-    whole, point, fraction = body.partition(".")
-    digits = whole[2:] if hexadecimal else whole
-    plain = digits.isascii() and digits.isalnum() and (not point or (not hexadecimal and _is_decimal(fraction)))
-    try:
-        number = int(digits, 16 if hexadecimal else 10) if plain else -1
-    except ValueError:
-        number = -1
-    if number < 0:
+    size = read_size(text, unit)
+    if size is None:
         raise ConfigError(
             f"Parameter '{name}' expects a non-negative number below 2^64 (optional suffix k, M, G, T, P or E)"
         )
-    shift = _SUFFIXES[suffix]
-    size = number << shift
-    if fraction:
-        size += (int(fraction) << shift) // 10 ** len(fraction)
     if size > UINT64_MAX:
         raise ConfigError(f"Value '{text}' is out of range for parameter '{name}'")
     return size
-
-
-def _is_decimal(text: str) -> bool:
-    return 0 < len(text) <= 32 and text.isascii() and text.isdigit()
 
 
 def is_identifier(text: str) -> bool:

@@ -6,8 +6,10 @@
     def test_release(vm):
         assert vm.run("uname -s").text == "Linux"
 
-The marker's arguments are those of :class:`pyvm.Machine`, and two more: the fixture waits until the guest agent
-answers, unless ``wait_console="pattern"`` names something on the console to wait for instead, or ``wait_agent=False``.
+The marker's arguments are those of :class:`pyvm.Machine`, and more: the fixture waits until the guest agent answers,
+unless ``wait_console="pattern"`` names something on the console to wait for instead, or ``wait_agent=False``.  A guest
+boots once for all tests with the same arguments: it is saved when its agent answers, and each test goes on from there,
+unless ``fresh=True`` asks for a boot.  Where the guest has changed a disk meanwhile, it boots in any case.
 The ini options ``pyvm_options`` and ``pyvm_timeout`` and the command line option ``--pyvm-options`` hold for all
 machines.  The fixture ``vm_factory`` makes any number of machines, with the same arguments; the machines that
 ``shared_vm_factory`` makes last until the end of the module, for tests that can share one.
@@ -20,6 +22,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -51,6 +55,37 @@ _MACHINES = pytest.StashKey[list[Watched]]()
 MachineFactory = Callable[..., "Machine"]
 
 
+class SavedMachines:
+    """The machines of one run of pytest that were saved when their guests had booted, by what made them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._folders: dict[str, Path] = {}
+
+    def restored(self, recipe: str) -> Machine | None:
+        """Return a machine that runs on from where one was saved; None where there is none, or not any more."""
+        from pyvm.api import Machine, MachineError
+        from pyvm.errors import ConfigError
+
+        folder = self._folders.get(recipe)
+        if folder is None:
+            return None
+        try:
+            return Machine.restore(folder).start()
+        except (MachineError, ConfigError):  # its disks have changed
+            del self._folders[recipe]
+            return None
+
+    def save(self, recipe: str, machine: Machine) -> None:
+        """Save a machine, if it can be."""
+        from pyvm.api import MachineError
+
+        folder = self._directory / str(len(self._folders))
+        with suppress(MachineError):
+            machine.snapshot(folder)
+            self._folders[recipe] = folder
+
+
 def watch(node: pytest.Item | pytest.Collector, machine: Watched) -> None:
     """Let the report of a failed test tell of `machine`, where `node` is the test or what it is part of."""
     node.stash.setdefault(_MACHINES, []).append(machine)
@@ -74,40 +109,57 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
     config.addinivalue_line(
         "markers",
-        "vm(*arguments, wait_agent=True, wait_console=None, **options): the machine of the fixture vm",
+        "vm(*arguments, wait_agent=True, wait_console=None, fresh=False, **options): the machine of the fixture vm",
     )
 
 
+@pytest.fixture(scope="session")
+def saved_machines(tmp_path_factory: pytest.TempPathFactory) -> SavedMachines:
+    """Return what keeps saved machines for the fixtures below."""
+    return SavedMachines(tmp_path_factory.mktemp("saved-machines"))
+
+
 @pytest.fixture
-def vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+def vm_factory(request: pytest.FixtureRequest, saved_machines: SavedMachines) -> Iterator[MachineFactory]:
     """Return a function that starts a machine; all end with the test."""
-    yield from _factory(request)
+    yield from _factory(request, saved_machines)
 
 
 @pytest.fixture(scope="module")
-def shared_vm_factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+def shared_vm_factory(request: pytest.FixtureRequest, saved_machines: SavedMachines) -> Iterator[MachineFactory]:
     """Return a function that starts a machine; all end with the module."""
-    yield from _factory(request)
+    yield from _factory(request, saved_machines)
 
 
-def _factory(request: pytest.FixtureRequest) -> Iterator[MachineFactory]:
+def _factory(request: pytest.FixtureRequest, saved: SavedMachines) -> Iterator[MachineFactory]:
     from pyvm.api import Machine
 
     machines: list[Machine] = []
     common = [*request.config.getini("pyvm_options"), *shlex.split(request.config.getoption("--pyvm-options"))]
 
     def factory(
-        *arguments: str, wait_agent: bool | None = None, wait_console: str | None = None, **options: Any
+        *arguments: str,
+        wait_agent: bool | None = None,
+        wait_console: str | None = None,
+        fresh: bool = True,
+        **options: Any,
     ) -> Machine:
-        machine = Machine(*common, *arguments, **options)
+        timeout = float(request.config.getini("pyvm_timeout"))
+        waits = wait_agent or (wait_agent is None and wait_console is None)
+        recipe = "" if fresh or not waits else repr((common, arguments, wait_console, sorted(options.items())))
+        machine = saved.restored(recipe) if recipe else None
+        restored = machine is not None
+        machine = machine or Machine(*common, *arguments, **options)
         machines.append(machine)
         watch(request.node, machine)
-        machine.start()
-        timeout = float(request.config.getini("pyvm_timeout"))
-        if wait_console is not None:
-            machine.wait_console(wait_console, timeout)
-        if wait_agent or (wait_agent is None and wait_console is None):
+        if not restored:
+            machine.start()
+            if wait_console is not None:
+                machine.wait_console(wait_console, timeout)
+        if waits:
             machine.wait_agent(timeout)
+        if recipe and not restored:
+            saved.save(recipe, machine)
         return machine
 
     yield factory
@@ -125,7 +177,7 @@ def vm(request: pytest.FixtureRequest, vm_factory: MachineFactory) -> Machine:
     for marker in reversed(list(request.node.iter_markers("vm"))):
         arguments += marker.args
         options.update(marker.kwargs)
-    return vm_factory(*arguments, **options)
+    return vm_factory(*arguments, **{"fresh": False, **options})
 
 
 @pytest.hookimpl(wrapper=True)

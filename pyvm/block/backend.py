@@ -86,8 +86,7 @@ class BlockBackend:
         self.context: Context = context or InlineContext()
         self.stats = BlockStats()
         self.device: BackendDevice | None = None
-        self.device_id = ""
-        """What the device is called in events: its ID, or its QOM path."""
+        self._device_id: str | Callable[[], str] = ""
         self.io_status_enabled = False
         """Whether the device shows its I/O status; set by those that do."""
         self.io_status: Literal["ok", "failed", "nospace"] = "ok"
@@ -110,6 +109,18 @@ class BlockBackend:
         self._filters: list[tuple[ThrottleNode, ThrottleMember]] = []
         self._node: Node | None = None
         self._set_node(node)
+
+    @property
+    def device_id(self) -> str:
+        """What the device is called in events: its ID, or its QOM path."""
+        if not isinstance(self._device_id, str):
+            self._device_id = self._device_id()
+        return self._device_id
+
+    @device_id.setter
+    def device_id(self, name: str | Callable[[], str]) -> None:
+        """Set the name, or what finds it out when somebody asks."""
+        self._device_id = name
 
     # ---- The medium
 

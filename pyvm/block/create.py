@@ -10,10 +10,10 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pyvm.block.errors import BlockError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.secrets import Secrets
@@ -111,7 +111,7 @@ _FSXATTR = struct.Struct("=IIIII8x")
 _DEFAULT_HINT = 1 << 20
 
 
-@dataclass
+@record
 class Creation:
     """An image that is to be made: everything has been looked at that can be before it is."""
 

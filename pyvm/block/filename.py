@@ -26,12 +26,15 @@ _SIGNIFICANT: dict[str, tuple[str, ...]] = {
     "luks": ("key-secret",),
     "throttle": ("throttle-group",),
     "copy-on-read": ("bottom",),
+    "quorum": ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"),
+    "blkdebug": ("config", "inject-error.", "set-state."),
     "nbd": ("path", "host", "port", "export", "tls-creds", "tls-hostname", "server."),
     "ssh": ("host", "port", "path", "user", "host_key_check", "server."),
     "http": ("url", "cookie", "cookie-secret", "username", "password-secret", "proxy-username"),
     "https": ("url", "sslverify", "cookie", "cookie-secret", "username", "password-secret", "proxy-username"),
 }
 """By driver, the options that make another image of it; one with a dot at its end stands for all that begin so."""
+_NAMED_BY_CHILD = ("copy-before-write", "mirror_top", "commit_top", "snapshot-access")
 _NAMED_BY_FILE = ("file", "host_device", "host_cdrom")
 
 
@@ -84,13 +87,18 @@ class Namer:
             if child.role is Role.BACKING and not overridden:
                 continue
             naming = self.naming(child.node)
-            options[child.label] = naming.options
+            _put(options, child.label, naming.options)
             if child.node is node.file:
                 below = naming
         if overridden and node.backing is None:
             options["backing"] = None
         if not node.children:
             plain = _plain_name(node, significant)
+        elif node.driver in _NAMED_BY_CHILD:
+            plain = "" if below is None else below.plain
+        elif node.driver == "blkverify":
+            names = [self.naming(child.node).plain for child in node.children]
+            plain = ":".join([node.driver, *names]) if all(names) else ""
         elif below is None or significant or overridden or node.is_filter or not _is_protocol(node.file):
             plain = ""
         else:
@@ -109,6 +117,15 @@ class Namer:
 def name_of(node: Node) -> str:
     """Return the name by which one would open what `node` shows."""
     return Namer().name(node)
+
+
+def _put(options: Tree, label: str, child: Tree) -> None:
+    """Put a child's options in their place: ``children.2`` is one of a list."""
+    name, dot, _ = label.partition(".")
+    if dot:
+        options.setdefault(name, []).append(child)
+    else:
+        options[label] = child
 
 
 def _significant(node: Node) -> Tree:

@@ -8,23 +8,26 @@ lets others do, must go together; all of it together is what a host file is lock
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, PERMISSION_NAMES, Access, Node, Permission
 from pyvm.options import is_identifier
+from pyvm.records import record
 from pyvm.secrets import Secrets
 
 if TYPE_CHECKING:
     from pyvm.block.throttling import ThrottleGroups
     from pyvm.clock import Clock
 
+OpenFile = Callable[[str, int], int]
+"""Opens a file by its name with flags as of :func:`os.open`; raises OSError."""
+
 _MAX_NAME = 31
 
 
-@dataclass
+@record
 class User:
     """Somebody outside of the graph who uses a node."""
 
@@ -35,6 +38,8 @@ class User:
     name: str = "root"
     """What the node is to it."""
     order: int = 0
+    stays: bool = False
+    """Whether it stays with its node where another one takes the place of that."""
 
 
 class _Use(NamedTuple):
@@ -58,6 +63,8 @@ class BlockGraph:
         """Names of drives, which share their name space with nodes."""
         self._clock = clock
         self._throttle_groups: ThrottleGroups | None = None
+        self.open_file: OpenFile = os.open
+        """How files of the host are opened by their names."""
         self.secrets = secrets or Secrets()
         """Passwords and keys that options of nodes name."""
         self._users: list[User] = []
@@ -67,6 +74,10 @@ class BlockGraph:
         self._next_rank = 0
         self._next_name = 0
         self._applied: dict[Node, Access] = {}
+        self.drive_of: Callable[[Node], str] = lambda node: ""
+        """Returns the name of the drive that has a node as its medium; empty where none does."""
+        self._blockers: list[tuple[Node, object, str]] = []
+        """Nodes that are not to be changed, who says so, and why; the newest first."""
 
     @property
     def throttle_groups(self) -> ThrottleGroups:
@@ -146,10 +157,34 @@ class BlockGraph:
         self.monitor_nodes.append(node)
 
     def check_free(self, node: Node) -> None:
-        """Raise BlockError where what is on top of `node` needs it as it is."""
+        """Raise BlockError where what is on top of `node`, or a job, needs it as it is."""
+        self.check_unblocked(node)
         for parent, label in reversed(list(self.parents(node))):
-            if label == "backing":
+            if label == "backing" and not parent.is_filter:
                 raise BlockError(f"Node '{node.name}' is busy: node is used as backing hd of '{parent.name}'")
+
+    def check_unblocked(self, node: Node) -> None:
+        """Raise BlockError where somebody wants `node` to stay as it is."""
+        for blocked, _, reason in self._blockers:
+            if blocked is node:
+                raise BlockError(f"Node '{self.drive_of(node) or node.name}' is busy: {reason}")
+
+    def is_blocked(self, node: Node) -> bool:
+        """Return whether somebody wants `node` to stay as it is."""
+        return any(blocked is node for blocked, _, _ in self._blockers)
+
+    def is_frozen(self, parent: Node, child: Node) -> bool:
+        """Return whether somebody who uses both wants `child` to stay below `parent`."""
+        owners = [owner for blocked, owner, _ in self._blockers if blocked is parent]
+        return any(blocked is child and owner in owners for blocked, owner, _ in self._blockers)
+
+    def block(self, node: Node, owner: object, reason: str) -> None:
+        """Have nobody change `node` until :meth:`unblock`."""
+        self._blockers.insert(0, (node, owner, reason))
+
+    def unblock(self, owner: object) -> None:
+        """End all that :meth:`block` was called for by somebody."""
+        self._blockers = [it for it in self._blockers if it[1] is not owner]
 
     def delete(self, name: str) -> None:
         """Take a node from the monitor, as blockdev-del does, and close it."""

@@ -155,6 +155,12 @@ def device_info(
     }
     if not node.is_filter and node.backing is not None:
         info["backing_file"] = namer.name(node.backing)
+    if node.dirty_bitmaps or node.other_bitmaps:
+        info["dirty-bitmaps"] = [bitmap.describe() for bitmap in node.other_bitmaps]
+        for bitmap in node.dirty_bitmaps:
+            if bitmap.successor is not None:
+                info["dirty-bitmaps"].append(bitmap.successor.describe())
+            info["dirty-bitmaps"].append(bitmap.describe())
     info.update(_limits(backend))
     image = info["image"] = image_info(node, namer)
     below = None if flat else layer_below(node)

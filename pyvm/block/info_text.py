@@ -6,17 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pyvm.sizes import human
+from pyvm.wire_order import wire_order
+
 Info = Mapping[str, Any]
 
 
-def image_text(info: Info) -> str:
+def image_lines(info: Info) -> Iterator[str]:
     """Return an ImageInfo in lines."""
-    return "".join(f"{line}\n" for line in _image(info))
-
-
-def _image(info: Info) -> Iterator[str]:
-    from pyvm.tools.img.sizes import human
-
     size = info["virtual-size"]
     yield f"image: {info['filename']}"
     yield f"file format: {info['format']}"
@@ -35,15 +32,14 @@ def _image(info: Info) -> Iterator[str]:
         if "backing-filename-format" in info:
             yield f"backing file format: {info['backing-filename-format']}"
     if "snapshots" in info:
-        yield from _snapshots(info["snapshots"])
+        yield from snapshot_lines(info["snapshots"])
     if "format-specific" in info:
         yield "Format specific information:"
-        yield from _members(info["format-specific"]["data"], 1)
+        yield from member_lines(info["format-specific"]["data"], 1)
 
 
-def _snapshots(snapshots: Iterable[Info]) -> Iterator[str]:
-    from pyvm.tools.img.sizes import human
-
+def snapshot_lines(snapshots: Iterable[Info]) -> Iterator[str]:
+    """Return SnapshotInfos as the lines of a table."""
     yield "Snapshot list:"
     yield f"{'ID':<9} {'TAG':<16} {'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"
     for it in snapshots:
@@ -56,9 +52,8 @@ def _snapshots(snapshots: Iterable[Info]) -> Iterator[str]:
         yield f"{it['id']:<9} {it['name']:<16} {columns}"
 
 
-def _members(members: Info, depth: int) -> Iterator[str]:
-    from pyvm.monitor.json_writer import wire_order
-
+def member_lines(members: Info, depth: int) -> Iterator[str]:
+    """Return the members of a structure, those of the structures in it further to the right."""
     for key in wire_order(members):
         yield from _member(key.replace("-", " "), members[key], depth)
 
@@ -67,7 +62,7 @@ def _member(name: str, value: Any, depth: int) -> Iterator[str]:
     indent = "    " * depth
     if isinstance(value, Mapping):
         yield f"{indent}{name}:"
-        yield from _members(value, depth + 1)
+        yield from member_lines(value, depth + 1)
     elif isinstance(value, list):
         yield f"{indent}{name}:"
         for index, item in enumerate(value):

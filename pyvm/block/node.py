@@ -18,6 +18,7 @@ from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers
 
 if TYPE_CHECKING:
+    from pyvm.block.bitmaps import DirtyBitmap
     from pyvm.block.graph import BlockGraph
 
 DetectZeroes = Literal["off", "on", "unmap"]
@@ -142,6 +143,8 @@ class Node(ABC):
     """An open image.  All offsets and lengths are bytes; failures are raised as OSError."""
 
     driver: ClassVar[str]
+    on_corrupted: Callable[[dict[str, Any]], None] | None = None
+    """Called with the members of BLOCK_IMAGE_CORRUPTED when the image is found damaged; plain data never is."""
     is_filter: ClassVar[bool] = False
     """Whether it shows the data of its child, and adds no layer of its own."""
     hidden: ClassVar[bool] = False
@@ -184,6 +187,10 @@ class Node(ABC):
         """Where a write must not go beyond without somebody hearing of it; 0: anywhere."""
         self.on_threshold: Callable[[Node, int, int], None] | None = None
         """Takes the node, its threshold, and by how much a write goes beyond it; called once, on any thread."""
+        self.dirty_bitmaps: list[DirtyBitmap] = []
+        """What records changes of the node, the newest first: see :mod:`pyvm.block.bitmaps`."""
+        self.other_bitmaps: list[DirtyBitmap] = []
+        """What filters and jobs keep of the node, for clients to see."""
 
     # ---- The graph
 
@@ -263,6 +270,9 @@ class Node(ABC):
     @abstractmethod
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it need take no room."""
+
+    def debug_event(self, event: str) -> None:  # noqa: B027 - only one driver listens
+        """Something happens in the driver above that a test may want to know of; the names are blkdebug's."""
 
     def note_write(self, end: int) -> None:
         """Drivers call this before they write up to `end`."""

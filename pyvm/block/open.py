@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from pyvm.block.errors import BlockError
-from pyvm.block.graph import BlockGraph
+from pyvm.block.graph import BlockGraph, OpenFile
 from pyvm.block.node import UNUSED, Access, DetectZeroes, Node, backing_access, disk_access, storage_access
 from pyvm.block.options import (
     GENERIC,
@@ -109,7 +109,8 @@ class Opener:
     """Opens nodes into `graph`.
 
     With `prefix`, it is the root node's name, and the beginning of all others.  With `no_io`, nobody is going to read
-    or write data.
+    or write data; with `no_backing`, what images lie on stays closed; `for_check` opens damaged images, too, alone and
+    only to check them.
     """
 
     def __init__(
@@ -120,9 +121,13 @@ class Opener:
         warn: Warn = print_warning,
         prefix: str | None = None,
         no_io: bool = False,
+        no_backing: bool = False,
+        for_check: bool = False,
     ) -> None:
         self.graph = graph
-        self._no_io = no_io
+        self._no_io = no_io or for_check
+        self._no_backing = no_backing or for_check
+        self._for_check = for_check
         self.dialect = dialect
         self.warn = warn
         self._prefix = prefix
@@ -201,7 +206,7 @@ class Opener:
         """Return the driver's own options in `tree`, of their types; refuse what is left."""
         own = {}
         for key, option in driver.options.items():
-            if option.kind not in ("node", "node-or-null") and key in tree:
+            if option.kind not in ("node", "node-or-null", "nodes") and key in tree:
                 own[key] = convert(tree.pop(key), option, self.dialect, key, key)
         for key, value in tree.items():
             key = _first_name(key, value)  # noqa: PLW2901 - as it was typed
@@ -213,7 +218,14 @@ class Opener:
                 raise BlockError(f"Parameter '{key}' is missing")
         return own
 
-    def _finish(self, driver: Driver, settings: Settings, own: dict[str, Any], children: dict[str, Node]) -> Node:
+    def _finish(
+        self,
+        driver: Driver,
+        settings: Settings,
+        own: dict[str, Any],
+        children: dict[str, Node],
+        rank: int | None = None,
+    ) -> Node:
         """Make the node; the children are its own from now on, or closed."""
         try:
             make = getattr(import_module(driver.module), driver.make)
@@ -224,7 +236,7 @@ class Opener:
             if isinstance(error, OSError):
                 raise BlockError(f"Could not open '{settings.path}': {error.strerror}") from None
             raise
-        return self._take_in(node, settings, {"driver": driver.name, **own})
+        return self._take_in(node, settings, {"driver": driver.name, **own}, rank)
 
     def _take_in(self, node: Node, settings: Settings, options: dict[str, Any], rank: int | None = None) -> Node:
         node.name = settings.name
@@ -257,6 +269,8 @@ class Opener:
             settings.path = tree["filename"]
         if inherited.aio is not None and "aio" in driver.options:
             tree.setdefault("aio", inherited.aio)
+        rank = self.graph.take_rank()
+        children = self._other_children(driver, tree, self._below(settings, inherited), place)
         if "filename" in driver.options:
             if "filename" not in tree:
                 raise BlockError(f"The '{driver.name}' block driver requires a file name")
@@ -264,7 +278,7 @@ class Opener:
             if _identity(settings.path) in place.above:
                 raise BlockError(f"'{settings.path}' is in its own backing chain")
         own = self._own_options(driver, tree)
-        return self._finish(driver, settings, own, {})
+        return self._finish(driver, settings, own, children, rank)
 
     # ---- Formats and filters
 
@@ -274,17 +288,11 @@ class Opener:
         """Open the node of a format or filter, or of the format that is found where `driver` is None."""
         if driver is not None and "file" not in driver.options and filename is None:
             settings = self._settings(tree, inherited, place)
-            return self._finish(driver, settings, self._own_options(driver, tree), {})
+            rank = self.graph.take_rank()
+            children = self._other_children(driver, tree, self._below(settings, inherited), place)
+            return self._finish(driver, settings, self._own_options(driver, tree), children, rank)
         settings = self._settings(tree, inherited, place)
-        below = _Inherited(
-            settings.read_only,
-            settings.auto_read_only,
-            settings.force_share,
-            settings.unmap,
-            settings.direct,
-            settings.no_flush,
-            inherited.aio,
-        )
+        below = self._below(settings, inherited)
         file_tree = tree.pop("file", None)
         if isinstance(file_tree, str):
             opened, file = None, self.graph.find(file_tree).hold()
@@ -305,9 +313,10 @@ class Opener:
                     opened.inherits_from = node
                 return node
             settings.path = file.path
+            rank = self.graph.take_rank()
+            children = self._other_children(driver, tree, below, place)
             own = self._own_options(driver, tree)
-            file.hold()
-            node = self._finish(driver, settings, own, {"file": file})
+            node = self._finish(driver, settings, own, {"file": file.hold(), **children}, rank)
         except OSError as error:
             file.release()
             raise BlockError(f"Could not read '{file.path}': {error.strerror}") from None
@@ -318,6 +327,44 @@ class Opener:
         if opened is not None:
             opened.inherits_from = node
         return node
+
+    def _below(self, settings: Settings, inherited: _Inherited) -> _Inherited:
+        """Return what the children of a node take over."""
+        return _Inherited(
+            settings.read_only,
+            settings.auto_read_only,
+            settings.force_share,
+            settings.unmap,
+            settings.direct,
+            settings.no_flush,
+            inherited.aio,
+        )
+
+    def _other_children(self, driver: Driver, tree: Tree, below: _Inherited, place: _Place) -> dict[str, Node]:
+        """Open the children that a driver has beside, or instead of, its file."""
+        children: dict[str, Node] = {}
+        try:
+            for key, option in driver.options.items():
+                if option.kind not in ("node", "nodes") or key in ("file", "data-file") or key not in tree:
+                    continue
+                value = tree.pop(key)
+                several = list(value.values()) if isinstance(value, dict) else value
+                found = {key: value}
+                if option.kind == "nodes":
+                    found = {f"{key}.{index}": it for index, it in enumerate(several)}
+                for label, one in found.items():
+                    children[label] = self._open_other(label, one, below, place)
+        except BaseException:
+            for child in children.values():
+                child.release()
+            raise
+        return children
+
+    def _open_other(self, label: str, value: Any, below: _Inherited, place: _Place) -> Node:
+        if isinstance(value, str):
+            return self.graph.find(value).hold()
+        inner = _Place(self._child_name(place, label), UNUSED, place.above)
+        return self._open(None, _structure(value, label, "BlockdevRef"), below, inner)
 
     def _open_file(
         self,
@@ -358,7 +405,7 @@ class Opener:
         """Find out the format before the file is opened: how it is locked depends on it."""
         if _identity(path) in place.above:
             raise BlockError(f"'{path}' is in its own backing chain")
-        found = _find_format(path)
+        found = _find_format(path, self.graph.open_file)
         if found not in FORMATS:
             raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {ONLY_FORMATS})")
         return found in _STORED
@@ -415,6 +462,7 @@ class Opener:
                 options=chosen,
                 unmap=settings.unmap,
                 passphrase=passphrase,
+                for_check=self._for_check,
             )
         except BaseException:
             for child in opened:
@@ -457,7 +505,7 @@ class Opener:
 
     def _open_backing(self, file: Node, header: Any, tree: Any, below: _Inherited, place: _Place) -> Node | None:
         """Open what is below an image: as the options say, or else its header."""
-        if tree is None or (tree is _NOTHING and header.backing_file is None):
+        if self._no_backing or tree is None or (tree is _NOTHING and header.backing_file is None):
             return None
         if isinstance(tree, str):
             if not tree:
@@ -521,9 +569,13 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _find_format(path: str) -> str:
+def _find_format(path: str, open_file: OpenFile) -> str:
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            descriptor = open_file(path, flags | os.O_RDONLY)
+        except PermissionError:
+            descriptor = open_file(path, flags | os.O_RDWR)  # a descriptor may be there for this alone
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BlockError(f"Could not open '{path}': {reason}") from None

@@ -18,7 +18,6 @@ is refused by its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -27,6 +26,7 @@ from pyvm.block.errors import BlockError
 from pyvm.block.node import UNUSED, Access, DetectZeroes
 from pyvm.errors import ConfigError
 from pyvm.options import parse_boolean, parse_number, parse_size
+from pyvm.records import field, record
 
 Tree = dict[str, Any]
 """Options of a node, with those of its children inside."""
@@ -42,7 +42,7 @@ class Dialect(Enum):
     """Text: `-drive`, sizes with suffixes."""
 
 
-Kind = Literal["string", "boolean", "integer", "node", "node-or-null", "any"]
+Kind = Literal["string", "boolean", "integer", "node", "node-or-null", "nodes", "any"]
 
 
 class Option(NamedTuple):
@@ -169,29 +169,73 @@ _ROWS = (
         f"{_PACKAGE}.throttle",
         options={"throttle-group": Option(required=True), "file": _FILE},
     ),
+    Driver(
+        "copy-before-write",
+        "filter",
+        f"{_PACKAGE}.copy_before_write",
+        options={
+            "file": _FILE,
+            "target": _FILE,
+            "bitmap": Option(members={"node": Option(required=True), "name": Option(required=True)}),
+            "on-cbw-error": _choice("break-guest-write", "break-snapshot"),
+        },
+    ),
     Driver("copy-on-read", "filter", f"{_PACKAGE}.copy_on_read", options={"file": _FILE, "bottom": _STRING}),
+    Driver(
+        "blkdebug",
+        "protocol",
+        f"{_PACKAGE}.blkdebug",
+        options={
+            "image": _FILE,
+            "config": _STRING,
+            "align": _INTEGER,
+            # The driver itself checks the members: with `-drive` they are text.
+            "inject-error": Option("any"),
+            "set-state": Option("any"),
+            "take-child-perms": Option("any"),
+            "unshare-child-perms": Option("any"),
+        },
+        prefixes=("blkdebug",),
+    ),
+    Driver(
+        "blkverify",
+        "protocol",
+        f"{_PACKAGE}.blkverify",
+        options={"raw": _FILE, "test": _FILE},
+        prefixes=("blkverify",),
+    ),
+    Driver(
+        "quorum",
+        "protocol",
+        f"{_PACKAGE}.quorum",
+        options={
+            "children": Option("nodes", required=True),
+            "vote-threshold": Option("integer", required=True),
+            "blkverify": _BOOLEAN,
+            "rewrite-corrupted": _BOOLEAN,
+            "read-pattern": _choice("quorum", "fifo"),
+        },
+    ),
+    Driver("snapshot-access", "filter", f"{_PACKAGE}.snapshot_access", options={"file": _FILE}),
     Driver("nbd", "protocol", f"{_PACKAGE}.nbd", options=_NBD, prefixes=("nbd", "nbd+tcp", "nbd+unix")),
     Driver("ssh", "protocol", f"{_PACKAGE}.ssh", options=_SSH, prefixes=("ssh",)),
     Driver("http", "protocol", f"{_PACKAGE}.http", options=_HTTP, prefixes=("http",)),
     Driver("https", "protocol", f"{_PACKAGE}.http", "make_https", _HTTPS, prefixes=("https",)),
 )
 _MISSING_PROTOCOLS = {
-    "blkdebug": ("blkdebug",),
     "blklogwrites": (),
     "blkreplay": (),
-    "blkverify": ("blkverify",),
     "ftp": ("ftp",),
     "ftps": ("ftps",),
     "gluster": ("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"),
     "iscsi": ("iscsi", "iser"),
     "nfs": ("nfs",),
     "nvme": ("nvme",),
-    "quorum": (),
     "rbd": ("rbd",),
     "vvfat": ("fat",),
 }
 _MISSING_FORMATS = "bochs cloop dmg parallels qcow qed replication vdi vhdx vmdk vpc".split()
-_MISSING_FILTERS = "compress copy-before-write preallocate snapshot-access".split()
+_MISSING_FILTERS = "compress preallocate".split()
 
 
 def _build() -> dict[str, Driver]:
@@ -220,7 +264,7 @@ def find_driver(name: str) -> Driver:
     return driver
 
 
-@dataclass
+@record
 class Settings:
     """What every node takes, ready for use."""
 
@@ -288,9 +332,20 @@ def _check_value(value: Any, option: Option, dialect: Dialect, path: str, key: s
             if member.required and name not in members:
                 raise BlockError(f"Parameter '{path}{key}.{name}' is missing")
         return members
+    if option.kind == "nodes":
+        return _check_references(value, dialect, path, key)
     if option.kind in ("node", "node-or-null"):
         return _check_reference(value, option, dialect, path, key)
     return convert(value, option, dialect, f"{path}{key}", key)
+
+
+def _check_references(value: Any, dialect: Dialect, path: str, key: str) -> list[Any]:
+    if isinstance(value, dict) and dialect is not Dialect.JSON:
+        value = [value[number] for number in sorted(value, key=lambda it: (len(it), it))]
+    if not isinstance(value, list):
+        raise BlockError(f"Invalid parameter type for '{path}{key}', expected: array")
+    one = Option("node")
+    return [_check_reference(it, one, dialect, f"{path}{key}", f"[{index}]") for index, it in enumerate(value)]
 
 
 def _check_reference(value: Any, option: Option, dialect: Dialect, path: str, key: str) -> Any:

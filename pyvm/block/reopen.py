@@ -192,6 +192,9 @@ class Reopener:
             raise BlockError("Cannot change the option 'driver'")
 
     def _check_child(self, node: Node, key: str, child: Node | None) -> None:
+        old = next((edge.node for edge in node.children if edge.label == key), None)
+        if old is not None and self._graph.is_frozen(node, old):
+            raise BlockError(f"Cannot change frozen '{key}' link from '{node.name}' to '{old.name}'")
         if child is None and key != "backing":
             raise BlockError(f"Cannot change the option '{key}'")
         if child is not None and node in all_below(child):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.block.context import Work
 from pyvm.block.errors import BlockError
 from pyvm.block.node import DetectZeroes, Node
 from pyvm.block.vectors import Buffers, is_zero
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
@@ -37,7 +37,7 @@ class BackendDevice(Protocol):
         """The medium has another size."""
 
 
-@dataclass
+@record
 class BackendEvents:
     """What backends tell the machine."""
 
@@ -47,7 +47,7 @@ class BackendEvents:
     """The guest must stop (run state `io-error`), as a request cannot go on."""
 
 
-@dataclass
+@record
 class MediumOptions:
     """How a medium is opened that a person puts into a drive without saying more: as the last one was."""
 

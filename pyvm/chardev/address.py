@@ -10,9 +10,9 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pyvm.chardev.base import ChardevError
+from pyvm.records import record
 
 _UNIX_PATH_SIZE = 108
 """sizeof(sun_path); a path needs its terminating zero, an abstract name its leading one."""
@@ -21,7 +21,7 @@ BACKLOG = 1
 """Clients that the kernel keeps waiting while one is served."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class UnixAddress:
     """A socket in the file system, or an abstract one."""
 
@@ -49,7 +49,7 @@ class UnixAddress:
         return f"{self.path},abstract=on,tight={'on' if self.tight else 'off'}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InetAddress:
     """A host and a port, by name or number."""
 
@@ -74,7 +74,7 @@ class InetAddress:
         return socket.AF_UNSPEC
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FdAddress:
     """A socket that this process has already: a descriptor's number, or a name given to one by the monitor."""
 
@@ -178,7 +178,7 @@ def is_live(address: UnixAddress) -> bool:
         return True
 
 
-@dataclass
+@record
 class Listener:
     """Bound and listening sockets of one server address."""
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import enum
 import os
 import sys
-from dataclasses import dataclass
 from typing import Protocol
+
+from pyvm.records import record
 
 Buffer = bytes | bytearray | memoryview
 
@@ -53,7 +54,7 @@ class Frontend(Protocol):
         """The back end took less than was offered, and now it can take more."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LineParameters:
     """How a serial line frames its characters."""
 
@@ -64,7 +65,7 @@ class LineParameters:
     stop_bits: int = 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModemLines:
     """The levels of a serial line's modem inputs, true where asserted."""
 

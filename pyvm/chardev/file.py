@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from pyvm.chardev.base import Buffer, ChardevError, report
 from pyvm.chardev.stream import StreamChardev
 from pyvm.mainloop import MainLoop
 
+OpenFile = Callable[[str, int, int], int]
+"""Opens a file by path, flags and mode; close-on-exec.  Raises OSError."""
 
-def open_path(path: str, flags: int, mode: int = 0o666) -> int:
+
+def _open_host_file(path: str, flags: int, mode: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, mode)
+
+
+def open_path(path: str, flags: int, mode: int = 0o666, open_file: OpenFile = _open_host_file) -> int:
     """Open `path` close-on-exec; raises ChardevError."""
     try:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, mode)
+        return open_file(path, flags | os.O_NOCTTY, mode)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "Invalid argument"
         raise ChardevError(f"Could not open '{path}': {reason}") from error
@@ -44,12 +52,22 @@ class FileChardev(FdChardev):
     """Output goes to a file; input, where asked for, comes from another."""
 
     def __init__(
-        self, label: str, loop: MainLoop, path: str, *, append: bool = False, input_path: str | None = None
+        self,
+        label: str,
+        loop: MainLoop,
+        path: str,
+        *,
+        append: bool = False,
+        input_path: str | None = None,
+        open_file: OpenFile | None = None,
     ) -> None:
-        """Open the files; raises ChardevError."""
-        out_fd = open_path(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC))
+        """Open the files, by `open_file` where names may stand for something else; raises ChardevError."""
+        open_file = open_file or _open_host_file
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+        out_fd = open_path(path, flags, open_file=open_file)
         try:
-            in_fd = -1 if input_path is None else open_path(input_path, os.O_RDONLY | os.O_NONBLOCK)
+            reading = os.O_RDONLY | os.O_NONBLOCK
+            in_fd = -1 if input_path is None else open_path(input_path, reading, open_file=open_file)
         except ChardevError:
             os.close(out_fd)
             raise

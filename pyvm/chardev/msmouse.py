@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyvm.chardev.base import Buffer, Chardev
-from pyvm.machine.input import ButtonInput, InputEvent, InputKind, MoveInput
+from pyvm.input import ButtonInput, InputEvent, InputKind, MoveInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvm.machine.input import InputRouter
+    from pyvm.input import InputRouter
     from pyvm.mainloop import MainLoop
 
 IDENTITY = b"M3"
@@ -30,7 +30,7 @@ QUEUE_LIMIT = 64
 
 
 class MsmouseChardev(Chardev):
-    """The mouse at the far end of the guest's line; an input handler as :mod:`pyvm.machine.input` says."""
+    """The mouse at the far end of the guest's line; an input handler as :mod:`pyvm.input` says."""
 
     name = "QEMU Microsoft Mouse"
     kinds = frozenset({InputKind.BUTTON, InputKind.RELATIVE})

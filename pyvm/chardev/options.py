@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from pyvm.chardev.address import FdAddress, InetAddress, SocketAddress, UnixAddress
 from pyvm.chardev.base import ChardevError
 from pyvm.chardev.ringbuf import DEFAULT_SIZE
+from pyvm.records import record
+from pyvm.sizes import UINT64_MAX, read_number, read_size
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ChardevOptions:
     """What every back end has."""
 
@@ -26,22 +28,22 @@ class ChardevOptions:
     logappend: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class NullOptions(ChardevOptions):
     """`null`: nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class VcOptions(ChardevOptions):
     """`vc`: a text console in a window; nothing on a machine without a display."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class PtyOptions(ChardevOptions):
     """`pty`: a new pseudo-terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class StdioOptions(ChardevOptions):
     """`stdio`: standard input and output."""
 
@@ -49,7 +51,7 @@ class StdioOptions(ChardevOptions):
     """Leave Ctrl-C and the like to the terminal; otherwise the guest gets them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class SocketOptions(ChardevOptions):
     """`socket`: a connection, made or accepted."""
 
@@ -61,11 +63,13 @@ class SocketOptions(ChardevOptions):
     """For a client: seconds before it tries again; 0 never."""
     nodelay: bool = False
     telnet: bool = False
+    websocket: bool = False
+    """For a server: clients speak WebSocket."""
     connect_if_live: bool = False
     """Listen, unless another process listens at the (unix) address already: then connect to that."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class UdpOptions(ChardevOptions):
     """`udp`: datagrams."""
 
@@ -77,7 +81,7 @@ class UdpOptions(ChardevOptions):
     ipv6: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class FileOptions(ChardevOptions):
     """`file`: output to a file, and maybe input from another."""
 
@@ -86,38 +90,56 @@ class FileOptions(ChardevOptions):
     input_path: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class PipeOptions(ChardevOptions):
     """`pipe`: a pair of FIFOs."""
 
     path: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class SerialOptions(ChardevOptions):
     """`serial`: a serial line of the host."""
 
     path: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ParallelOptions(ChardevOptions):
     """`parallel`: a parallel port of the host."""
 
     path: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class MsmouseOptions(ChardevOptions):
     """`msmouse`: a Microsoft mouse on the guest's serial line."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
+class WctabletOptions(ChardevOptions):
+    """`wctablet`: a Wacom tablet on the guest's serial line."""
+
+
+@record(frozen=True, kw_only=True)
+class SpicevmcOptions(ChardevOptions):
+    """`spicevmc`: a channel of SPICE, which pyvm does not have: nobody is at its other end."""
+
+
+@record(frozen=True, kw_only=True)
+class VdagentOptions(ChardevOptions):
+    """`qemu-vdagent`: the host's side of the agent that SPICE guests run."""
+
+    mouse: bool = True
+    clipboard: bool = False
+
+
+@record(frozen=True, kw_only=True)
 class TestdevOptions(ChardevOptions):
     """`testdev`: executes commands of a guest that tests things."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class RingbufOptions(ChardevOptions):
     """`ringbuf` or `memory`: the newest output, in memory."""
 
@@ -125,7 +147,7 @@ class RingbufOptions(ChardevOptions):
     kind: str = "ringbuf"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class MuxOptions(ChardevOptions):
     """`mux`: a multiplexer over a back end made before."""
 
@@ -133,11 +155,14 @@ class MuxOptions(ChardevOptions):
 
 
 BACKENDS = (
-    *("file", "memory", "msmouse", "mux", "null", "parallel", "pipe", "pty"),
-    *("ringbuf", "serial", "socket", "stdio", "testdev", "udp", "vc"),
+    *("file", "memory", "msmouse", "mux", "null", "parallel", "pipe", "pty", "qemu-vdagent"),
+    *("ringbuf", "serial", "socket", "stdio", "testdev", "udp", "vc", "wctablet"),
 )
 """What `-chardev help` lists."""
 
+_SPICE = ("spicevmc", "spiceport")
+"""Back ends that are known, and not listed where there is no SPICE."""
+SPICE_CHANNELS = ("vdagent", "smartcard", "usbredir")
 _ALIASES = {"tty": "serial", "parport": "parallel"}
 
 _BOOLEAN = "boolean"
@@ -189,9 +214,6 @@ PARAMETERS: dict[str, str] = {
 """All options of `-chardev` and their types."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
-_SIZE_TEXT = re.compile(r"(\d+(?:\.\d+)?|0[xX][0-9a-fA-F]+)([bBkKmMgGtTpPeE]?)", re.ASCII)
-_NUMBER_TEXT = re.compile(r"0[xX][0-9a-fA-F]+|\d+", re.ASCII)
-_SUFFIXES = "bkmgtpe"
 _BACKEND = "backend"
 
 
@@ -273,32 +295,20 @@ class _Values:
 
 def parse_number(name: str, text: str) -> int:
     """Read a number as C does (0x: hexadecimal, 0: octal); raises ChardevError."""
-    if not _NUMBER_TEXT.fullmatch(text) or len(text) > 32:
+    value = read_number(text)
+    if value is None or not text[0].isdigit():
         raise ChardevError(f"Parameter '{name}' expects a number")
-    is_octal = len(text) > 1 and text[0] == "0" and text[1] not in "xX"
-    try:
-        value = int(text, 8 if is_octal else 0)
-    except ValueError:
-        raise ChardevError(f"Parameter '{name}' expects a number") from None
-    if value >= 1 << 64:
+    if value > UINT64_MAX:
         raise ChardevError(f"Value '{text}' is too large for parameter '{name}'")
     return value
 
 
 def parse_size(name: str, text: str) -> int:
     """Read a number of bytes with an optional suffix (powers of 1024); raises ChardevError."""
-    found = _SIZE_TEXT.fullmatch(text) if len(text) <= 32 else None
-    if found is None:
+    size = read_size(text)
+    if size is None or size > UINT64_MAX:
         raise ChardevError(f"Parameter '{name}' expects a non-negative number below 2^64")
-    number, suffix = found[1], found[2].lower()
-    scale = 1024 ** _SUFFIXES.index(suffix) if suffix else 1
-    whole, _, fraction = number.partition(".")
-    value = int(number, 16) * scale if whole[:2].lower() == "0x" else int(whole) * scale
-    if fraction:
-        value += int(fraction) * scale // 10 ** len(fraction)
-    if value >= 1 << 64:
-        raise ChardevError(f"Parameter '{name}' expects a non-negative number below 2^64")
-    return value
+    return size
 
 
 def parse_chardev(given: Mapping[str, str], *, implicit_server: bool = False) -> ChardevOptions:
@@ -316,7 +326,7 @@ def parse_chardev(given: Mapping[str, str], *, implicit_server: bool = False) ->
     values = _Values(given)
     backend = values.required(_BACKEND, f'chardev: "{identifier}" missing backend')
     backend = _ALIASES.get(backend, backend)
-    if backend not in BACKENDS:
+    if backend not in BACKENDS and backend not in _SPICE:
         raise ChardevError(f"'{backend}' is not a valid char driver name")
     common = ChardevOptions(
         id=identifier,
@@ -355,12 +365,38 @@ def _other(backend: str, common: ChardevOptions, values: _Values) -> ChardevOpti
             return PtyOptions(**base)
         case "vc":
             return VcOptions(**base)
+        case "null":
+            return NullOptions(**base)
+    return _device(backend, base, values)
+
+
+def _device(backend: str, base: Mapping[str, Any], values: _Values) -> ChardevOptions:
+    """Return the options of a back end that is a device itself, or the end of a protocol."""
+    match backend:
+        case "wctablet":
+            return WctabletOptions(**base)
+        case "qemu-vdagent":
+            return VdagentOptions(**base, mouse=values.flag("mouse", True), clipboard=values.flag("clipboard", False))
+        case "spicevmc":
+            return spice_channel(base, values.required("name", "chardev: spice channel: no name given"))
+        case "spiceport":
+            values.required("name", "chardev: spice port: no name given")
+            raise no_spice()
         case "msmouse":
             return MsmouseOptions(**base)
-        case "testdev":
-            return TestdevOptions(**base)
-        case _:
-            return NullOptions(**base)
+    return TestdevOptions(**base)
+
+
+def spice_channel(common: Mapping[str, Any], name: str) -> SpicevmcOptions:
+    """Return a channel of SPICE; raises ChardevError where there is none of that name."""
+    if name not in SPICE_CHANNELS:
+        raise ChardevError(f"unsupported type name: {name}\nallowed spice char type names: {', '.join(SPICE_CHANNELS)}")
+    return SpicevmcOptions(**common)
+
+
+def no_spice() -> ChardevError:
+    """Return the error for what needs a SPICE server."""
+    return ChardevError("spice not enabled")
 
 
 def _udp(common: ChardevOptions, values: _Values) -> UdpOptions:
@@ -391,6 +427,8 @@ def _socket(common: ChardevOptions, values: _Values, implicit_server: bool) -> S
         raise ChardevError("'reconnect' option is incompatible with 'fd'")
     if not server and values.text("wait") is not None:
         raise ChardevError("'wait' option is incompatible with socket in client connect mode")
+    if values.flag("websocket", False):
+        check_websocket(server=server, telnet=values.flag("telnet", False))
     if values.text("delay") is not None and values.text("nodelay") is not None:
         raise ChardevError("'delay' and 'nodelay' are mutually exclusive")
     return SocketOptions(
@@ -401,8 +439,17 @@ def _socket(common: ChardevOptions, values: _Values, implicit_server: bool) -> S
         reconnect=min(reconnect, 1 << 31),
         nodelay=values.flag("nodelay", False) or not values.flag("delay", True),
         telnet=values.flag("telnet", False),
+        websocket=values.flag("websocket", False),
         connect_if_live=connect_if_live,
     )
+
+
+def check_websocket(*, server: bool, telnet: bool) -> None:
+    """Raise ChardevError where a socket cannot speak WebSocket."""
+    if not server:
+        raise ChardevError("Websocket client is not implemented")
+    if telnet:
+        raise ChardevError("chardev: socket: websocket and telnet together are not supported")
 
 
 def _address(values: _Values) -> SocketAddress:
@@ -432,7 +479,5 @@ def _check_socket_extras(values: _Values) -> None:
         raise ChardevError(f"No TLS credentials with id '{credentials}'")
     if values.text("tls-authz") is not None:
         raise ChardevError("'tls_authz' option requires 'tls_creds' option")
-    if values.flag("websocket", False):
-        raise ChardevError("chardev: socket: websocket is not supported")
     if values.flag("tn3270", False):
         raise ChardevError("chardev: socket: tn3270 is not supported")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pyvm.chardev.address import FindFd
 from pyvm.chardev.base import Chardev, ChardevError
-from pyvm.chardev.file import FileChardev, PipeChardev
+from pyvm.chardev.file import FileChardev, OpenFile, PipeChardev
 from pyvm.chardev.mux import CTRL_A, MuxChardev
 from pyvm.chardev.null import NullChardev
 from pyvm.chardev.options import (
@@ -23,22 +22,26 @@ from pyvm.chardev.options import (
     RingbufOptions,
     SerialOptions,
     SocketOptions,
+    SpicevmcOptions,
     StdioOptions,
     TestdevOptions,
     UdpOptions,
     VcOptions,
+    VdagentOptions,
+    WctabletOptions,
 )
 from pyvm.chardev.ringbuf import RingbufChardev
 from pyvm.hash_order import HashOrder
 from pyvm.mainloop import MainLoop
+from pyvm.records import record
 
 if TYPE_CHECKING:
     import socket
 
-    from pyvm.machine.input import InputRouter
+    from pyvm.input import InputRouter
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChardevHost:
     """What some back ends use of the machine."""
 
@@ -46,6 +49,10 @@ class ChardevHost:
     """Where mice find out what the person does."""
     exit: Callable[[int], None] = lambda status: None
     """Ends the process with an exit status that the guest chose."""
+    screen_size: Callable[[], tuple[int, int]] = lambda: (640, 480)
+    """Returns width and height of the guest's screen."""
+    open_file: OpenFile | None = None
+    """Opens files by names that may stand for descriptors that were passed; None: names are the host's."""
 
 
 def open_chardev(
@@ -86,9 +93,20 @@ def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None, host:
         case RingbufOptions():
             return RingbufChardev(options.id, options.size, options.kind)
         case FileOptions():
-            return FileChardev(options.id, loop, options.path, append=options.append, input_path=options.input_path)
+            return FileChardev(
+                options.id,
+                loop,
+                options.path,
+                append=options.append,
+                input_path=options.input_path,
+                open_file=host.open_file,
+            )
         case PipeOptions():
             return PipeChardev(options.id, loop, options.path)
+        case SocketOptions(websocket=True):
+            from pyvm.chardev.websocket import WebSocketChardev
+
+            return WebSocketChardev(options, loop, find_fd)
         case SocketOptions():
             from pyvm.chardev.socket import SocketChardev
 
@@ -113,10 +131,27 @@ def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None, host:
             from pyvm.chardev.parallel import ParallelChardev
 
             return ParallelChardev(options.id, options.path)
+    return _open_device(options, loop, host)
+
+
+def _open_device(options: ChardevOptions, loop: MainLoop, host: ChardevHost) -> Chardev:
+    """Return a back end that is a device itself, or the end of a protocol."""
+    match options:
         case MsmouseOptions():
             from pyvm.chardev.msmouse import MsmouseChardev
 
             return MsmouseChardev(options.id, loop, host.input)
+        case WctabletOptions():
+            from pyvm.chardev.wctablet import WctabletChardev
+
+            return WctabletChardev(options.id, loop, host.input)
+        case SpicevmcOptions():
+            return NullChardev(options.id, "spicevmc")
+        case VdagentOptions():
+            from pyvm.chardev.vdagent import VdagentChardev
+
+            wanted = {"mouse": options.mouse, "clipboard": options.clipboard}
+            return VdagentChardev(options.id, loop, host.input, **wanted, screen_size=host.screen_size)
         case TestdevOptions():
             from pyvm.chardev.testdev import TestdevChardev
 
@@ -124,7 +159,7 @@ def _open(options: ChardevOptions, loop: MainLoop, find_fd: FindFd | None, host:
     raise ChardevError(f"chardev: '{options.id}' cannot be made on its own")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChardevInfo:
     """One character device as `query-chardev` shows it."""
 

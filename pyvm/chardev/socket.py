@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from pyvm.chardev.address import (
     FdAddress,
@@ -47,6 +47,13 @@ LINGER_LIMIT = 4 << 20
 
 _ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _ACCEPT_RETRY_SECONDS = 1.0
+
+
+class Translator(Protocol):
+    """What is between the wire and the plain bytes of a connection."""
+
+    def decode(self, wire: bytes) -> tuple[list[bytes | None], bytes]:
+        """Return what received bytes mean, None for a break, and what must be answered."""
 
 
 class _HangupWatch:
@@ -97,7 +104,7 @@ class SocketChardev(StreamChardev):
         self._socket: socket.socket | None = None
         self._passes_fds = False
         self._fds: list[int] = []
-        self._telnet: Telnet | None = None
+        self._telnet: Translator | None = None
         self._half_pair = False
         self._hangup: _HangupWatch | None = None
         self._peer_gone = False
@@ -270,8 +277,8 @@ class SocketChardev(StreamChardev):
         self._name = self._connection_name(connection)
         self._hangup = _HangupWatch(self._loop, connection.fileno(), self._hung_up)
         if self._options.telnet:
-            self._telnet = Telnet(server=self._server)
-            self._answer(self._telnet.greeting())
+            telnet = self._telnet = Telnet(server=self._server)
+            self._answer(telnet.greeting())
         if self._closing:
             self._closing = False
             self._notify(ChardevEvent.CLOSED)

@@ -6,10 +6,10 @@ It becomes the same records as `-chardev`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from pyvm.chardev.base import ChardevError
 from pyvm.chardev.options import ChardevOptions, parse_chardev, split_options
+from pyvm.records import record
 
 _PLAIN = ("null", "pty", "stdio")
 _TCP = re.compile(r"(?P<host>\[[^\],]*\]|[^:,]{0,255}):(?P<port>[^,]{1,32})", re.DOTALL)
@@ -18,7 +18,7 @@ _UDP = re.compile(_UDP_HALF.format("host") + "(?:@" + _UDP_HALF.format("local") 
 _VC = re.compile(r"vc(:\d+C?x\d+C?)?(,|\Z)", re.ASCII)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChardevReference:
     """``chardev:ID``: a device that `-chardev` makes."""
 

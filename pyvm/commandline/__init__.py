@@ -40,11 +40,28 @@ def configure(line: CommandLine, *, terminal: bool = False) -> MachineConfig:
     config.preconfig = "preconfig" in line.flags
     config.daemonize = "daemonize" in line.flags
     config.pidfile = line.value("pidfile")
+    config.restore = _saved_machine(line.value("incoming"))
     board.configure(line, config)
     storage.configure(line, config)
+    if line.groups["netdev"] or line.groups["nic"] or line.groups["net"]:
+        from pyvm.commandline import network
+
+        network.configure(line, config)
     consoles.configure(line, config, terminal=terminal)
     _refuse_duplicates("device", [device.id for device in config.devices])
     return config
+
+
+def _saved_machine(uri: str | None) -> str | None:
+    """Return the folder that `-incoming` names."""
+    if uri is None:
+        return None
+    scheme, colon, path = uri.partition(":")
+    if scheme == "file" and path:
+        return path
+    if colon and scheme in ("tcp", "unix", "exec", "fd", "rdma"):
+        raise ConfigError(f"-incoming {uri}: only file: is supported by pyvm yet")
+    raise ConfigError(f"-incoming {uri}: unknown migration protocol: {uri}")
 
 
 def _refuse_duplicates(kind: str, identifiers: Sequence[str | None]) -> None:

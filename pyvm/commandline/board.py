@@ -7,7 +7,9 @@ import os
 
 from pyvm.commandline.descriptors import passed_fds
 from pyvm.commandline.groups import GROUPS
+from pyvm.commandline.numa import numa_options
 from pyvm.commandline.reader import CommandLine
+from pyvm.commandline.tracing import trace_options
 from pyvm.config import (
     DEFAULT_MACHINE,
     DEFAULT_MEMORY,
@@ -77,8 +79,11 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.actions = _actions(line)
     config.fw_cfg = [_fw_cfg(options) for options in line.groups["fw_cfg"]]
     config.passed_fds = passed_fds(line.groups["add-fd"])
+    config.numa = numa_options(line.groups["numa"])
+    config.traces = trace_options(line.groups["trace"])
     _configure_names(line, config)
     _check_messages(line, config)
+    _sandbox(line, config)
 
 
 def _configure_board(line: CommandLine, config: MachineConfig) -> None:
@@ -96,12 +101,13 @@ def _configure_board(line: CommandLine, config: MachineConfig) -> None:
         if dot and prefix in _PREFIX_GROUPS:
             group = _PREFIX_GROUPS[prefix]
             line.add(group, _checked_member(options, group, member, value), merge=True)
-        elif key in ("kernel", "initrd", "append"):
-            line.values.setdefault(key, (options.required(key), options.origin))
+        elif key in ("kernel", "initrd", "append", "firmware"):
+            line.values.setdefault(_STANDS_FOR.get(key, key), (options.required(key), options.origin))
         else:
             _machine_property(config.board, options, key)
 
 
+_STANDS_FOR = {"firmware": "bios"}
 _PREFIX_GROUPS = {"smp": "smp-opts", "boot": "boot-opts", "memory": "memory"}
 
 
@@ -398,3 +404,32 @@ def _check_messages(line: CommandLine, config: MachineConfig) -> None:
     for name, value in line.last("compat"):
         if value != "accept":
             raise line.last("compat").error(f"{name}={value} is not supported by pyvm yet (only accept)")
+
+
+_SANDBOX_CHOICES = {
+    "obsolete": ("deny", "allow"),
+    "elevateprivileges": ("allow", "deny", "children"),
+    "spawn": ("allow", "deny"),
+    "resourcecontrol": ("allow", "deny"),
+}
+"""What each parameter of -sandbox may be, its default first."""
+
+
+def _sandbox(line: CommandLine, config: MachineConfig) -> None:
+    options = line.last("sandbox")
+    if not options.boolean("enable"):
+        return
+    from pyvm.sandbox import SandboxConfig
+
+    chosen = {}
+    for name, choices in _SANDBOX_CHOICES.items():
+        chosen[name] = options.string(name) or choices[0]
+        if chosen[name] not in choices:
+            raise options.error(f"invalid argument for {name}")
+    config.sandbox = SandboxConfig(
+        obsolete=chosen["obsolete"] == "deny",
+        privileges=chosen["elevateprivileges"] == "deny",
+        children_privileges=chosen["elevateprivileges"] == "children",
+        spawn=chosen["spawn"] == "deny",
+        resources=chosen["resourcecontrol"] == "deny",
+    )

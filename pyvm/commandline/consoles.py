@@ -7,11 +7,12 @@ from typing import Literal
 from pyvm.chardev.options import MuxOptions, StdioOptions
 from pyvm.commandline.chardevs import from_chardev_option, from_short_form
 from pyvm.commandline.reader import CommandLine
+from pyvm.commandline.vnc import add_display, configure_vnc
 from pyvm.config import SERIAL_PORTS, ChardevConfig, MachineConfig, MonitorConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Options
 
-_DISPLAYS = ("gtk", "sdl", "curses", "vnc", "egl-headless", "spice-app", "dbus", "cocoa")
+_DISPLAYS = ("gtk", "sdl", "curses", "egl-headless", "spice-app", "dbus", "cocoa")
 _VGAS = ("cirrus", "vmware", "qxl", "virtio", "xenfb", "tcx", "cg3")
 # A serial port given as a device takes the place of the one that is there by default.
 _SERIAL_DEVICES = ("isa-serial",)
@@ -30,6 +31,7 @@ def configure(line: CommandLine, config: MachineConfig, *, terminal: bool) -> No
             _monitor(config, *given)
     _debugcon(line, config)
     _check_display(line)
+    configure_vnc(line, config)
     _vga(line, config)
     if not config.nodefaults:
         _add_defaults(line, config, terminal=terminal)
@@ -111,8 +113,11 @@ def _debugcon(line: CommandLine, config: MachineConfig) -> None:
 def _check_display(line: CommandLine) -> None:
     text, origin = line.values.get("display", ("none", ""))
     kind = text.partition(",")[0].partition("=")[0]
+    if kind == "vnc":
+        add_display(line, text, origin)
+        return
     if kind in _DISPLAYS:
-        raise ConfigError(f"{origin}: not supported by pyvm yet (only none)")
+        raise ConfigError(f"{origin}: not supported by pyvm yet (only none and vnc)")
     if text != "none":
         raise ConfigError(f"{origin}: Parameter 'type' does not accept value '{kind}'")
 

@@ -262,7 +262,7 @@ def _image(drive: DriveConfig, options: Options) -> None:
     if drive.file and "file.filename" in drive.options:
         raise options.error("Can't specify 'file' and 'filename' options at the same time")
     protocol, colon, _ = drive.file.partition(":")
-    if drive.file and (not colon or "/" in protocol):
+    if drive.file and (not colon or "/" in protocol) and not drive.file.startswith("/dev/fdset/"):
         check_readable(drive.file, f"{options.origin}: Could not open '{drive.file}'")
 
 

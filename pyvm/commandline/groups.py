@@ -42,9 +42,29 @@ def _groups() -> dict[str, Group]:
         Group("mon", "chardev", _kinds(string="chardev mode", boolean="pretty")),
         Group("msg", None, _kinds(boolean="timestamp guest-name")),
         Group("name", "guest", _kinds(string="guest process", boolean="debug-threads")),
+        Group("net", "type"),
+        Group("netdev", "type"),
+        Group("nic", "type"),
+        Group("numa", "type"),
         Group("object", "qom-type", strict=True),
         Group("overcommit", None, _kinds(boolean="mem-lock cpu-pm")),
         Group("rtc", None, _kinds(string="base clock driftfix")),
+        Group(
+            "sandbox",
+            "enable",
+            _kinds(boolean="enable", string="obsolete elevateprivileges spawn resourcecontrol"),
+            strict=True,
+        ),
+        Group(
+            "vnc",
+            "vnc",
+            _kinds(
+                string="vnc websocket tls-creds tls-authz sasl-authz share display password-secret audiodev",
+                boolean="ipv4 ipv6 password reverse lock-key-sync sasl lossy non-adaptive power-control",
+                number="head connections to key-delay-ms",
+            ),
+        ),
+        Group("trace", "enable", _kinds(string="enable events file")),
         Group("smp-opts", "cpus", _kinds(number="cpus maxcpus sockets dies clusters cores threads"), strict=True),
     )
     return {group.name: group for group in groups}

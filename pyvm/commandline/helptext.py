@@ -30,8 +30,10 @@ def answer(request: HelpRequest) -> str:
         "cpu": _cpus,
         "chardev": _chardevs,
         "object": _objects,
+        "netdev": _netdevs,
         "accel": lambda: "Accelerators supported by pyvm:\ntcg",
         "display": lambda: "Available display backend types:\nnone",
+        "trace": _traces,
         "vga": lambda: f"{'none':<20} no graphic card\n{'std':<20} standard VGA (default)",
     }
     topic = topics.get(request.topic)
@@ -76,6 +78,12 @@ def _machines() -> str:
     return "\n".join(lines)
 
 
+def _netdevs() -> str:
+    from pyvm.net.make import BACKENDS
+
+    return "\n".join(("Available netdev backend types:", *BACKENDS))
+
+
 def _cpus() -> str:
     from pyvm.cpu.cpuid import available_features, model_names
 
@@ -90,6 +98,13 @@ def _chardevs() -> str:
     from pyvm.chardev.options import BACKENDS
 
     return "Available chardev backend types:\n" + "\n".join(f"  {name}" for name in sorted(BACKENDS))
+
+
+def _traces() -> str:
+    from pyvm.monitor.schema.model import load
+    from pyvm.monitor.trace import TraceEvents
+
+    return "\n".join(sorted(TraceEvents(lambda: load().command_names).names()))
 
 
 def _objects() -> str:

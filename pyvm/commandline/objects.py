@@ -17,6 +17,7 @@ OBJECT_TYPES = (
     "authz-list-file",
     "authz-simple",
     "can-bus",
+    "filter-dump",
     "iothread",
     "main-loop",
     "memory-backend-file",

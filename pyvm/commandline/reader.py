@@ -41,10 +41,7 @@ class CommandLine:
         self._calls: dict[str, Callable[[str, str], None]] = {
             "set": self._set,
             "readconfig": self._readconfig,
-            "net": self._only_none,
-            "nic": self._only_none,
             "parallel": self._only_none,
-            "sandbox": self._sandbox,
         }
 
     def read(self, arguments: Sequence[str]) -> None:
@@ -91,6 +88,8 @@ class CommandLine:
             self.add("drive", Options(group, origin, pairs), merge=False)
         elif handling == "call":
             self._call(spec, text, origin)
+        elif handling == "harmless":
+            self.values[spec.name] = (text, origin)
 
     def last(self, group: str) -> Options:
         """Return the merged parameters of a group that is used as one record; empty where it was not used."""
@@ -145,10 +144,6 @@ class CommandLine:
     def _only_none(self, text: str, origin: str) -> None:
         if text != "none":
             raise ConfigError(f"{origin}: not supported by pyvm yet (only none)")
-
-    def _sandbox(self, text: str, origin: str) -> None:
-        if text.partition(",")[0] not in ("off", "enable=off"):
-            raise ConfigError(f"{origin}: not supported by pyvm yet (only off)")
 
     def _set(self, text: str, origin: str) -> None:
         """Carry out ``-set GROUP.ID.PARAMETER=VALUE``."""

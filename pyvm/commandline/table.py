@@ -49,6 +49,8 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
      "the CPU model (default qemu64; '-cpu help' lists them), with features switched on or off"),
     ("machine", "smp", "[cpus=]N[,maxcpus=N][,sockets=N][,dies=N][,cores=N][,threads=N]", "merge", "smp-opts",
      "how many CPUs, and their topology"),
+    ("machine", "numa", "node|cpu|dist,PROPERTY=VALUE...", "add", "numa",
+     "a NUMA node with its memory (memdev=ID) and CPUs, where CPUs are, or how far two nodes are apart"),
     ("machine", "m", "[size=]SIZE[,slots=N,maxmem=SIZE]", "merge", "memory",
      "guest RAM in MiB, or with a suffix k, M, G or T (default 128)"),
     ("machine", "uuid", "UUID", "value", "uuid", "the machine's UUID"),
@@ -85,8 +87,12 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("devices", "global", "MODEL.PROPERTY=VALUE", "add", "global", "another default for a property of a device model"),
     ("devices", "set", "GROUP.ID.PROPERTY=VALUE", "call", "set", "change a parameter of an option given before"),
     ("devices", "audiodev", "none,id=ID", "add", "audiodev", "an audio back end; only the silent one"),
-    ("devices", "net", "none", "call", "net", "no network card (there is none by default)"),
-    ("devices", "nic", "none", "call", "nic", "no network card (there is none by default)"),
+    ("devices", "netdev", "TYPE,id=ID[,PARAMETER=VALUE...]", "add", "netdev",
+     "a network back end for a card's property netdev ('-netdev help' lists the types)"),
+    ("devices", "nic", "TYPE|none[,model=MODEL][,mac=ADDRESS][,PARAMETER=VALUE...]", "add", "nic",
+     "a network back end as for -netdev, with a card (there is none by default)"),
+    ("devices", "net", "nic|TYPE|none[,PARAMETER=VALUE...]", "add", "net",
+     "a card or a back end on hub 0: the older form"),
     ("chardev", "chardev", "BACKEND,id=ID[,PARAMETER=VALUE...]", "add", "chardev",
      "a back end for consoles, ports and monitors ('-chardev help' lists them)"),
     ("chardev", "serial", "BACKEND", "serial", "serial",
@@ -101,10 +107,14 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("chardev", "parallel", "none", "call", "parallel", "the parallel port; only none"),
     ("chardev", "echr", "NUMBER", "value", "echr", "the escape character of the terminal (default 1, Ctrl-A)"),
     ("chardev", "nographic", "", "flag", "nographic", "serial port and monitor on the terminal"),
-    ("chardev", "display", "none", "value", "display", "the display; only none"),
+    ("chardev", "display", "none|vnc=ADDRESS[,...]", "value", "display", "the display: none, or the same as -vnc"),
+    ("chardev", "vnc",
+     "[HOST]:DISPLAY|unix:PATH|none[,to=DISPLAY][,password=on][,password-secret=ID][,share=POLICY][,PARAMETER=VALUE...]",
+     "add", "vnc", "show the screen to VNC viewers, and let them type and point"),
     ("chardev", "vga", "std|none", "value", "vga", "the graphics card (default std)"),
     ("run", "S", "", "flag", "start_paused", "do not start the guest until 'cont'"),
     ("run", "preconfig", "", "flag", "preconfig", "do not make the machine until a QMP client says 'x-exit-preconfig'"),
+    ("run", "incoming", "file:FOLDER", "value", "incoming", "go on as the machine that was saved in a folder"),
     ("run", "no-reboot", "", "alias", "action reboot=shutdown", "end instead of rebooting"),
     ("run", "no-shutdown", "", "alias", "action shutdown=pause", "stop instead of ending when the guest shuts down"),
     ("run", "action", "[reboot=reset|shutdown][,shutdown=poweroff|pause][,panic=ACTION][,watchdog=ACTION]", "merge",
@@ -112,6 +122,8 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("run", "watchdog-action", "ACTION", "alias", "action watchdog=", "short for -action watchdog=ACTION"),
     ("run", "add-fd", "fd=FD,set=SET[,opaque=TEXT]", "add", "add-fd",
      "add an inherited descriptor to the set that files named /dev/fdset/SET are opened from"),
+    ("run", "trace", "[enable=]PATTERN[,events=FILE][,file=FILE]", "add", "trace",
+     "tell of these trace events ('-trace help' lists them), of those in a file, in a file"),
     ("run", "daemonize", "", "flag", "daemonize", "go to the background once all is set up"),
     ("run", "pidfile", "FILE", "value", "pidfile", "write the process ID to a file, which ends with the process"),
     ("run", "msg", "[timestamp=on|off][,guest-name=on|off]", "merge", "msg", "what stands before error messages"),
@@ -119,7 +131,9 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("run", "h", "", "call", "help", "this text"),
     ("run", "help", "", "call", "help", "this text"),
     ("run", "version", "", "call", "version", "the version"),
-    ("run", "sandbox", "off", "call", "sandbox", "only off"),
+    ("run", "sandbox",
+     "on|off[,obsolete|spawn|resourcecontrol=allow|deny][,elevateprivileges=allow|deny|children]",
+     "merge", "sandbox", "let the host refuse system calls that pyvm can do without"),
     ("run", "overcommit", "[mem-lock=off][,cpu-pm=off]", "merge", "overcommit", "only off"),
     ("run", "compat", "[deprecated-input=accept][,...]", "merge", "compat", "only the defaults"),
 )  # fmt: skip
@@ -138,8 +152,8 @@ _MISSING_FLAGS = (
 )
 _MISSING_WITH_ARGUMENT = (
     "acpitable audio chroot d D dfilter dtb fsdev gdb icount "
-    "incoming iscsi loadvm mem-path mtdblock netdev numa option-rom pflash plugin rotate runas sd seed smbios spice "
-    "tpmdev trace usbdevice virtfs vnc xen-domid"
+    "iscsi loadvm mem-path mtdblock option-rom pflash plugin rotate runas sd seed smbios spice "
+    "tpmdev usbdevice virtfs xen-domid"
 )
 
 

@@ -7,10 +7,10 @@ bits that depend on the state of a processor (APIC ID, OSXSAVE, the size of the 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 from pyvm.cpu import features as feature_bits
 from pyvm.cpu import models
+from pyvm.records import field, record
 
 ANY_SUBLEAF = 0xFFFFFFFF
 PHYSICAL_ADDRESS_BITS = 40
@@ -27,7 +27,7 @@ class CpuModelError(Exception):
     """A CPU model or feature that does not exist, or that cannot be had."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Topology:
     """How the CPUs are arranged: `cores` in a socket, `threads` in a core."""
 
@@ -36,7 +36,7 @@ class Topology:
     threads: int = 1
 
 
-@dataclass
+@record
 class CpuModel:
     """A CPU as the guest identifies it."""
 

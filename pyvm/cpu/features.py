@@ -6,10 +6,10 @@ Unicorn translates was read off Unicorn 2.1.4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pyvm.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FeatureWord:
     """One register of one CPUID leaf that holds feature bits."""
 

@@ -6,10 +6,10 @@ is built (:mod:`pyvm.cpu.cpuid`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pyvm.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Family:
     """A named model with its versions."""
 

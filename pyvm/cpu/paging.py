@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.memory import GuestMemoryError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pyvm.memory import GuestMemory
 
 PRESENT = 1 << 0
+WRITE = 1 << 1
+USER = 1 << 2
 LARGE = 1 << 7
 """In an entry above the last level: it maps a page by itself."""
 
@@ -164,3 +166,56 @@ class _Walk:
                 yield linear, _target(entry, size, level), 1 << level.shift
             else:
                 yield from self._table(_target(entry, size, _Level(12, 0, False)), depth + 1, linear)
+
+
+class Page(NamedTuple):
+    """One page that is mapped, with the entry that maps it and what may be done there at any level."""
+
+    linear: int
+    physical: int
+    size: int
+    entry: int
+    rights: int
+    """:data:`WRITE` and :data:`USER`, each set where no level forbids it."""
+
+
+def entries(memory: GuestMemory, registers: RegisterState) -> Iterator[Page]:
+    """Yield all pages in order of linear address, none where paging is off.
+
+    Raises :class:`TooManyTablesError`, after what was found before.
+    """
+    mode = _mode(registers)
+    if mode is not None:
+        yield from _EntryWalk(memory, mode).below(mode.root, 0, 0, WRITE | USER)
+
+
+class _EntryWalk:
+    """One walk over all tables that keeps entries and rights."""
+
+    def __init__(self, memory: GuestMemory, mode: _Mode) -> None:
+        self._memory = memory
+        self._mode = mode
+        self._tables = 0
+
+    def below(self, table: int, depth: int, base: int, rights: int) -> Iterator[Page]:
+        """Yield the pages that a table leads to; `rights` are those of the levels above."""
+        self._tables += 1
+        if self._tables > TABLE_LIMIT:
+            raise TooManyTablesError("the guest has too many page tables")
+        size, level = self._mode.entry, self._mode.levels[depth]
+        try:
+            content = self._memory.read(table, level.count * size)
+        except GuestMemoryError:
+            return
+        for index, (entry,) in enumerate(struct.iter_unpack("<Q" if size == 8 else "<I", content)):
+            if not entry & PRESENT:
+                continue
+            linear = base + (index << level.shift)
+            if level.shift == 39 and index >= 256:
+                linear |= 0xFFFF << _LINEAR_BITS
+            # Entries of the root of PAE paging have no rights of their own.
+            own = rights if size == 8 and level.count == 4 else rights & entry
+            if level.shift == 12 or (level.large and entry & LARGE):
+                yield Page(linear, _target(entry, size, level), 1 << level.shift, entry, own)
+            else:
+                yield from self.below(_target(entry, size, _Level(12, 0, False)), depth + 1, linear, own)

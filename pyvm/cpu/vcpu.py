@@ -10,7 +10,6 @@ import enum
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu import features
@@ -18,6 +17,7 @@ from pyvm.cpu.cpuid import CpuModel, Topology, cpuid_table, feature_words
 from pyvm.cpu.engine import open_engine
 from pyvm.cpu.registers import RegisterState
 from pyvm.memory import GuestMemory
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -46,7 +46,7 @@ def apic_ids(count: int, topology: Topology) -> list[int]:
     return ids
 
 
-@dataclass
+@record
 class CpuEvents:
     """What the vCPU thread reports; called on that thread with the machine lock held."""
 

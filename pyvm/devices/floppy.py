@@ -8,7 +8,6 @@ Ports 0x3f0 to 0x3f5 are the register block, port 0x3f7 is DIR and CCR; 0x3f6 be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pyvm.clock import Clock
@@ -73,6 +72,7 @@ from pyvm.devices.floppy_transfer import (
 )
 from pyvm.devices.properties import Properties, Property
 from pyvm.irq import IrqLine
+from pyvm.records import record
 from pyvm.state import StateError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ _RECALIBRATE_STEPS: Final = 79
 _ROTATION_NS: Final = 200_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class _Command:
     mask: int
     code: int

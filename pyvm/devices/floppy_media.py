@@ -7,9 +7,9 @@ format it has.  Formats are those that PCs have used (ECMA-66, -70, -78, -100, -
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pyvm.records import record
 from pyvm.state import State, flag, integer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DriveType(enum.Enum):
 TYPE_NAMES: Final = {"120": DriveType.D120, "144": DriveType.D144, "288": DriveType.D288, "none": DriveType.NONE}
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Format:
     """A way to lay out a disk.  `rates` are the data rates at which drives read it."""
 

@@ -7,12 +7,12 @@ match them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pyvm.config import GlobalConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Value, parse_boolean, parse_size
+from pyvm.records import field, record
 
 _INTEGER_BITS = {
     "uint8": (8, False),
@@ -37,7 +37,7 @@ _CHOICES = {
 _REFERENCES = frozenset({"chardev", "drive", "netdev", "macaddr"})
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Property:
     """One property of a device model, under QEMU's name."""
 
@@ -59,7 +59,7 @@ PCI_PROPERTIES: dict[str, Property] = {
 """What every PCI device has."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class DeviceModel:
     """A model that ``-device`` can name."""
 

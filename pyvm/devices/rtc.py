@@ -7,7 +7,8 @@ The time is guest time plus the base time of the machine plus an offset that cha
 divider chain that makes seconds and periodic interrupts is the same sum, so its phase is kept unless the guest resets
 it.  Flags of register C are worked out from the time that passed since somebody looked; a timer is armed only for an
 interrupt that is enabled and not flagged yet.  So a guest that is slow to read register C gets one interrupt for all
-ticks that it missed, as from the real chip.
+ticks that it missed, as from the real chip; unless the machine wants ticks to be made up for.  Then those that a guest
+missed follow when it has read the register, not too many in a row.
 
 Square wave output and daylight saving are kept as bits and do nothing: the former has no wire, and the latter follows
 rules of 1987.
@@ -85,6 +86,9 @@ FIRST_UPDATE_NS = NANOSECONDS // 2
 _DAYS_TO_EPOCH = 719_468  # from 0000-03-01, the start of the era of _civil, to 1970-01-01
 _DAYS_PER_ERA = 146_097  # 400 years
 _OFFSET_LIMIT = 1 << 80
+_MADE_UP_IN_A_ROW = 20
+"""Most missed ticks that follow one another before the next one of the divider."""
+_MISSED_LIMIT = (1 << 32) - 1
 
 
 def days_from_civil(year: int, month: int, day: int) -> int:
@@ -139,6 +143,10 @@ class RtcState(State):
     offset: int = integer(-_OFFSET_LIMIT, _OFFSET_LIMIT)
     seen: int = integer(-_OFFSET_LIMIT, _OFFSET_LIMIT)
     irq_disabled: bool = flag()
+    missed: int = uint(32)
+    """Periodic ticks that the guest has not had, where they are made up for."""
+    made_up: int = uint(8)
+    """How many of them came since the last tick of the divider."""
 
 
 class Rtc:
@@ -149,7 +157,8 @@ class Rtc:
     an alarm interrupted, which wakes a sleeping machine.
     """
 
-    def __init__(self, clock: Clock, irq: IrqLine, now: Callable[[], int]) -> None:
+    def __init__(self, clock: Clock, irq: IrqLine, now: Callable[[], int], *, make_up: bool = False) -> None:
+        """`make_up` says whether periodic interrupts that a guest was too slow for come later."""
         self._clock = clock
         self._irq = irq
         self._base = now
@@ -161,6 +170,9 @@ class Rtc:
         self._index = 0
         self._offset = 0
         self._irq_disabled = False
+        self._make_up = make_up
+        self._missed = 0
+        self._made_up = 0
         self.on_change: Callable[[int], None] = lambda seconds: None
         self.on_alarm: Callable[[], None] = lambda: None
         self._seen = self._time()
@@ -173,6 +185,7 @@ class Rtc:
         self._cmos[REGISTER_C] = 0
         self._index = 0
         self._irq_disabled = False
+        self.forget_missed()
         self._update_irq()
         self._arm()
 
@@ -180,7 +193,9 @@ class Rtc:
         """Return a copy of the state."""
         if self._counting:
             self._show_time()
-        return RtcState(bytes(self._cmos), self._index, self._offset, self._seen, self._irq_disabled)
+        return RtcState(
+            bytes(self._cmos), self._index, self._offset, self._seen, self._irq_disabled, self._missed, self._made_up
+        )
 
     def load(self, state: RtcState) -> None:
         """Take over `state`; raises StateError where it is not one."""
@@ -190,11 +205,15 @@ class Rtc:
             raise StateError("RtcState.cmos: read-only bits of registers A and D are wrong")
         if bool(cmos[REGISTER_C] & C_IRQ) != bool(cmos[REGISTER_C] & cmos[REGISTER_B] & C_SOURCES):
             raise StateError("RtcState.cmos: register C does not fit register B")
+        if (state.missed or state.made_up) and not self._make_up:
+            raise StateError("RtcState.missed: missed ticks are not made up for")
         self._cmos[:] = cmos
         self._index = state.index
         self._offset = state.offset
         self._seen = state.seen
         self._irq_disabled = state.irq_disabled
+        self._missed = state.missed
+        self._made_up = state.made_up
         self._drive_irq()
         self._arm()
 
@@ -207,6 +226,10 @@ class Rtc:
     def set_cmos(self, index: int, value: int) -> None:
         """Set byte `index` of the memory; for the machine to describe itself to firmware, not to set the clock."""
         self._cmos[index] = value
+
+    def forget_missed(self) -> None:
+        """Make up for no tick that the guest missed up to now."""
+        self._missed = self._made_up = 0
 
     def set_irq_disabled(self, disabled: bool) -> None:
         """Cut the clock off from IRQ 8, as HPET does in legacy replacement mode."""
@@ -328,6 +351,10 @@ class Rtc:
         flags = self._cmos[REGISTER_C]
         if not flags & C_PERIODIC and _passed(self._next_periodic(seen), time):
             flags |= C_PERIODIC
+            self._made_up = 0
+            self._count_missed(seen, time, had=1)
+        elif flags & C_PERIODIC:
+            self._count_missed(seen, time, had=0)
         if seen // NANOSECONDS != time // NANOSECONDS:
             if not flags & C_UPDATE and _passed(self._next_update(seen), time):
                 flags |= C_UPDATE
@@ -336,6 +363,13 @@ class Rtc:
                 if self._cmos[REGISTER_B] & B_ALARM:
                     self.on_alarm()
         self._cmos[REGISTER_C] = flags
+
+    def _count_missed(self, seen: int, time: int, had: int) -> None:
+        """Add the ticks between two times to those that the guest missed; it has `had` of them."""
+        period = self._period()
+        if self._make_up and period and self._cmos[REGISTER_B] & B_PERIODIC:
+            first, last = (muldiv(moment, DIVIDER_HZ, NANOSECONDS) // period for moment in (seen, time))
+            self._missed = min(max(self._missed + last - first - had, 0), _MISSED_LIMIT)
 
     def _update_irq(self) -> None:
         """Set IRQF where an enabled source is flagged."""
@@ -391,6 +425,11 @@ class Rtc:
         flags = self._cmos[REGISTER_C]
         self._cmos[REGISTER_C] = 0
         self._drive_irq()
+        if flags & C_PERIODIC and self._missed and self._made_up < _MADE_UP_IN_A_ROW:
+            self._missed -= 1
+            self._made_up += 1
+            self._cmos[REGISTER_C] = C_PERIODIC
+            self._update_irq()
         self._arm()
         return flags
 
@@ -427,6 +466,7 @@ class Rtc:
         """Write register A or B or an alarm byte; the clock may stop or start by that."""
         self._sync()
         was_running, was_counting = self._divider_running, self._counting
+        old_period = self._period()
         if was_counting:
             self._show_time()
         if index == REGISTER_A:
@@ -439,5 +479,11 @@ class Rtc:
             self._set_time(time - time % NANOSECONDS + FIRST_UPDATE_NS)
         if self._counting and not was_counting:
             self._take_time()
+        period = self._period()
+        if not period or not self._cmos[REGISTER_B] & B_PERIODIC:
+            self.forget_missed()
+        elif old_period not in (0, period):
+            # The time that was missed is as long as before.
+            self._missed = min(self._missed * old_period // period, _MISSED_LIMIT)
         self._update_irq()
         self._arm()

@@ -10,7 +10,6 @@ The block is built at address 0.  It carries a list of the pointers in it and of
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 from pyvm.firmware import dsdt
 from pyvm.firmware.affinity import slit, srat
@@ -28,6 +27,7 @@ from pyvm.firmware.machine_info import (
     SMI_PORT,
     MachineInfo,
 )
+from pyvm.records import field, record
 
 HEADER = struct.Struct("<4sIBB6s8sI4sI")  # signature, length, revision, checksum, OEM and compiler identification
 _CHECKSUM_OFFSET = 9
@@ -87,7 +87,7 @@ def checksum(data: bytes | bytearray) -> int:
     return -sum(data) & 0xFF
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pointer:
     """A field that holds an address within the block of tables: until placed, an offset."""
 
@@ -95,7 +95,7 @@ class Pointer:
     size: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Checksum:
     """A checksum byte at `offset` over `length` bytes from `start`."""
 
@@ -104,7 +104,7 @@ class Checksum:
     length: int
 
 
-@dataclass
+@record
 class TableBlock:
     """Bytes with pointers into the block of tables, and checksums.  `pointers` may lead out of another block."""
 
@@ -125,7 +125,7 @@ class TableBlock:
         return bytes(placed)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AcpiTables:
     """All ACPI tables: the root pointer, which belongs below 1 MiB, and the block it points to."""
 

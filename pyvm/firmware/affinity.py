@@ -6,7 +6,8 @@ ACPI specification 6.5, sections 5.2.16 "System Resource Affinity Table" and 5.2
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from pyvm.records import record
 
 _CPU, _MEMORY, _X2APIC_CPU = 0, 1, 2
 _ENABLED = 1
@@ -17,7 +18,7 @@ _MEMORY_ENTRY = struct.Struct("<BBIHQQIIQ")  # domain, reserved, base, length, r
 _X2APIC_ENTRY = struct.Struct("<BBHIIIII")  # reserved, domain, APIC ID, flags, clock domain, reserved
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Affinity:
     """The NUMA nodes of a machine; empty where it has none."""
 

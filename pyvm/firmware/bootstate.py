@@ -10,10 +10,10 @@ Loaders share the memory below 1 MiB as laid out by the constants here.  Kernels
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from enum import Enum
 
 from pyvm.memory import GuestMemory
+from pyvm.records import record
 
 # Memory below 1 MiB while a kernel starts.
 GDT_ADDRESS = 0x1000
@@ -66,7 +66,7 @@ class EntryMode(Enum):
     LONG64 = "long64"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SegmentValue:
     """A segment register with its hidden part.  `limit` is in bytes, `attributes` as in a descriptor's second word."""
 
@@ -83,7 +83,7 @@ class SegmentValue:
         return high << 32 | low
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BootState:
     """Everything a vCPU is given before its first instruction.
 
@@ -103,7 +103,7 @@ class BootState:
     efer: int = 0
     gdt_base: int = 0
     gdt_limit: int = 0
-    description: str = field(default="", compare=False)
+    description: str = ""
     """What is entered and how, for traces."""
 
 

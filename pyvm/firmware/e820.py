@@ -7,10 +7,10 @@ around the legacy hole, the top of low RAM kept for ACPI tables, the flash windo
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 
 from pyvm.memory import FOUR_GIB, RamBlock
+from pyvm.records import record
 
 EBDA_START = 0x9FC00
 EBDA_END = 0xA0000
@@ -36,7 +36,7 @@ class E820Type(IntEnum):
     UNUSABLE = 5
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class E820Entry:
     """One range of the map; both values in bytes."""
 

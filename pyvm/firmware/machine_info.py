@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from pyvm import __version__
 from pyvm.firmware.affinity import Affinity
 from pyvm.memory import FOUR_GIB
+from pyvm.records import field, record
 
 LAPIC_BASE = 0xFEE00000
 IOAPIC_BASE = 0xFEC00000
@@ -34,7 +33,7 @@ PM_SLOT = 1
 """PCI slot of the PIIX3/PIIX4: its INTA is the SCI, whatever the PIRQ routing says."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SerialPort:
     """One UART as firmware describes it; `number` counts from 1."""
 
@@ -43,7 +42,7 @@ class SerialPort:
     irq: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Processor:
     """One possible vCPU; one that is not `present` may be plugged in later."""
 
@@ -51,7 +50,7 @@ class Processor:
     present: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SystemStrings:
     """The strings by which a machine names itself (SMBIOS), and the product's UUID."""
 
@@ -67,7 +66,7 @@ class SystemStrings:
     bios_date: str = "04/01/2014"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MachineInfo:
     """The machine that the tables describe.  Sizes and addresses are in bytes."""
 

@@ -9,11 +9,11 @@ BARs move above 4 GiB where the hole below is too small.  The chip set's own reg
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from pyvm.devices.pci.piix3 import swizzle
+from pyvm.firmware import pci_bridges as bridges
 from pyvm.firmware.machine_info import (
     PCI_HOLE_END,
     PIRQ_ROUTES,
@@ -22,6 +22,7 @@ from pyvm.firmware.machine_info import (
     SMBUS_BASE,
     MachineInfo,
 )
+from pyvm.records import field, record
 
 # Configuration space.
 VENDOR_ID = 0x00
@@ -39,6 +40,7 @@ MULTI_FUNCTION = 0x80
 HEADER_KIND = 0x7F
 COMMAND_IO = 1 << 0
 COMMAND_MEMORY = 1 << 1
+COMMAND_MASTER = 1 << 2
 COMMAND_SERR = 1 << 8
 BAR_IO = 1 << 0
 BAR_TYPE_MASK = 3 << 1
@@ -85,8 +87,8 @@ class Function(Protocol):
 class Bus(Protocol):
     """What firmware sees of the bus."""
 
-    def function_at(self, slot: int, fn: int = 0) -> Function | None:
-        """Return the function at that place."""
+    def function_on(self, number: int, slot: int, fn: int = 0) -> Function | None:
+        """Return the function at that place of the bus of that number."""
 
 
 class Space(Enum):
@@ -97,7 +99,7 @@ class Space(Enum):
     PREFETCHABLE = auto()
 
 
-@dataclass
+@record
 class Request:
     """One BAR and the addresses it needs, in bytes."""
 
@@ -114,11 +116,11 @@ class Request:
             self.function.config_write(self.register + 4, 4, address >> 32)
 
 
-def scan(bus: Bus) -> Iterable[tuple[int, int, Function]]:
-    """Yield (slot, function number, function) of all there are."""
+def scan(bus: Bus, number: int = 0) -> Iterable[tuple[int, int, Function]]:
+    """Yield (slot, function number, function) of all on the bus of that number."""
     for slot in range(SLOTS):
         for fn in range(FUNCTIONS):
-            function = bus.function_at(slot, fn)
+            function = bus.function_on(number, slot, fn)
             if function is None or function.config_read(VENDOR_ID, 2) == NO_DEVICE:
                 if fn == 0:
                     break
@@ -130,18 +132,65 @@ def scan(bus: Bus) -> Iterable[tuple[int, int, Function]]:
 
 def setup(bus: Bus, info: MachineInfo, write_port: PortWriter) -> None:
     """Make the functions of `bus` ready for an operating system."""
-    functions = list(scan(bus))
-    requests: list[Request] = []
-    for _, _, function in functions:
+
+    def on_bus(number: int) -> Iterable[tuple[int, int, Function]]:
+        return scan(bus, number)
+
+    bridges.number_buses(on_bus)
+    functions = list(_all_functions(on_bus, 0, ()))
+    for _, function in functions:
         command = function.config_read(COMMAND, 2)
         function.config_write(COMMAND, 2, command & ~(COMMAND_IO | COMMAND_MEMORY))
-        requests += _requests(function)
-    _assign(requests, info)
-    for slot, _, function in functions:
-        _route_interrupt(slot, function)
+    _assign(_bus_requests(on_bus, 0), info)
+    for slots, function in functions:
+        _route_interrupt(slots, function)
         _setup_chip_set(function, write_port)
-        command = function.config_read(COMMAND, 2)
+        command = function.config_read(COMMAND, 2) | (COMMAND_MASTER if bridges.is_bridge(function) else 0)
         function.config_write(COMMAND, 2, command | COMMAND_IO | COMMAND_MEMORY | COMMAND_SERR)
+
+
+def _all_functions(
+    on_bus: bridges.Scan, number: int, outer: tuple[int, ...]
+) -> Iterable[tuple[tuple[int, ...], Function]]:
+    """Yield the functions of a bus and of those behind it, each with the slots that lead there from the first bus."""
+    for slot, _, function in list(on_bus(number)):
+        yield (*outer, slot), function
+        if bridges.is_bridge(function) and (behind := function.config_read(bridges.SECONDARY_BUS, 1)):
+            yield from _all_functions(on_bus, behind, (*outer, slot))
+
+
+@record
+class BridgeWindow(Request):
+    """A bridge's window, and what is to be placed in it."""
+
+    inner: list[Request] = field(default_factory=list)
+
+    def assign(self, address: int) -> None:
+        """Open the window, and place what is behind it there."""
+        _OPENERS[self.space](self.function, address, self.size)
+        _place(self.inner, address, address + self.size)
+
+
+_OPENERS = {
+    Space.IO: bridges.open_io,
+    Space.MEMORY: bridges.open_memory,
+    Space.PREFETCHABLE: bridges.open_prefetchable,
+}
+
+
+def _bus_requests(on_bus: bridges.Scan, number: int) -> list[Request]:
+    """Return what the functions of a bus need; for a bridge those are windows over what is behind it."""
+    found = [request for _, _, function in list(on_bus(number)) for request in _requests(function)]
+    for bridge, behind in bridges.buses_behind(on_bus, number):
+        inner = _bus_requests(on_bus, behind)
+        for space, open_window in _OPENERS.items():
+            open_window(bridge, 0, 0)
+            wanted = _sorted(inner, space)
+            granularity = bridges.IO_GRANULARITY if space is Space.IO else bridges.MEMORY_GRANULARITY
+            size = bridges.window_size((request.size for request in wanted), granularity)
+            if size:
+                found.append(BridgeWindow(bridge, 0, size, space, inner=wanted))
+    return found
 
 
 def _requests(function: Function) -> list[Request]:
@@ -234,10 +283,12 @@ def _place(requests: list[Request], start: int, end: int) -> None:
             address = aligned + request.size
 
 
-def _route_interrupt(slot: int, function: Function) -> None:
+def _route_interrupt(slots: tuple[int, ...], function: Function) -> None:
+    """Say which interrupt a function has; each bridge on the way turns the pins by the slot behind it."""
     pin = function.config_read(INTERRUPT_PIN, 1)
     if 1 <= pin <= 4:
-        function.config_write(INTERRUPT_LINE, 1, PIRQ_ROUTES[swizzle(slot, pin - 1)])
+        turned = (pin - 1 + sum(slots[1:])) % 4
+        function.config_write(INTERRUPT_LINE, 1, PIRQ_ROUTES[swizzle(slots[0], turned)])
 
 
 def _setup_chip_set(function: Function, write_port: PortWriter) -> None:

@@ -7,12 +7,12 @@ DMTF DSP0134, System Management BIOS Reference Specification 2.8, section 5.2.1 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from pyvm.firmware.acpi import checksum
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo
 from pyvm.memory import FOUR_GIB
+from pyvm.records import record
 
 VERSION = (2, 8)
 ENTRY_POINT_SIZE = 31
@@ -53,7 +53,7 @@ _LARGEST_COUNT = 0xFF
 _LARGEST_TABLE = 0xFFFF
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SmbiosTables:
     """The structures, and what the entry point says of them."""
 

@@ -7,7 +7,6 @@ RAM, which the memory map keeps from use.  The lower half of the segment is this
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from pyvm.firmware import acpi, mptable, smbios, table_loader
 from pyvm.firmware.acpi import AcpiTables
@@ -15,6 +14,7 @@ from pyvm.firmware.e820 import ACPI_RESERVE, BIOS_END, EBDA_START, E820Entry, hi
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo
 from pyvm.memory import PAGE_SIZE, GuestMemory
+from pyvm.records import record
 
 SEGMENT_START = 0xF0000
 SEGMENT_END = 0xF8000
@@ -36,7 +36,7 @@ SMBIOS_TABLES_FILE = "etc/smbios/smbios-tables"
 SMBIOS_ANCHOR_FILE = "etc/smbios/smbios-anchor"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InstalledTables:
     """Where the tables are, and the memory map that goes with them."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.bios.bios import Bios
@@ -16,6 +15,7 @@ from pyvm.firmware.bios.registers import Registers
 from pyvm.firmware.bios.rom import ROM_SIZE, ROM_START
 from pyvm.firmware.bios.video import TEXT_80X25, Video
 from pyvm.machine.board import SERIAL_PORTS
+from pyvm.records import replace
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -77,6 +77,10 @@ class BuiltInBios:
         segment, offset = self._bios.entry
         code = (segment, segment << 4, _REAL_MODE_LIMIT, _CODE16)
         self._vcpus.set_registers(0, {"cs": code, "rip": offset})
+
+    def resume(self) -> None:
+        """Serve a machine whose memory has the BIOS already."""
+        self._vcpus.set_firmware(ROM_START, ROM_SIZE)
 
     def call(self, vcpu: int) -> None:
         """Run the service at whose entry point a vCPU is."""

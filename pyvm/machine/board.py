@@ -8,7 +8,6 @@ bridge and south bridge, power management and firmware configuration.  What is p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.devices.acpi_pm import AcpiPm, SleepKind
@@ -36,6 +35,7 @@ from pyvm.devices.serial import Uart16550
 from pyvm.firmware.machine_info import GPE0_BASE, GPE0_SIZE, HPET_BASE, IOAPIC_BASE, SCI_IRQ, SMI_PORT
 from pyvm.irq import IrqLine, SharedIrq
 from pyvm.machine.shadow import Shadow
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.chardev.base import Chardev
@@ -74,7 +74,7 @@ class Component(Protocol):
         """Take over a saved state; raises StateError."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BoardEvents:
     """What chips ask of the machine; called on the vCPU thread or in the main loop, with the machine lock held."""
 
@@ -98,6 +98,7 @@ class Board:
         rtc_base: Callable[[], int],
         hpet: bool,
         firmware: bytes | None = None,
+        rtc_make_up: bool = False,
     ) -> None:
         self.clock = clock
         self.memory = memory
@@ -107,7 +108,7 @@ class Board:
         self.components: dict[str, Component] = {}
         self._events = events
         self._wire_interrupts()
-        self._wire_timers(rtc_base, hpet)
+        self._wire_timers(rtc_base, rtc_make_up, hpet)
         self._wire_pci()
         self._wire_isa()
         self.shadow = Shadow(vcpus, memory, mmio, self.host_bridge, firmware)
@@ -166,9 +167,9 @@ class Board:
 
     # ---- Timers
 
-    def _wire_timers(self, rtc_base: Callable[[], int], hpet: bool) -> None:
+    def _wire_timers(self, rtc_base: Callable[[], int], rtc_make_up: bool, hpet: bool) -> None:
         self.pit = Pit(self.clock, self.isa_irq(0))
-        self.rtc = Rtc(self.clock, self.isa_irq(RTC_IRQ), rtc_base)
+        self.rtc = Rtc(self.clock, self.isa_irq(RTC_IRQ), rtc_base, make_up=rtc_make_up)
         self.rtc.on_change = self._events.rtc_change
         self._keep("pit", self.pit)
         self._keep("rtc", self.rtc)

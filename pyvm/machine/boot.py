@@ -20,11 +20,12 @@ from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
 from pyvm.firmware.e820 import hardware_map, high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, SystemStrings
+from pyvm.firmware.pic_setup import pic_setup
 from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
 from pyvm.machine import cmos
-from pyvm.machine.board import FAST_A20_PORT, PIC_MASTER, PIC_SLAVE, SERIAL_PORTS
+from pyvm.machine.board import FAST_A20_PORT, SERIAL_PORTS
 from pyvm.machine.chip_globals import POWER_CHIP, chip_number
-from pyvm.memory import FOUR_GIB
+from pyvm.memory import FOUR_GIB, GuestMemory
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -40,12 +41,8 @@ _REAL_MODE_LIMIT = 0xFFFF
 _CODE16 = 0x9B00
 _A20_OPEN = 0x02
 _VIDEO_BIOS = "vgabios-stdvga.bin"
-
-# Vectors 0x08 and 0x70, cascade on IRQ 2, 8086 mode; everything masked but the cascade (Intel 8259A, figure 7).
-_PIC_SETUP = (
-    (PIC_MASTER, 0x11), (PIC_SLAVE, 0x11), (PIC_MASTER + 1, 0x08), (PIC_SLAVE + 1, 0x70), (PIC_MASTER + 1, 0x04),
-    (PIC_SLAVE + 1, 0x02), (PIC_MASTER + 1, 0x01), (PIC_SLAVE + 1, 0x01), (PIC_MASTER + 1, 0xFB), (PIC_SLAVE + 1, 0xFF),
-)  # fmt: skip
+_ALL_BUT_CASCADE, _ALL = 0xFB, 0xFF
+"""Masks of the interrupt controllers."""
 
 
 @dataclass
@@ -126,6 +123,20 @@ class Boot:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
 
+    def restored(self) -> None:
+        """Take the place of the firmware that started the machine whose state is loaded next."""
+        self._started = True
+        if self.config.boot.bios is not None:
+            return
+        # Where the tables lie is found by installing them; the guest has them, and may have changed them.
+        scratch = GuestMemory(self.board.memory.size, self.board.memory.blocks)
+        try:
+            self.installed = self.tables.install(scratch)
+        finally:
+            scratch.close()
+        if self.config.boot.kernel is None:
+            self._bios_for(self.installed.e820).resume()
+
     def _show_text_screen(self) -> None:
         if self.display is not None:
             from pyvm.machine.bios import show_text_screen
@@ -134,11 +145,14 @@ class Boot:
 
     def _start_bios(self, e820: list[E820Entry]) -> None:
         """Let the built-in BIOS start the machine."""
+        self._bios_for(e820).start()
+
+    def _bios_for(self, e820: list[E820Entry]) -> BuiltInBios:
         if self._bios is None:
             from pyvm.machine.bios import BuiltInBios
 
             self._bios = BuiltInBios(self.board, self.config, self.disks(), e820)
-        self._bios.start()
+        return self._bios
 
     def set_order(self, letters: str) -> None:
         """Boot from these drives, as `-boot order=` names them, from the next reset on."""
@@ -158,7 +172,7 @@ class Boot:
 
     def _set_up_processors(self) -> None:
         board = self.board
-        for port, value in (*_PIC_SETUP, (FAST_A20_PORT, _A20_OPEN)):
+        for port, value in (*pic_setup(_ALL_BUT_CASCADE, _ALL), (FAST_A20_PORT, _A20_OPEN)):
             board.ports.write(port, 1, value)
         cpu_setup.virtual_wire(board.lapics[0].write)
         for index, value in cpu_setup.memory_types(self.tables.info, PHYSICAL_ADDRESS_BITS):

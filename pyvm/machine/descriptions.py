@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyvm.hash_order import HashOrder
 from pyvm.machine.memory_backends import MemoryBackend
-from pyvm.machine.qom_tree import MachineTree, cpu_number
 from pyvm.monitor.errors import QmpError
 from pyvm.qom.types import CPU_SUFFIX
 from pyvm.runstate import RunState
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyvm.devices.virtio.pci import VirtioPci
     from pyvm.machine.numa import Numa
     from pyvm.machine.pc import Pc
+    from pyvm.machine.qom_tree import MachineTree
     from pyvm.machine.user_objects import UserObjects
 
 _BACKEND = "virtio-backend"
@@ -25,12 +26,18 @@ _BACKEND = "virtio-backend"
 class Descriptions:
     """What can be asked about the parts of a machine."""
 
-    qom: MachineTree
     numa: Numa
     objects: UserObjects
 
     def __init__(self, pc: Pc) -> None:
         self._pc = pc
+
+    @cached_property
+    def qom(self) -> MachineTree:
+        """The tree of all objects, made when somebody first looks at it."""
+        from pyvm.machine.qom_tree import MachineTree
+
+        return MachineTree(self._pc, self.objects)
 
     @property
     def _is_pc(self) -> bool:
@@ -41,6 +48,8 @@ class Descriptions:
     @staticmethod
     def cpu_path(index: int) -> str:
         """Return the path of a vCPU in the tree of objects."""
+        from pyvm.machine.qom_tree import cpu_number
+
         return f"/machine/unattached/device[{cpu_number(index)}]"
 
     def cpu_place(self, index: int) -> dict[str, int]:
@@ -131,14 +140,15 @@ class Descriptions:
             for function in reversed(found)
         ]
 
-    def _virtio(self, path: str) -> VirtioPci:
+    def _virtio(self, path: str, what: str = "VirtIODevice") -> VirtioPci:
+        """Return the transport of the device at a path; raises QmpError where that is not `what` it should be."""
         from pyvm.devices.virtio.pci import VirtioPci
 
         for device in self._pc.plugger.plugged.devices:
             function = device.made
             if isinstance(function, VirtioPci) and f"{self.qom.device_path(function)}/{_BACKEND}" == path:
                 return function
-        raise QmpError(f"Path {path} is not a VirtIODevice")
+        raise QmpError(f"Path {path} is not a {what}")
 
     def virtio_status(self, path: str) -> dict[str, Any]:
         """Return the VirtioStatus of the device at a path; raises QmpError."""
@@ -160,5 +170,5 @@ class Descriptions:
         """Return what is in a queue at a place, by default the next to be used; raises QmpError."""
         from pyvm.machine.virtio_status import find_queue, queue_element
 
-        device = self._virtio(path).device
+        device = self._virtio(path, "VirtIO device").device
         return queue_element(device, self._pc.memory, find_queue(device, queue), index)

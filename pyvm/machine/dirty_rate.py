@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -46,17 +44,21 @@ class DirtyRate:
         size = self._memory().size
         count = size // PAGE_SIZE
         if not self._all:
+            from random import sample
+
             wanted = max(1, self._samples * size // _GIB)
-            return sorted(random.sample(range(0, size, PAGE_SIZE), min(wanted, count)))
+            return sorted(sample(range(0, size, PAGE_SIZE), min(wanted, count)))
         return list(range(0, count * PAGE_SIZE, PAGE_SIZE))
 
     def _sum(self, pages: list[int], found: Checksums, done: Callable[[Checksums], None]) -> None:
         """Find the checksums of some pages, then of the rest."""
+        from zlib import crc32
+
         mapping = memoryview(self._memory().mapping)
         with mapping:
             for offset in pages[:_SLICE]:
                 with mapping[offset : offset + PAGE_SIZE] as page:
-                    found[offset] = zlib.crc32(page)
+                    found[offset] = crc32(page)
         rest = pages[_SLICE:]
         if rest:
             self._scheduler.call_soon(self._sum, rest, found, done)

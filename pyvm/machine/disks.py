@@ -6,7 +6,6 @@ A device names its drive; what is behind it comes from :class:`pyvm.machine.stor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from pyvm.block.backend import BlockBackend
@@ -16,6 +15,7 @@ from pyvm.devices.properties import DeviceModel, in_use, not_found
 from pyvm.errors import ConfigError
 from pyvm.firmware.bios.machine import BiosDisk, DiskKind
 from pyvm.machine import cmos
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.config import DriveConfig, MachineConfig
@@ -47,7 +47,7 @@ _BOOT_STRICT = "HALT"
 _PERIPHERAL = "/machine/peripheral/"
 
 
-@dataclass
+@record
 class _Floppy:
     """A floppy drive that the controller will have."""
 
@@ -55,7 +55,7 @@ class _Floppy:
     kind: str = "auto"
 
 
-@dataclass
+@record
 class Disks:
     """Makes disk devices.  Errors are ConfigErrors and ValueErrors."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model
 from pyvm.errors import ConfigError, MissingError
+from pyvm.machine.backend_paths import name_backends
 from pyvm.machine.cpu_plug import refuse_cpu
 from pyvm.machine.models import DEVICE_MODELS
 from pyvm.machine.unplugging import unplug
@@ -79,6 +80,7 @@ class Hotplug:
             raise QmpError(str(error), DEVICE_NOT_FOUND) from None
         except ConfigError as error:
             raise QmpError(str(error)) from None
+        name_backends(self._pc)
         if model.bus == "PCI":
             self._stale = True
 
@@ -109,6 +111,7 @@ class Hotplug:
         """Raise QmpError where the bus does not exist, or nothing can be plugged in there now."""
         plugger = self._pc.plugger
         kinds = {name: kind for kind, name in _BUS_NAMES.items()} | {"ide.0": "IDE"}
+        kinds |= dict.fromkeys(plugger.plugged.pci_buses, "PCI")
         kinds |= dict.fromkeys(plugger.disks.scsi_buses, "SCSI")
         kinds |= dict.fromkeys(plugger.plugged.serial_buses, "virtio-serial-bus")
         wanted = model.bus or "ISA"
@@ -185,7 +188,7 @@ class Hotplug:
             return
         self._check_pci(device)
         function: Any = device.made
-        bus = self._pc.board.pci
+        bus = self._pc.plugger.plugged.pci_buses.get(device.config.bus or "", self._pc.board.pci)
         if value:
             try:
                 bus.attach(function, function.slot, function.fn)

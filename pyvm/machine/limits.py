@@ -11,7 +11,6 @@ from pyvm.errors import ConfigError
 def _machine_limits(config: MachineConfig) -> Iterator[tuple[bool, str]]:
     yield config.smp.dies > 1, "-smp: more than one die in a socket"
     yield not config.board.acpi, "-machine: acpi=off"
-    yield config.rtc.driftfix != "none", "-rtc: driftfix"
 
 
 def refuse_unsupported(config: MachineConfig) -> None:

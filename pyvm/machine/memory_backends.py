@@ -13,7 +13,6 @@ import fcntl
 import mmap
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -195,6 +194,8 @@ class MemoryBackend(UserObject):
 
     def _opened(self, path: str) -> int:
         if os.path.isdir(path):
+            import tempfile
+
             fd, name = tempfile.mkstemp(prefix=f"pyvm_back_mem.{self.id}.", dir=path)
             os.unlink(name)
             return fd
@@ -255,6 +256,8 @@ class MemoryBackend(UserObject):
 
     def put(self, name: str, value: Any) -> None:
         """Change what can be changed; raises QmpError for the rest."""
+        if name in ("share", "reserve"):
+            raise QmpError("cannot change property value")
         if name not in _MUTABLE:
             raise QmpError(f"cannot change property {name} of {self.type} ")
         if name == "prealloc":

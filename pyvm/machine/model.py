@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
 from pyvm.machine.descriptions import Descriptions
-from pyvm.machine.dirty_rate import DirtyRate
 from pyvm.machine.hotplug import Hotplug
 from pyvm.machine.memory_backends import JoinedMemory, MemoryBackend
 from pyvm.machine.numa import Numa
-from pyvm.machine.qom_tree import MachineTree
 from pyvm.machine.texts import Texts
 from pyvm.machine.user_objects import ObjectHost, UserObjects
 from pyvm.memory import GuestMemory, pc_ram_blocks
 from pyvm.monitor.errors import QmpError
 
 if TYPE_CHECKING:
-    from pyvm.config import ObjectConfig
+    from pyvm.config import NumaConfig, ObjectConfig
+    from pyvm.machine.dirty_rate import DirtyRate
     from pyvm.machine.pc import Pc
     from pyvm.machine.storage import Storage
 
@@ -35,13 +35,20 @@ class MachineModel(Descriptions, Texts):
         super().__init__(pc)
         config = pc.config
         host = ObjectHost(chardevs=pc.chardev_set, storage=self._storage, default_threads=config.smp.cpus)
+        host.netdev = lambda name: pc.network.clients.find_netdev(name)
         self.objects = UserObjects(host)
         self.numa = Numa(config)
-        self.qom = MachineTree(pc, self.objects)
         self.hotplug = Hotplug(pc)
-        self.dirty_rate = DirtyRate(lambda: pc.memory, pc.mainloop)
         self._main: MemoryBackend | None = None
         """The RAM of a machine for which the user named no memory."""
+
+    @cached_property
+    def dirty_rate(self) -> DirtyRate:
+        """What measures how fast the guest writes to its memory."""
+        from pyvm.machine.dirty_rate import DirtyRate
+
+        pc = self._pc
+        return DirtyRate(lambda: pc.memory, pc.mainloop)
 
     def _storage(self) -> Storage | None:
         return getattr(self._pc, "storage", None)
@@ -71,6 +78,8 @@ class MachineModel(Descriptions, Texts):
         config = self._pc.config
         size, name = config.memory.size, config.board.memory_backend
         blocks = pc_ram_blocks(size)
+        if self._pc.snapshot is not None:
+            return GuestMemory(size, blocks, self._pc.snapshot.ram(size))
         try:
             if config.board.type == "none":
                 return GuestMemory(size, blocks)
@@ -87,12 +96,19 @@ class MachineModel(Descriptions, Texts):
         backend.mapped = True
         return GuestMemory(size, blocks, backend)
 
+    @property
+    def memory_fd(self) -> int:
+        """The descriptor of the guest's RAM where it is anonymous memory of its own, else -1."""
+        return -1 if self._main is None or self._main.private else self._main.fd
+
     def settle_memory(self) -> None:
         """Give NUMA nodes their memory, and show what RAM consists of.  Raises ConfigError."""
-        nodes, main = self.numa.complete(self.objects), self._main
+        main = self._main
+        if main is None and self.numa.has_memory:
+            raise ConfigError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
+        nodes = self.numa.complete(self.objects)
         if nodes:
-            if main is None:
-                raise ConfigError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
+            assert main is not None, "nodes have memory of their own"
             try:
                 self._pc.memory.rest_on(JoinedMemory(nodes, main.mapping))
             except OSError as error:
@@ -123,6 +139,14 @@ class MachineModel(Descriptions, Texts):
     def describe_numa(self, options: Mapping[str, Any]) -> None:
         """Take in a NUMA description before the machine is made; raises QmpError."""
         self.numa.add(options["type"], options, self.objects)
+
+    def describe_nodes(self, items: Iterable[NumaConfig]) -> None:
+        """Take in the NUMA descriptions of the command line; raises ConfigError."""
+        for item in items:
+            try:
+                self.describe_numa(item.options)
+            except QmpError as error:
+                raise ConfigError(f"{item.origin}: {error}" if item.origin else str(error)) from None
 
     def finish(self) -> str | None:
         """Make the machine that waits with `-preconfig`, and start it.

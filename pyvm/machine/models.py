@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _VARIANTS = ("", "-transitional", "-non-transitional")
 """QEMU's names for models with both interfaces, or with the modern one only."""
 
+_BRIDGE_PROPERTIES = {
+    "chassis_nr": Property("uint8", 0, "number that the slots behind the bridge are known by, 1 to 255"),
+}
 _EXIT_PROPERTIES = {
     "iobase": Property("uint32", 0x501, "first port"),
     "iosize": Property("uint32", 0x02, "number of ports"),
@@ -61,12 +64,19 @@ def _scsi() -> type[AnyVirtioDevice]:
     return VirtioScsi
 
 
+def _net() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.net import VirtioNet
+
+    return VirtioNet
+
+
 VIRTIO_PCI: dict[str, tuple[str, str, Callable[[], type[AnyVirtioDevice]]]] = {
     "virtio-serial-pci": ("virtio-serial", "Input", _serial),
     "virtio-balloon-pci": ("virtio-balloon", "Misc", _balloon),
     "virtio-rng-pci": ("virtio-rng", "Misc", _rng),
     "virtio-blk-pci": ("virtio-blk", "Storage", _blk),
     "virtio-scsi-pci": ("virtio-scsi", "Storage", _scsi),
+    "virtio-net-pci": ("virtio-net", "Network", _net),
 }
 """Virtio devices on PCI: alias, heading, and what loads their code."""
 
@@ -125,6 +135,9 @@ _LOADERS: dict[str, Callable[[str], DeviceModel]] = {
     "scsi-hd": _scsi_unit,
     "scsi-cd": _scsi_unit,
     "floppy": _floppy,
+    "pci-bridge": lambda name: DeviceModel(
+        name, "PCI", "Bridge", {**PCI_PROPERTIES, **_BRIDGE_PROPERTIES}, "Standard PCI Bridge"
+    ),
     "VGA": lambda name: DeviceModel(name, "PCI", "Display", PCI_PROPERTIES),
     "virtserialport": _port,
     "virtconsole": _port,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
 from pyvm.firmware.affinity import Affinity
 from pyvm.machine.memory_backends import MemoryBackend
 from pyvm.monitor.errors import QmpError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -33,7 +33,7 @@ _NO_HMAT = (
 )
 
 
-@dataclass
+@record
 class Node:
     """One node; its memory is a backend of the user's."""
 
@@ -42,7 +42,7 @@ class Node:
     """Bytes of memory, known once the machine is made."""
 
 
-@dataclass
+@record
 class Numa:
     """The nodes of a machine."""
 
@@ -70,6 +70,8 @@ class Numa:
 
     def add(self, kind: str, options: Mapping[str, Any], objects: UserObjects) -> None:
         """Take in one description: a node, a distance or where CPUs are.  Raises QmpError."""
+        if self.config.board.type == "none":
+            raise QmpError("NUMA is not supported by this machine-type")
         if kind == "node":
             memdev = options.get("memdev")
             if memdev is not None and objects.find(memdev) is None:
@@ -139,6 +141,11 @@ class Numa:
         self.distances[source, target] = distance
 
     # ---- Making the machine
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether any node has a memory backend of the user's."""
+        return any(node.memdev is not None for node in self.nodes.values())
 
     def complete(self, objects: UserObjects) -> list[MemoryBackend]:
         """Check all nodes together; return the backends of their memory, in order.  Raises ConfigError."""

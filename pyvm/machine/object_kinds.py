@@ -376,12 +376,19 @@ class AuthorizationFile(AuthorizationObject):
         self._rules, self._stamp = rules, stamp
 
 
+def _filter_dump(host: ObjectHost, kind: str, identifier: str, given: dict[str, Any]) -> UserObject:
+    from pyvm.machine.net_filters import FilterDumpObject
+
+    return FilterDumpObject(host, kind, identifier, given)
+
+
 Creator = Callable[[ObjectHost, str, str, dict[str, Any]], UserObject]
 KINDS: dict[str, Creator] = {
     "authz-list": AuthorizationObject,
     "authz-list-file": AuthorizationFile,
     "authz-simple": AuthorizationObject,
     "can-bus": CanBusObject,
+    "filter-dump": _filter_dump,
     "iothread": IoThreadObject,
     "main-loop": MainLoopObject,
     "memory-backend-file": MemoryBackend,

@@ -107,29 +107,16 @@ def put_on_top(storage: Storage, overlay: Node, below: Node) -> None:
 
 
 def _move_users(storage: Storage, overlay: Node, below: Node) -> None:
-    graph = storage.graph
+    from pyvm.block.jobs.surgery import replace_node
+
     image: Qcow2Node = overlay  # type: ignore[assignment]  # or another format that has backing files
     image.set_backing(below.hold())
-    moved: list[tuple[Node, Node, Node]] = []
     try:
-        for parent, _ in list(graph.parents(below)):
-            if parent is not overlay:
-                parent.replace_child(below, overlay.hold())
-                moved.append((parent, below, overlay))
-        graph.move_users(below, overlay)
+        replace_node(storage, below, overlay)
     except BlockError:
-        for parent, old, new in moved:
-            parent.replace_child(new, old)
-            new.references -= 1
         image.set_backing(None)
         below.references -= 1
         raise
-    for _ in moved:
-        below.references -= 1
-    for backend in storage.backends():
-        if backend.node is below:
-            backend.adopt(overlay.hold())
-            below.references -= 1
 
 
 def rename_backing(storage: Storage, device: str, root: Node, image: Node, backing_file: str) -> None:

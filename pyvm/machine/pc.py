@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -12,46 +13,51 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
-from pyvm.chardev.registry import ChardevHost, ChardevInfo, ChardevSet
+from pyvm.chardev.registry import ChardevHost, ChardevSet
 from pyvm.clock import NANOSECONDS, RunningClock
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
 from pyvm.cpu.vcpu import CpuEvents, VcpuSet
 from pyvm.devices.acpi_pm import SleepKind, WakeReason
 from pyvm.errors import ConfigError
+from pyvm.input import InputRouter, KeyboardInput, MouseInput
+from pyvm.machine.backend_paths import name_backends
 from pyvm.machine.board import Board, BoardEvents
 from pyvm.machine.boot import Boot, describe
-from pyvm.machine.dump import Dumper
-from pyvm.machine.input import InputRouter, KeyboardInput, MouseInput
+from pyvm.machine.inspection import Inspection
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.model import STORED, MachineModel
+from pyvm.machine.network import Network
 from pyvm.machine.plugging import PlugEvents, Plugger
+from pyvm.machine.screen import screen_size
 from pyvm.machine.shadow import read_firmware
 from pyvm.machine.storage import Storage, StorageEvents
 from pyvm.mainloop import MainLoop
 from pyvm.memory import IoSpace
+from pyvm.migration.settings import MigrationSettings
 from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.events import EventBus
-from pyvm.monitor.machine import Balloon, VcpuInfo
+from pyvm.monitor.machine import Balloon
 from pyvm.monitor.qmp import QmpMonitor
 from pyvm.monitor.schema import model as schema
-from pyvm.monitor.trace import TraceEvents, trace_life
+from pyvm.monitor.trace import TraceEvents, start_traces, trace_life
 from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
     from pyvm.config import ChardevConfig, MachineConfig
-    from pyvm.cpu.registers import RegisterState
     from pyvm.devices.display.vga import Vga
     from pyvm.firmware.tables import Tables
+    from pyvm.migration.snapshot import Snapshot
     from pyvm.monitor.hmp.monitor import HumanMonitor
+    from pyvm.vnc.displays import VncDisplays
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 _GIL_SWITCH_SECONDS = 0.0005
 
 
-class Pc:
+class Pc(Inspection):
     """A machine, made and reset but not running yet; it is what monitors see as MachineControl.
 
     Raises :class:`ConfigError` for whatever the configuration asks for that cannot be had.
@@ -81,10 +87,15 @@ class Pc:
             escape=config.escape_character,
             on_quit=lambda: self.quit(ShutdownCause.HOST_UI),
             daemonized=config.daemonize,
-            host=ChardevHost(self.input, self.request_exit),
+            host=ChardevHost(
+                self.input, self.request_exit, lambda: screen_size(self.displays()), open_file=self.fdsets.open
+            ),
         )
         self._give_back(self.chardev_set.close_all)
         self._complete = False
+        self.snapshot: Snapshot | None = None
+        self.vnc: VncDisplays | None = None
+        self.migration = MigrationSettings()
         self.model = MachineModel(self)
         self._give_back(self.model.close)
         try:
@@ -108,13 +119,20 @@ class Pc:
     def _build(self) -> None:
         config = self.config
         refuse_unsupported(config)
+        if config.restore is not None:
+            from pyvm.migration.snapshot import Snapshot
+
+            self.snapshot = Snapshot(config.restore)
+        start_traces(self.traces, config.traces)
         for chardev in config.chardevs:
             self._open_chardev(chardev)
+        self.network = Network(self)
+        self._give_back(self.network.close)
+        self.network.create(config)
         self.model.create_objects(STORED, wanted=False)
+        self.model.describe_nodes(config.numa)
         self.memory = self.model.make_memory()
         self._give_back(self.memory.close)
-        self.dumper = Dumper(self, self.events.emit)
-        self._give_back(self.dumper.close)
         self.ports = IoSpace("I/O")
         self.mmio = IoSpace("memory")
         self.cpus = self._make_vcpus()
@@ -131,6 +149,8 @@ class Pc:
         self.model.create_objects(STORED, wanted=True)
         if not config.preconfig:
             self.complete()
+        if config.vnc:
+            self._open_vnc()
 
     def complete(self) -> None:
         """Plug devices in and run the firmware: from now on the machine exists.  Raises ConfigError."""
@@ -146,7 +166,19 @@ class Pc:
         self._boot = Boot(self.board, config, tables, lambda: disks.bootable, disks.boot_order, display=plugged.display)
         self._boot.describe_to_guest()
         self._complete = True
-        self.reset_hardware()
+        name_backends(self)
+        if self.snapshot is None:
+            self.reset_hardware()
+        else:
+            self._restore(self.snapshot)
+
+    def _open_vnc(self) -> None:
+        from pyvm.vnc.displays import VncDisplays
+
+        self.vnc = VncDisplays(self)
+        self._give_back(self.vnc.close)
+        for options in self.config.vnc:
+            self.vnc.open(options)
 
     def _open_chardev(self, config: ChardevConfig) -> None:
         try:
@@ -201,6 +233,7 @@ class Pc:
             rtc_base=self._rtc_at_start,
             hpet=config.board.hpet,
             firmware=None if config.boot.bios is None else read_firmware(config.boot.bios),
+            rtc_make_up=config.rtc.driftfix == "slew",
         )
         for number, name in enumerate(config.serials):
             if name is not None:
@@ -230,7 +263,8 @@ class Pc:
         events = StorageEvents(
             emit=self.events.emit, stop=self.lifecycle.request_io_error, call_soon=self.mainloop.call_soon
         )
-        storage = Storage(self.config, self.lock, self.clock, events)
+        events.call_later = self.mainloop.call_later
+        storage = Storage(self.config, self.lock, self.clock, events, open_file=self.fdsets.open)
         self._give_back(storage.close)
         return storage
 
@@ -240,9 +274,12 @@ class Pc:
             balloon_changed=lambda actual: self.events.emit("BALLOON_CHANGE", {"actual": actual}),
             debug_exit=self.request_exit,
         )
-        plugger = Plugger(self.board, self.config, self.chardev_set, self.storage, events, self.model.objects)
+        plugger = Plugger(
+            self.board, self.config, self.chardev_set, self.storage, events, self.model.objects, self.network
+        )
         self._give_back(plugger.close)
         plugger.plug_all()
+        self.network.warn()
         if self.config.debugcon is not None:
             plugger.add_debug_console(self._port(self.config.debugcon), 0xE9)
         return plugger
@@ -272,6 +309,26 @@ class Pc:
             self.board.reset()
             self.cpus.reset()
             self._boot.run()
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Become the machine that was saved; its RAM is there already."""
+        with self.board.shadow.deferred():
+            self.board.reset()
+            self.cpus.reset()
+        self._boot.restored()
+        snapshot.load(self)
+
+    def save_snapshot(self, path: str, arguments: Sequence[str]) -> None:
+        """Save the machine in a new folder, stopped for so long; raises SnapshotError, and goes on in any case."""
+        from pyvm.migration.snapshot import save_machine
+
+        running = self.lifecycle.states.running
+        self.lifecycle.vm_stop(RunState.SAVE_VM)
+        try:
+            save_machine(self, path, list(arguments))
+        finally:
+            if running:
+                self.lifecycle.vm_start()
 
     def devices_changed(self) -> None:
         """Reset everything, as other devices are plugged in than firmware knows."""
@@ -392,6 +449,7 @@ class Pc:
     def quit(self, cause: ShutdownCause) -> None:
         """End the machine."""
         self.lifecycle.quit(cause)
+        self.storage.end_jobs()
 
     @property
     def wakeup_supported(self) -> bool:
@@ -415,38 +473,12 @@ class Pc:
         """Boot from these drives, as `-boot order=` names them, from the next reset on."""
         self._boot.set_order(letters)
 
-    @property
-    def dump_in_progress(self) -> bool:
-        """Whether the guest's memory is being dumped."""
-        return self.dumper.active
-
-    def register_states(self) -> list[RegisterState]:
-        """Return the registers of all vCPUs; a guest that runs is held up for a moment."""
-        if self.config.board.type == "none":
-            return []
-        with self.cpus.paused():
-            return self.cpus.save()
-
     def _listens_to_input(self) -> bool:
         return self.run_state in (RunState.RUNNING, RunState.SUSPENDED)
 
     def _woken_by_input(self) -> None:
         if self.run_state is RunState.SUSPENDED:
             self.wakeup()
-
-    def vcpus(self) -> Sequence[VcpuInfo]:
-        """Return the vCPUs in the order of their index."""
-        model = self.model
-        infos: list[VcpuInfo] = []
-        if self.config.board.type == "none":
-            return infos
-        for index in range(self.cpus.count):
-            infos.append(VcpuInfo(index, model.cpu_path(index), self.cpus.thread_id, model.cpu_place(index)))
-        return infos
-
-    def chardevs(self) -> Sequence[ChardevInfo]:
-        """Return the character devices."""
-        return self.chardev_set.query()
 
     @property
     def balloon(self) -> Balloon | None:
@@ -457,6 +489,21 @@ class Pc:
         """Return the display adapters, the primary one first."""
         display = self._plugger.plugged.display if self._complete else None
         return [] if display is None else [display.vga]
+
+    def set_vnc_password(self, display: str | None, password: str) -> bool:
+        """Set the password of a VNC display, by default the first; return whether there is one to set."""
+        return self.vnc is not None and self.vnc.set_password(display, password)
+
+    def expire_vnc_password(self, display: str | None, when: int) -> bool:
+        """Let the password end at `when`, in seconds since the epoch; return whether there is such a display."""
+        return self.vnc is not None and self.vnc.expire_password(display, when)
+
+    def add_vnc_client(self, fd: int, skip_authentication: bool) -> None:
+        """Serve the viewer on `fd`, which is closed where there is no VNC display."""
+        if self.vnc is None:
+            os.close(fd)
+        else:
+            self.vnc.add_client(fd, trusted=skip_authentication)
 
     def find_device(self, name: str) -> object | None:
         """Return the device that the user gave the ID `name`, None where there is none."""

@@ -37,7 +37,34 @@ _CLASSES = {
 
 def describe_bus(bus: PciBus, identifier: Callable[[PciFunction], str]) -> dict[str, Any]:
     """Return the PciInfo of bus 0; `identifier` returns the ID that the user gave a function, or nothing."""
-    return {"bus": 0, "devices": [_function(function, identifier(function)) for function in bus.functions()]}
+    return _bus(bus, 0, identifier)
+
+
+def _bus(bus: PciBus, number: int, identifier: Callable[[PciFunction], str]) -> dict[str, Any]:
+    devices = []
+    for function in bus.functions():
+        info = {**_function(function, identifier(function)), "bus": number}
+        if hasattr(function, "secondary_bus"):
+            info["pci_bridge"] = _bridge(function, identifier)
+        devices.append(info)
+    return {"bus": number, "devices": devices}
+
+
+def _bridge(bridge: Any, identifier: Callable[[PciFunction], str]) -> dict[str, Any]:
+    """Return a PciBridgeInfo; what is behind is listed once software has numbered the bus."""
+    primary, secondary, last = bridge.numbers
+    ranges = {"io": bridge.io_range(), "memory": bridge.memory_range(), "prefetchable": bridge.prefetchable_range()}
+    info: dict[str, Any] = {
+        "bus": {
+            "number": primary,
+            "secondary": secondary,
+            "subordinate": last,
+            **{f"{name}_range": {"base": base, "limit": limit} for name, (base, limit) in ranges.items()},
+        }
+    }
+    if secondary:
+        info["devices"] = _bus(bridge.secondary_bus, secondary, identifier)["devices"]
+    return info
 
 
 def _word(function: PciFunction, offset: int) -> int:

@@ -6,7 +6,6 @@ The one place that turns a device record of the configuration into a device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvm.config import DeviceConfig
@@ -17,12 +16,14 @@ from pyvm.machine.disks import Disks
 from pyvm.machine.entropy import BuiltinEntropy, Entropy
 from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.chardev.base import Chardev
     from pyvm.chardev.registry import ChardevSet
     from pyvm.config import MachineConfig
     from pyvm.devices.display.vga import Vga
+    from pyvm.devices.pci.bus import PciBus
     from pyvm.devices.pci.function import PciFunction
     from pyvm.devices.virtio.balloon import VirtioBalloon
     from pyvm.devices.virtio.console import VirtioConsole
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
     from pyvm.devices.virtio.rng import VirtioRng
     from pyvm.machine.board import Board
+    from pyvm.machine.network import Network
     from pyvm.machine.storage import Storage
     from pyvm.machine.user_objects import UserObjects
     from pyvm.machine.video import Display
@@ -39,7 +41,7 @@ _NEXT_FREE = 0xFFFFFFFF
 _VGA_SLOT = "02.0"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PlugEvents:
     """What plugged devices tell the machine."""
 
@@ -51,7 +53,7 @@ class PlugEvents:
     """The exit status that the guest asks for."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class PluggedDevice:
     """One device that was plugged in: what was asked for, and what came of it."""
 
@@ -71,13 +73,15 @@ class PluggedDevice:
     entropy: Entropy | None = None
 
 
-@dataclass
+@record
 class Plugged:
     """All plugged devices, for whoever looks for one."""
 
     identifiers: dict[str, object] = field(default_factory=dict)
     serial_buses: dict[str, VirtioConsole] = field(default_factory=dict)
     """By the name of the bus, as in ``virtio-serial0.0``."""
+    pci_buses: dict[str, PciBus] = field(default_factory=dict)
+    """Those behind bridges, by the name of the bus."""
     balloon: VirtioBalloon | None = None
     display: Display | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
@@ -96,6 +100,7 @@ class Plugger:
         storage: Storage,
         events: PlugEvents,
         objects: UserObjects,
+        network: Network,
     ) -> None:
         self.plugged = Plugged()
         self.disks = Disks(board, config, storage)
@@ -104,6 +109,9 @@ class Plugger:
         self._chardevs = chardevs
         self._events = events
         self._objects = objects
+        self._network = network
+        self._pci_target = board.pci
+        """Where the PCI device that is being plugged in goes."""
         self._anonymous = 0
         self._entropy: Entropy | None = None
         """What the device that is being plugged in draws from."""
@@ -177,10 +185,13 @@ class Plugger:
     def _make(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
         plain, suffix = variant(model.name)
         if plain in VIRTIO_PCI:
-            self._check_bus(device, "pci.0")
+            self._pci_target = self._find_pci_bus(device)
             return self._plug_virtio(model, plain, suffix, device, values)
+        if model.name == "pci-bridge":
+            self._pci_target = self._find_pci_bus(device)
+            return self._plug_bridge(device, values)
         if model.name == "VGA":
-            self._check_bus(device, "pci.0")
+            self._pci_target = self._find_pci_bus(device)
             return self._plug_vga(values)
         plug = {
             "virtio-serial-bus": self._plug_port,
@@ -205,6 +216,26 @@ class Plugger:
         if device.bus is not None and device.bus not in (name, name.partition(".")[0]):
             raise ConfigError(f"Bus '{device.bus}' not found")
 
+    def _find_pci_bus(self, device: DeviceConfig) -> PciBus:
+        """Return the PCI bus that a device is to be plugged into."""
+        found = self.plugged.pci_buses.get(device.bus or "")
+        if found is not None:
+            return found
+        self._check_bus(device, "pci.0")
+        return self._board.pci
+
+    def _plug_bridge(self, device: DeviceConfig, values: dict[str, Any]) -> PciFunction:
+        from pyvm.devices.pci.bridge import PciBridge
+
+        board = self._board
+        bridge = PciBridge("pci-bridge", board.ports, board.mmio, chassis=values["chassis_nr"])
+        bridge.identifier = device.id or ""
+        self._attach(bridge, values)
+        name = device.id or f"pci-bridge@{bridge.slot:02x}.{bridge.fn}"
+        board.components[name] = bridge
+        self.plugged.pci_buses[device.id or f"pci.{len(self.plugged.pci_buses) + 1}"] = bridge.secondary_bus
+        return bridge
+
     def _chardev(self, model: DeviceModel, values: dict[str, Any]) -> Chardev | None:
         """Return the free port of the back end that a device's `chardev` property names."""
         name = values["chardev"]
@@ -228,6 +259,7 @@ class Plugger:
             "virtio-balloon-pci": self._make_balloon,
             "virtio-rng-pci": self._make_rng,
             "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, device, values),
+            "virtio-net-pci": lambda model, device, values: self._network.make_virtio(model, device, values),
             "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
         }
         from pyvm.devices.virtio.pci import VirtioPci
@@ -253,7 +285,7 @@ class Plugger:
     def _attach(self, function: PciFunction, values: dict[str, Any]) -> None:
         address = values["addr"]
         slot, number = (None, 0) if address is None else divmod(address, 8)
-        self._board.pci.attach(function, slot, number)
+        self._pci_target.attach(function, slot, number)
 
     def _plug_vga(self, values: dict[str, Any]) -> Vga:
         from pyvm.machine.video import Display

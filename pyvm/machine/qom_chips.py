@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from pyvm.machine.qom_devices import BusObject, DeviceObject
 from pyvm.machine.qom_machine import rtc_time
 from pyvm.memory import FOUR_GIB
 from pyvm.qom.tree import Property, QomObject
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.devices.pci.function import PciFunction
@@ -42,7 +42,7 @@ _PIRQ_PAGE = 8
 _PCI_HOLE_END = 0xFEC00000
 
 
-@dataclass
+@record
 class Layout:
     """Where chips are in the tree."""
 

@@ -90,7 +90,7 @@ class PluggedObjects:
         """Return the name of the bus that a device is on."""
         kind = device.model.bus
         if kind == "PCI":
-            return "" if device.built_in else "pci.0"
+            return "" if device.built_in else self._pci_bus_name(device)
         if kind == "IDE":
             channels = self._pc.board.ide.channels
             return next(f"ide.{n}" for n, channel in enumerate(channels) if device.made in channel.drives)
@@ -102,8 +102,14 @@ class PluggedObjects:
             return next(name for name, console in consoles.items() if device.made in console.ports.values())
         return "floppy-bus.0" if kind == "floppy-bus" else "isa.0"
 
+    def _pci_bus_name(self, device: PluggedDevice) -> str:
+        """Return the name of the PCI bus that a device is on, or was on last."""
+        place: Any = getattr(device.made, "bus", None)
+        buses = self._pc.plugger.plugged.pci_buses
+        return next((name for name, bus in buses.items() if bus is place), "pci.0")
+
     def _bus_of(self, device: PluggedDevice) -> BusObject | None:
-        name = "pci.0" if device.model.bus == "PCI" else self.bus_name(device)
+        name = self._pci_bus_name(device) if device.model.bus == "PCI" else self.bus_name(device)
         found = self._board_bus(name)
         if found is not None:
             return found
@@ -124,6 +130,9 @@ class PluggedObjects:
         plugger = self._pc.plugger
         buses: Mapping[str, Any] = {**plugger.plugged.serial_buses, **plugger.disks.scsi_buses}
         inner = getattr(device.made, "device", None)
+        if hasattr(device.made, "secondary_bus"):
+            behind = device.made.secondary_bus
+            return [name for name, bus in plugger.plugged.pci_buses.items() if bus is behind]
         return [name for name, bus in buses.items() if bus is inner or bus is getattr(inner, "bus", None)]
 
     def _make(self, device: PluggedDevice) -> DeviceObject:
@@ -146,6 +155,10 @@ class PluggedObjects:
             hotpluggable=device.model.bus in _HOTPLUGGABLE_BUSES and not device.built_in,
             extra=extra,
         )
+        if hasattr(device.made, "secondary_bus"):
+            for name in self._own_buses(device):
+                self._buses[name] = BusObject("PCI", self._numbered(name), hotplug=lambda: made.path)
+                made.add(name, self._buses[name])
         if _BACKEND in load()[device.model.name].properties:
             self._add_backend(made, device, getters, setters)
         return made

@@ -6,24 +6,24 @@ Devices ask for the backend that their `drive` property names, and never see a n
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.backend import BackendEvents, BlockBackend, MediumOptions
 from pyvm.block.context import IoContext
 from pyvm.block.errors import BlockError
-from pyvm.block.graph import BlockGraph
+from pyvm.block.graph import BlockGraph, OpenFile
 from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
 from pyvm.block.open import Opener, open_node, print_warning
 from pyvm.block.options import Dialect, Tree, unflatten
 from pyvm.block.throttling import Limits
 from pyvm.errors import ConfigError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
+    from pyvm.block.jobs.manager import Jobs
     from pyvm.block.reopen import Reopener
     from pyvm.clock import Clock
     from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig, ObjectConfig
@@ -32,7 +32,7 @@ _TEMPORARY = "/var/tmp"
 """Where temporary images are unless $TMPDIR says: they may be too large for a file system in memory."""
 
 
-@dataclass
+@record
 class StorageEvents:
     """What storage tells the machine."""
 
@@ -42,9 +42,11 @@ class StorageEvents:
     """The guest must stop soon, in run state `io-error`; called with the machine lock held, on any thread."""
     call_soon: Callable[..., None]
     """Takes a function and its arguments, to be called in the main loop; from any thread, without the lock."""
+    call_later: Callable[..., Any] | None = None
+    """Takes seconds, a function and its arguments, to be called in the main loop then; from there only."""
 
 
-@dataclass
+@record
 class Drive:
     """One drive of the command line, or one that was plugged in later."""
 
@@ -52,7 +54,7 @@ class Drive:
     backend: BlockBackend
 
 
-@dataclass
+@record
 class IoThread:
     """One `iothread` object."""
 
@@ -85,8 +87,11 @@ class Storage:
         events: StorageEvents,
         *,
         warn: Callable[[str], None] = print_warning,
+        open_file: OpenFile = os.open,
     ) -> None:
         self.graph = BlockGraph(clock)
+        self.graph.drive_of = self._drive_of
+        self.graph.open_file = open_file
         self.drives: dict[str, Drive] = {}
         """By ID, in the order in which they were made."""
         self.iothreads: dict[str, IoThread] = {}
@@ -96,6 +101,7 @@ class Storage:
         """The context of disks without an I/O thread."""
         self.lock = lock
         self._events = events
+        self._jobs: Jobs | None = None
         self._backend_events = BackendEvents(emit=events.emit, stop=events.stop)
         self._warn = warn
         self._anonymous: list[BlockBackend] = []
@@ -124,6 +130,23 @@ class Storage:
             for thread in (*self.iothreads.values(), *self._retired):
                 stack.enter_context(thread.context.lock)
             yield
+
+    def _drive_of(self, node: Node) -> str:
+        return next((it.name for it in self._all if it.node is node and it.name), "")
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs that work on images."""
+        if self._jobs is None:
+            from pyvm.block.jobs.manager import Jobs, StorageHost
+
+            self._jobs = Jobs(StorageHost(self._events), self)
+        return self._jobs
+
+    def end_jobs(self) -> None:
+        """Cancel all jobs: the machine ends."""
+        if self._jobs is not None:
+            self._jobs.end_all()
 
     # ---- Objects
 
@@ -203,6 +226,11 @@ class Storage:
         self.drain()
         with self.quiet():
             reopener.run()
+        for node in reopener.nodes:
+            if node.dirty_bitmaps:
+                from pyvm.block import bitmap_store
+
+                bitmap_store.reopened(node)
         for backend in self.backends():
             if backend.node in reopener.nodes:
                 backend.detect_zeroes = backend.node.detect_zeroes
@@ -233,11 +261,22 @@ class Storage:
 
     def watch(self, node: Node) -> None:
         """Report what happens to `node` and to what is below it: BLOCK_IMAGE_CORRUPTED, BLOCK_WRITE_THRESHOLD."""
-        if hasattr(node, "on_corrupted"):
-            node.on_corrupted = lambda data: self._tell(self._corrupted, node, data)
+        node.on_corrupted = lambda data: self._tell(self._corrupted, node, data)
         node.on_threshold = lambda node, *figures: self._tell(self._threshold_exceeded, node, *figures)
+        if hasattr(node, "on_report"):
+            node.on_report = lambda name, data: self._tell(self._events.emit, name, data)
+        self._load_bitmaps(node)
         for child in node.children:
             self.watch(child.node)
+
+    def _load_bitmaps(self, node: Node) -> None:
+        """Take over the bitmaps that an image has."""
+        disk = getattr(node, "disk", None)
+        if disk is not None and getattr(disk, "bitmaps", None):
+            from pyvm.block import bitmap_store
+
+            with self.quiet():
+                bitmap_store.load(node)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call `function` with the machine lock held: now, or soon where this is the worker of an I/O context."""
@@ -348,6 +387,8 @@ class Storage:
 
         directory = os.environ.get("TMPDIR") or _TEMPORARY
         try:
+            import tempfile
+
             descriptor, path = tempfile.mkstemp(prefix="vl.", dir=directory)
         except OSError as error:
             raise BlockError(f"Could not get temporary filename: {error.strerror}") from None
@@ -458,6 +499,8 @@ class Storage:
             self._drop_throttle(backend)
             backend.close()
         elif used and backend.name in self.drives:
+            if self._jobs is not None:
+                self._jobs.cancel_on(backend.node)
             self._close_drive(self.drives[backend.name])
 
     def backends(self) -> Iterator[BlockBackend]:
@@ -517,6 +560,7 @@ class Storage:
 
     def close(self) -> None:
         """Finish everything, and close all images."""
+        self.end_jobs()
         while self._anonymous:
             backend = self._anonymous.pop()
             self._forget_backend(backend)

@@ -34,13 +34,16 @@ def unplug(pc: Pc, device: PluggedDevice) -> None:
 def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
     plugger = pc.plugger
     function: Any = device.made
+    if hasattr(function, "secondary_bus"):
+        _unplug_bridge(pc, device)
+        return
     inner = function.device
     for other in list(plugger.plugged.devices):
         units = inner.bus.units if hasattr(inner, "bus") else getattr(inner, "ports", {})
         if other.made in units.values():
             unplug(pc, other)
     if device.realized:
-        pc.board.pci.detach(function)
+        function.bus.detach(function)
     for name in [name for name, part in pc.board.components.items() if part in (function, inner)]:
         del pc.board.components[name]
     plugger.plugged.virtio.remove(inner)
@@ -55,6 +58,23 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
         device.entropy.waiting.remove(inner.source_ready)
     if "drive" in device.values:
         _give_back(pc, inner.backend)
+    if "netdev" in device.values:
+        pc.network.drop_client(inner.client)
+
+
+def _unplug_bridge(pc: Pc, device: PluggedDevice) -> None:
+    """Take out a bridge, and before it all that is behind it."""
+    plugged, bridge = pc.plugger.plugged, device.made
+    behind = getattr(bridge, "secondary_bus", None)
+    for other in list(plugged.devices):
+        if behind is not None and getattr(other.made, "bus", None) is behind:
+            unplug(pc, other)
+    plugged.pci_buses = {name: bus for name, bus in plugged.pci_buses.items() if bus is not behind}
+    function: Any = bridge
+    if device.realized:
+        function.bus.detach(function)
+    for name in [name for name, part in pc.board.components.items() if part is bridge]:
+        del pc.board.components[name]
 
 
 def _unplug_unit(pc: Pc, device: PluggedDevice) -> None:

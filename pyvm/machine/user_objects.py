@@ -6,20 +6,21 @@ What kinds there are is in :mod:`pyvm.machine.object_kinds` and :mod:`pyvm.machi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
 from pyvm.monitor.errors import QmpError
 from pyvm.options import is_identifier
+from pyvm.records import field, record
 from pyvm.secrets import Secrets
 
 if TYPE_CHECKING:
     from pyvm.chardev.registry import ChardevSet
     from pyvm.machine.storage import Storage
+    from pyvm.net.client import NetClient
 
 
-@dataclass
+@record
 class ObjectHost:
     """What objects use of the program that they are part of."""
 
@@ -29,6 +30,8 @@ class ObjectHost:
     """Returns the disks, where there are any."""
     default_threads: int = 1
     """How many threads prepare memory where nothing else is said."""
+    netdev: Callable[[str], NetClient | None] = lambda identifier: None
+    """Returns a network back end by its ID."""
     find: Callable[[str], UserObject | None] = lambda identifier: None
     """Returns another object by its ID."""
 

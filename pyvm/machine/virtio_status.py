@@ -27,8 +27,11 @@ _TRANSPORT = (
     (27, "VIRTIO_F_ANY_LAYOUT", "Device accepts arbitrary desc. layouts"),
     (24, "VIRTIO_F_NOTIFY_ON_EMPTY", "Notify when device runs out of avail. descs. on VQ"),
 )
+_VHOST_USER = (30, "VHOST_USER_F_PROTOCOL_FEATURES", "Vhost-user protocol features negotiation supported")
+"""A bit of servers outside, which the models offer that may be served there."""
 _DEVICE: dict[int, tuple[tuple[int, str, str], ...]] = {
     c.ID_BLOCK: (
+        _VHOST_USER,
         (11, "VIRTIO_BLK_F_CONFIG_WCE", "Cache writeback and writethrough modes supported"),
         (9, "VIRTIO_BLK_F_FLUSH", "Flush command supported"),
         (14, "VIRTIO_BLK_F_WRITE_ZEROES", "Write zeroes command supported"),
@@ -40,6 +43,31 @@ _DEVICE: dict[int, tuple[tuple[int, str, str], ...]] = {
         (4, "VIRTIO_BLK_F_GEOMETRY", "Legacy geometry available"),
         (2, "VIRTIO_BLK_F_SEG_MAX", "Max segments in a request is seg_max"),
         (1, "VIRTIO_BLK_F_SIZE_MAX", "Max segment size is size_max"),
+    ),
+    c.ID_NET: (
+        (63, "VIRTIO_NET_F_SPEED_DUPLEX", "Device set linkspeed and duplex"),
+        (23, "VIRTIO_NET_F_CTRL_MAC_ADDR", "MAC address set through control channel"),
+        (21, "VIRTIO_NET_F_GUEST_ANNOUNCE", "Driver sending gratuitous packets supported"),
+        (20, "VIRTIO_NET_F_CTRL_RX_EXTRA", "Extra RX mode control supported"),
+        (19, "VIRTIO_NET_F_CTRL_VLAN", "Control channel VLAN filtering supported"),
+        (18, "VIRTIO_NET_F_CTRL_RX", "Control channel RX mode supported"),
+        (17, "VIRTIO_NET_F_CTRL_VQ", "Control channel available"),
+        (16, "VIRTIO_NET_F_STATUS", "Configuration status field available"),
+        (15, "VIRTIO_NET_F_MRG_RXBUF", "Driver can merge receive buffers"),
+        (14, "VIRTIO_NET_F_HOST_UFO", "Device can receive UFO"),
+        (13, "VIRTIO_NET_F_HOST_ECN", "Device can receive TSO with ECN"),
+        (12, "VIRTIO_NET_F_HOST_TSO6", "Device can receive TSOv6"),
+        (11, "VIRTIO_NET_F_HOST_TSO4", "Device can receive TSOv4"),
+        (10, "VIRTIO_NET_F_GUEST_UFO", "Driver can receive UFO"),
+        (9, "VIRTIO_NET_F_GUEST_ECN", "Driver can receive TSO with ECN"),
+        (8, "VIRTIO_NET_F_GUEST_TSO6", "Driver can receive TSOv6"),
+        (7, "VIRTIO_NET_F_GUEST_TSO4", "Driver can receive TSOv4"),
+        (6, "VIRTIO_NET_F_GSO", "Handling GSO-type packets supported"),
+        (5, "VIRTIO_NET_F_MAC", "Device has given MAC address"),
+        (3, "VIRTIO_NET_F_MTU", "Maximum MTU that the device has set"),
+        (2, "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS", "Control channel offloading reconfiguration supported"),
+        (1, "VIRTIO_NET_F_GUEST_CSUM", "Driver handling packets with partial checksum supported"),
+        (0, "VIRTIO_NET_F_CSUM", "Device handling packets with partial checksum supported"),
     ),
     c.ID_CONSOLE: (
         (2, "VIRTIO_CONSOLE_F_EMERG_WRITE", "Emergency write supported"),
@@ -55,11 +83,12 @@ _DEVICE: dict[int, tuple[tuple[int, str, str], ...]] = {
         (0, "VIRTIO_BALLOON_F_MUST_TELL_HOST", "Tell host before reclaiming pages"),
     ),
     c.ID_SCSI: (
+        _VHOST_USER,
         (2, "VIRTIO_SCSI_F_CHANGE", "Reporting and handling LUN changes supported"),
         (1, "VIRTIO_SCSI_F_HOTPLUG", "Reporting and handling hot-plug events supported"),
         (0, "VIRTIO_SCSI_F_INOUT", "Requests including read and writable data buffers supported"),
     ),
-    c.ID_ENTROPY: (),
+    c.ID_ENTROPY: (_VHOST_USER,),
 }
 _STATUS = (
     (c.STATUS_ACKNOWLEDGE, "VIRTIO_CONFIG_S_ACKNOWLEDGE", "Valid virtio device found"),

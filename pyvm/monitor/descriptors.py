@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyvm.monitor.errors import QmpError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.chardev.base import Chardev
@@ -74,14 +74,14 @@ class NamedFds:
             os.close(self._fds.popitem()[1])
 
 
-@dataclass
+@record
 class _Member:
     fd: int
     opaque: str | None
     removed: bool = False
 
 
-@dataclass
+@record
 class _Set:
     members: list[_Member] = field(default_factory=list)
     duplicates: dict[int, tuple[int, int] | None] = field(default_factory=dict)

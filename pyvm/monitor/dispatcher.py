@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.errors import COMMAND_NOT_FOUND, QmpError
-from pyvm.monitor.json_writer import encode, wire_order
-from pyvm.monitor.pace import Pace
+from pyvm.monitor.json_writer import encode
 from pyvm.monitor.registry import CommandTable, Context, Handler, Session, Spawn
 from pyvm.monitor.trace import TraceEvents
+from pyvm.pace import Pace
 from pyvm.runstate import RunState
+from pyvm.wire_order import wire_order
 
 if TYPE_CHECKING:
     from pyvm.monitor.machine import MachineControl
@@ -141,6 +142,10 @@ class Dispatcher:
         self._queue.append((client, request))
         self._run()
 
+    def context(self, client: Client) -> Context:
+        """Return what handlers may use that are called for a client."""
+        return Context(self._machine, self.schema, client, self._spawn_detached)
+
     def withdraw(self, client: Client) -> None:
         """Forget the requests of a client that is gone; one that is being executed goes on."""
         self._queue = deque(entry for entry in self._queue if entry[0] is not client)
@@ -212,7 +217,7 @@ class Dispatcher:
             raise QmpError(f"The command '{command.name}' is permitted only after machine initialization has completed")
         values = request.get("arguments") or {}
         arguments = self.validator.arguments(command, values)
-        context = Context(self._machine, self.schema, client, self._spawn_detached)
+        context = self.context(client)
         if self._traces.active:
             return self._call_traced(command.name, values, lambda: handler(context, **arguments))
         return handler(context, **arguments)

@@ -5,31 +5,12 @@ Objects come out in the order of QEMU's hash table, as there are clients and tes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any
 
-from pyvm.monitor.json_text import LONG, modified_utf8, quote
-
-# Objects on the wire come in the order of QEMU's hash table: by the bucket of each key, the key that came last first
-# where they share one.
-_BUCKETS = 512
-
-
-def _bucket(key: str) -> int:
-    name = modified_utf8(key)
-    value = 0x238F13AF * len(name)
-    for index, byte in enumerate(name):
-        value += byte << index * 5 % 24
-    return (1103515243 * value + 12345) % _BUCKETS
-
-
-def wire_order(keys: Iterable[str]) -> list[str]:
-    """Return the keys of an object in the order in which QEMU walks and writes them."""
-    latest_first = list(keys)
-    latest_first.reverse()
-    return sorted(latest_first, key=_bucket)
-
+from pyvm.monitor.json_text import LONG, quote
+from pyvm.wire_order import wire_order
 
 _LEAVES = {True: "true", False: "false", None: "null"}
 _CACHED_SHAPES = 1024

@@ -8,16 +8,16 @@ sees RESET before the reply to `system_reset`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from pyvm.records import field, record
 from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
     from pyvm.chardev.registry import ChardevInfo
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VcpuInfo:
     """One vCPU as `query-cpus-fast` shows it."""
 

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pyvm.errors import ConfigError
 from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
+    from pyvm.config import TraceConfig
     from pyvm.monitor.events import EventBus, EventMessage
     from pyvm.runstate import RunStateHolder
 
@@ -73,6 +75,21 @@ def trace_life(traces: TraceEvents, events: EventBus, states: RunStateHolder) ->
 
     states.listen(state_changed)
     events.subscribe(event_sent)
+
+
+def start_traces(traces: TraceEvents, config: TraceConfig) -> None:
+    """Do what the command line says of trace events; raises ConfigError."""
+    if config.file is not None:
+        try:
+            traces.set_file(config.file)
+        except LogFileError as error:
+            raise ConfigError(str(error)) from None
+    for pattern, origin in config.patterns:
+        name = pattern.removeprefix("-")
+        found = traces.find(name)
+        if not found and not set("*?") & set(name):
+            _write_stderr(f"pyvm: {origin}warning: trace event '{name}' does not exist\n")
+        traces.enable(found, pattern == name)
 
 
 class LogFileError(Exception):

@@ -84,6 +84,14 @@ authz-simple : authz +user-creatable
 
 can-bus : object +user-creatable
 
+netfilter : object +user-creatable abstract
+  queue : NetFilterDirection
+  insert netdev position status : string
+
+filter-dump : netfilter
+  file : string
+  maxlen : uint32
+
 main-loop : event-loop-base
 
 tls-creds : object abstract

@@ -34,6 +34,15 @@ pci-device : device abstract
   acpi-index : uint32 =0
   multifunction : bool =false | on/off
 
+base-pci-bridge : pci-device abstract
+
+pci-bridge : base-pci-bridge +hotplug-handler +conventional-pci-device
+  chassis_nr : uint8 =0
+  msi : OnOffAuto ="off" | on/off/auto
+  shpc : bool =false | on/off
+  bus-reserve : uint32 =4294967295
+  io-reserve mem-reserve pref32-reserve pref64-reserve : size =18446744073709551615
+
 i440FX : pci-device +conventional-pci-device
 
 ioapic-common : sys-bus-device +intctrl abstract
@@ -211,6 +220,37 @@ virtio-balloon-pci : virtio-balloon-pci-base +pci-express-device +conventional-p
 virtio-balloon-pci-transitional : virtio-balloon-pci-base +conventional-pci-device
 
 virtio-balloon-pci-non-transitional : virtio-balloon-pci-base +pci-express-device +conventional-pci-device
+
+virtio-net-device : virtio-device
+  mac : str | Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56
+  netdev : str | ID of a netdev to use as a backend
+  csum ctrl_guest_offloads ctrl_mac_addr ctrl_rx ctrl_rx_extra ctrl_vlan ctrl_vq guest_announce : bool =true | on/off
+  guest_csum guest_ecn guest_tso4 guest_tso6 guest_ufo : bool =true | on/off
+  gso host_ecn host_tso4 host_tso6 host_ufo mrg_rxbuf status : bool =true | on/off
+  guest_rsc_ext hash mq rss : bool =false | on/off
+  failover : bool =false
+  x-mtu-bypass-backend : bool =true
+  rsc_interval : uint32 =300000
+  x-txtimer : uint32 =150000
+  x-txburst : int32 =256
+  host_mtu : uint16 =0
+  rx_queue_size tx_queue_size : uint16 =256
+  duplex tx : str
+  speed : int32 =-1
+  bootindex : int32
+
+virtio-net-pci-base : virtio-pci ~virtio-net-device abstract
+  vectors : uint32 =4294967295
+  ioeventfd : bool =true | on/off
+  virtio-backend : child<virtio-net-device>
+
+virtio-net-pci : virtio-net-pci-base +pci-express-device +conventional-pci-device
+  disable-legacy : OnOffAuto ="auto" | on/off/auto
+  disable-modern : bool =false
+
+virtio-net-pci-transitional : virtio-net-pci-base +conventional-pci-device
+
+virtio-net-pci-non-transitional : virtio-net-pci-base +pci-express-device +conventional-pci-device
 
 virtio-rng-device : virtio-device
   rng : link<rng-backend>

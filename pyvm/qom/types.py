@@ -7,7 +7,6 @@ machine and CPU types there are follows from what ``-machine`` and ``-cpu`` take
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -98,6 +97,9 @@ class TypeRegistry:
     """All types, in the order of their definition: parents come before their children."""
 
     def __init__(self, texts: Iterable[str]) -> None:
+        from json import loads
+
+        self._value = loads
         self._types: dict[str, ObjectType] = {}
         for text in texts:
             self._parse(text)
@@ -130,7 +132,7 @@ class TypeRegistry:
         match = _PROPERTY.fullmatch(line)
         if match is None:
             raise ValueError(f"{kind.name}: cannot understand {line!r}")
-        default = UNSET if match["default"] is None else json.loads(match["default"])
+        default = UNSET if match["default"] is None else self._value(match["default"])
         for name in match["names"].split():
             kind.own[name] = PropertyInfo(name, match["kind"], default, match["description"])
 

@@ -12,7 +12,7 @@ import pytest
 from images.build import Image, build
 from pyvm import Machine
 from pyvm.pytest_plugin import unwatch, watch
-from tests.guest.support import BOOT, Process
+from tests.guest.support import Process
 
 GuestFactory = Callable[..., Machine]
 ProcessFactory = Callable[..., Process]
@@ -40,16 +40,20 @@ def generic() -> Image:
 def _booted(factory: GuestFactory, image: Image, *arguments: str, append: str = "", **options: Any) -> Machine:
     options = {"m": 512, "kernel": image.kernel, "initrd": image.initrd, **options}
     words = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    vm = factory(*arguments, wait_agent=False, append=f"{image.append} {append}".strip(), **words)
-    if options.get("agent", True):
-        vm.wait_agent(BOOT)
-    return vm
+    wait = options.get("agent", True)
+    return factory(*arguments, wait_agent=wait, append=f"{image.append} {append}".strip(), **words)
 
 
 @pytest.fixture
 def boot(vm_factory: GuestFactory, demo: Image) -> GuestFactory:
     """Boot a demo guest up to its agent; it ends with the test."""
     return lambda *arguments, image=demo, **options: _booted(vm_factory, image, *arguments, **options)
+
+
+@pytest.fixture
+def guest(vm_factory: GuestFactory, demo: Image) -> GuestFactory:
+    """Return a demo guest whose agent answers; it has booted now or before, and ends with the test."""
+    return lambda **options: _booted(vm_factory, demo, fresh=False, **options)
 
 
 @pytest.fixture(scope="module")

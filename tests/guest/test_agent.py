@@ -417,8 +417,8 @@ class TestFiles:
 
 
 class TestEnds:
-    def test_shutdown_modes(self, boot: GuestFactory) -> None:
-        vm = boot()
+    def test_shutdown_modes(self, guest: GuestFactory) -> None:
+        vm = guest()
         with pytest.raises(AgentError, match="mode is invalid"):
             vm.agent.shutdown("bogus", silence=10)
         before = boot_id(vm)
@@ -432,8 +432,8 @@ class TestEnds:
         with pytest.raises(AgentDisconnected):
             vm.agent.ping()
 
-    def test_suspend_to_ram(self, boot: GuestFactory) -> None:
-        vm = boot(smp=2)
+    def test_suspend_to_ram(self, guest: GuestFactory) -> None:
+        vm = guest(smp=2)
         vm.run("echo kept > /tmp/kept")
         before = boot_id(vm)
         for _ in range(2):
@@ -447,8 +447,8 @@ class TestEnds:
         assert vm.run("cat /tmp/kept; nproc").text == "kept\n2"
         assert complaints(vm.run("dmesg").text) == []
 
-    def test_suspend_without_swap_is_refused(self, boot: GuestFactory) -> None:
-        vm = boot()
+    def test_suspend_without_swap_is_refused(self, guest: GuestFactory) -> None:
+        vm = guest()
         with pytest.raises(AgentError, match="child process has failed to suspend"):
             vm.agent.suspend_disk(silence=SOON)
         vm.agent.ping()

@@ -184,8 +184,8 @@ class TestLife:
     """What ends a guest or starts it again."""
 
     @pytest.mark.slow
-    def test_reboots(self, boot: GuestFactory) -> None:
-        vm = boot(smp=2)
+    def test_reboots(self, guest: GuestFactory) -> None:
+        vm = guest(smp=2)
         with rebooting(vm):
             vm.reset()
         with rebooting(vm):
@@ -214,8 +214,8 @@ class TestLife:
             assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
         assert process.end() == (0, "", "")
 
-    def test_power_button_is_pressed(self, boot: GuestFactory) -> None:
-        vm = boot(smp=2)
+    def test_power_button_is_pressed(self, guest: GuestFactory) -> None:
+        vm = guest(smp=2)
         before = sum(interrupts(vm)["9"])
         # The guest's acpid switches off; what it is told to do instead shows that it was the button.
         vm.run("printf '#!/bin/sh\\necho pressed > /tmp/button\\n' > /etc/acpi/PWRF/00000080")
@@ -229,8 +229,8 @@ class TestLife:
         assert event["data"] == {"guest": True, "reason": "guest-shutdown"}
         vm.wait(SOON)
 
-    def test_halted_guest_stays(self, boot: GuestFactory) -> None:
-        vm = boot()
+    def test_halted_guest_stays(self, guest: GuestFactory) -> None:
+        vm = guest()
         vm.agent.shutdown("halt")
         vm.wait_console("System halted", SOON)
         assert vm.qmp("query-status")["running"] is True

@@ -11,10 +11,11 @@ from pyvm.clock import ManualClock, RunningClock
 from pyvm.cpu.registers import RegisterState
 from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
+from pyvm.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.machine.dump import Dumper
-from pyvm.machine.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.mainloop import MainLoop
 from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.migration.settings import MigrationSettings
 from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.schema.model import load
 from pyvm.monitor.trace import TraceEvents
@@ -26,6 +27,12 @@ REFUSED = frozenset(
     {
         *("query-rocker", "query-rocker-ports", "query-rocker-of-dpa-flows", "query-rocker-of-dpa-groups"),
         *("replay-break", "replay-delete-break", "replay-seek", "set_password", "expire_password", "closefd"),
+        *("change-vnc-password", "display-update"),
+        *("migrate", "migrate-continue", "migrate-incoming", "migrate-pause", "migrate-recover"),
+        *("migrate-start-postcopy", "client_migrate_info", "x-colo-lost-heartbeat"),
+        *("xen-save-devices-state", "xen-load-devices-state", "snapshot-save", "snapshot-load", "snapshot-delete"),
+        *("nbd-server-start", "nbd-server-stop", "nbd-server-add", "nbd-server-remove"),
+        *("block-export-add", "block-export-del"),
     }
 )
 """Commands that fail on a machine without what they are about."""
@@ -48,6 +55,7 @@ class Host:
         machine.dumper = Dumper(machine, bench.events.emit)
         machine.traces = TraceEvents(lambda: load().command_names)
         machine.set_actions = lambda **actions: None
+        machine.migration = MigrationSettings()
         self._sets = machine.fdsets = FdSets()
         self._folder = folder
 
@@ -87,6 +95,9 @@ class Host:
             "query-rocker-ports": rocker,
             "query-rocker-of-dpa-flows": rocker,
             "query-rocker-of-dpa-groups": rocker,
+            "change-vnc-password": {"password": "x"},
+            "display-reload": {"type": "vnc"},
+            "display-update": {"type": "vnc"},
             "set_password": {"protocol": "vnc", "password": "x"},
             "expire_password": {"protocol": "vnc", "time": "now"},
             "send-key": {"keys": [{"type": "qcode", "data": "a"}]},
@@ -102,4 +113,18 @@ class Host:
             "getfd": {"fdname": "other"},
             "closefd": {"fdname": "missing"},
             "remove-fd": {"fdset-id": 0},
+            "migrate": {"uri": "unix:x"},
+            "migrate-continue": {"state": "device"},
+            "migrate-incoming": {"uri": "unix:x"},
+            "migrate-recover": {"uri": "unix:x"},
+            "migrate-set-capabilities": {"capabilities": [{"capability": "xbzrle", "state": True}]},
+            "migrate_set_downtime": {"value": 0.5},
+            "migrate_set_speed": {"value": 1},
+            "migrate-set-cache-size": {"value": 1 << 20},
+            "client_migrate_info": {"protocol": "spice", "hostname": "x"},
+            "snapshot-save": {"job-id": "j", "tag": "t", "vmstate": "n", "devices": []},
+            "snapshot-load": {"job-id": "j", "tag": "t", "vmstate": "n", "devices": []},
+            "snapshot-delete": {"job-id": "j", "tag": "t", "devices": []},
+            "xen-save-devices-state": {"filename": file},
+            "xen-load-devices-state": {"filename": file},
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from pyvm.firmware import acpi, aml, dsdt
 from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort
 from pyvm.firmware.tables import Tables, waking_vector
 from pyvm.memory import GuestMemory
+from pyvm.records import replace
 from tests.unit.firmware_images import MIB, machine
 
 IASL = pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (package acpica-tools) is not installed")

@@ -116,7 +116,7 @@ class TestChapters:
     def test_an_unknown_chapter_is_refused_by_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             command.main(["dusk"])
-        assert "no chapter dusk: there are machine, disk, convert, boot" in capsys.readouterr().err
+        assert "no chapter dusk: there are machine, monitor, disk, convert, boot" in capsys.readouterr().err
 
     def test_emulators_take_turns_and_none_is_always_the_first(self, tmp_path: Path) -> None:
         calls: list[str] = []

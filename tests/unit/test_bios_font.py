@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvm.firmware.bios import fonts
 from pyvm.firmware.bios.font import block, box, characters, font_8x8, font_8x14, font_8x16, shortened
 
 FONTS = {8: font_8x8(), 14: font_8x14(), 16: font_8x16()}
@@ -31,6 +32,11 @@ def test_the_characters_are_those_of_code_page_437() -> None:
     assert text[0x20:0x7F].encode("ascii") == bytes(range(0x20, 0x7F))
     assert text[0x80:].encode("cp437") == bytes(range(0x80, 0x100))
     assert (text[1], text[0x1F], text[0x7F]) == ("☺", "▼", "⌂")
+
+
+@heights
+def test_machines_have_the_fonts_as_they_are_drawn_now(height: int) -> None:
+    assert fonts.font(height) == FONTS[height], "run `python -m pyvm.firmware.bios.font`"
 
 
 @heights

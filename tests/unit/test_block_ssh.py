@@ -15,6 +15,7 @@ import tempfile
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class Server:
 
     def stop(self) -> None:
         for process in self.descendants(self.process.pid):
-            os.kill(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ends by itself when its client goes
+                os.kill(process, signal.SIGKILL)
         self.process.kill()
         self.process.wait(60)
         if self.process.stderr is not None:

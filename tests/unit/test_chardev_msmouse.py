@@ -9,8 +9,8 @@ import pytest
 from pyvm.chardev.msmouse import QUEUE_LIMIT, MsmouseChardev
 from pyvm.clock import ManualClock
 from pyvm.devices.serial import Uart16550
+from pyvm.input import ButtonInput, InputRouter, MoveInput
 from pyvm.irq import unconnected
-from pyvm.machine.input import ButtonInput, InputRouter, MoveInput
 from pyvm.mainloop import MainLoop
 from tests.unit.chardev_support import Recorder, running_loop, settle
 

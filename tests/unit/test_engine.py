@@ -366,10 +366,9 @@ def test_a_closed_engine_does_nothing() -> None:
 
 
 def test_engines_that_never_run_are_given_back() -> None:
-    for _ in range(3):
-        rig = Rig(2)
-        del rig
-        gc.collect()
+    rigs = [Rig(2) for _ in range(3)]
+    del rigs
+    gc.collect()
 
 
 def test_two_engines_in_two_threads() -> None:

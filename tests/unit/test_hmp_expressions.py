@@ -120,7 +120,7 @@ def read(declaration: str, text: str) -> dict[str, object]:
         ("-a", "", {"a": False}),
         ("f:format x:int64", "1", {"f": Format("o", 8), "x": 1}),
         ("f:format x:int64", "/x 1", {"f": Format("x", 8), "x": 1}),
-        ("f:format x:int64", "/12hd 1", {"f": Format("d", 2), "x": 1}),
+        ("f:format x:int64", "/12hd 1", {"f": Format("d", 2, 12), "x": 1}),
         ("f:format x:int64", "/ 1", {"f": Format("o", 8), "x": 1}),
     ],
 )

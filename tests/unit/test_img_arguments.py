@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvm.sizes import human, read_size
 from pyvm.tools.img.arguments import Cache, scan
 from pyvm.tools.img.cli import COMMANDS, main
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
-from pyvm.tools.img.sizes import human, parse_integer, parse_size, read_size
+from pyvm.tools.img.sizes import parse_integer, parse_size
 from pyvm.tools.img.zeros import find_runs, is_zero
 
 LONG = {"object": "object=", "output": "output=", "force-share": "U", "format": "f"}

@@ -10,7 +10,7 @@ from pyvm.clock import ManualClock
 from pyvm.devices.keycodes import key_names
 from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
-from pyvm.machine.input import (
+from pyvm.input import (
     QUEUE_LIMIT,
     ButtonInput,
     InputEvent,

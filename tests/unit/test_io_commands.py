@@ -15,8 +15,9 @@ from pyvm.block.backend import BlockBackend
 from pyvm.block.context import IoContext
 from pyvm.block.drivers.null import NullNode
 from pyvm.block.node import Extent, Node, Preallocation
+from pyvm.sizes import read_number
 from pyvm.tools.io import numbers
-from pyvm.tools.io.numbers import CommandError, show_size, show_time, take_integer, take_size
+from pyvm.tools.io.numbers import CommandError, show_size, show_time, take_size
 from pyvm.tools.io.table import make_table, run
 
 
@@ -286,8 +287,8 @@ def test_bad_sizes(text: str) -> None:
 
 
 def test_integers() -> None:
-    assert [take_integer(it) for it in ("10", "010", "0x10", "-5", "+5", " 7")] == [10, 8, 16, -5, 5, 7]
-    assert [take_integer(it) for it in ("", "08", "1x", "0b1", "1_0", "7 ")] == [None] * 6
+    assert [read_number(it) for it in ("10", "010", "0x10", "-5", "+5", " 7")] == [10, 8, 16, -5, 5, 7]
+    assert [read_number(it) for it in ("", "08", "1x", "0b1", "1_0", "7 ")] == [None] * 6
 
 
 @pytest.mark.parametrize(

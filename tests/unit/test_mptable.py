@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvm.firmware import mptable
 from pyvm.firmware.machine_info import MachineInfo, Processor
+from pyvm.records import replace
 
 SIZES = {0: 20, 1: 8, 2: 8, 3: 8, 4: 8}
 

@@ -15,7 +15,7 @@ from pyvm.chardev.base import Chardev, ChardevEvent
 from pyvm.chardev.registry import ChardevHost, ChardevSet
 from pyvm.chardev.socket import SocketChardev
 from pyvm.clock import ManualClock
-from pyvm.machine.input import InputRouter
+from pyvm.input import InputRouter
 from pyvm.mainloop import MainLoop
 from tests.unit.chardev_support import Recorder, run_until, running_loop
 from tests.unit.monitor_support import Bench, Client

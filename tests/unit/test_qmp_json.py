@@ -15,7 +15,8 @@ from pyvm.monitor import json_lexer
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.json import INCOMPLETE, MessageParser, loads
 from pyvm.monitor.json_text import decode_lossy, modified_utf8
-from pyvm.monitor.json_writer import encode, wire_order
+from pyvm.monitor.json_writer import encode
+from pyvm.wire_order import wire_order
 
 ERROR = "JSON parse error, "
 

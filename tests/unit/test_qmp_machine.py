@@ -441,8 +441,17 @@ def test_each_listed_parameter_is_taken() -> None:
     everything = {item["option"]: item["parameters"] for item in shared().execute("query-command-line-options")}
     for_nodes = {"node-name", "auto-read-only", "force-share"}
     assert {item["name"] for item in everything["drive"]} <= _OF_THE_DRIVE | set(_ALIASES) | for_nodes
-    known = {"type", "accel", "kernel", "initrd", "append", "acpi", "hpet", "memory-backend", "kernel_irqchip"}
-    assert {item["name"] for item in everything["machine"]} <= known | set(_FIXED_PROPERTIES)
+    known = {"type", "accel", "kernel", "initrd", "append", "firmware", "kernel_irqchip"}
+    of_others = {"loadparm", "iommu", "dt_compatible", "phandle_start", "dumpdtb", "dtb", "kvm_shadow_mem"}
+    assert {item["name"] for item in everything["machine"]} <= known | of_others | set(_FIXED_PROPERTIES)
+
+
+def test_the_parameters_of_limits_are_those_of_drives() -> None:
+    from pyvm.block.limit_names import LIMIT_NAMES
+    from pyvm.commandline.introspect import LIMIT_ORDER
+
+    assert set(LIMIT_ORDER) == set(LIMIT_NAMES)
+    assert len(LIMIT_ORDER) == len(LIMIT_NAMES)
 
 
 def test_the_run_state_before_and_after(tmp_path: Path) -> None:

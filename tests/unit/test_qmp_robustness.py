@@ -7,7 +7,7 @@ from typing import Any
 
 from pyvm.monitor import qmp
 from pyvm.monitor.json_text import LONG
-from pyvm.monitor.pace import BURST, SHARE, TURN, Pace
+from pyvm.pace import BURST, SHARE, TURN, Pace
 from pyvm.runstate import RunState
 from tests.unit.monitor_support import Bench, Client
 

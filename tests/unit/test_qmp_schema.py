@@ -43,7 +43,7 @@ from pyvm.monitor.schema.model import (
 from pyvm.monitor.schema.record import Record, python_name
 from pyvm.monitor.schema.validate import Validator
 from pyvm.runstate import RunState, ShutdownCause
-from tests.unit import block_rig, host_rig, machine_rig
+from tests.unit import block_rig, host_rig, job_rig, machine_rig, net_rig
 from tests.unit.monitor_support import Bench, FakeBalloon
 
 # ---- The schema and the handlers
@@ -174,8 +174,13 @@ def test_what_a_handler_returns_is_what_the_schema_says(command: Command, tmp_pa
     needed["screendump"] = {"filename": os.devnull}
     machine.storage, block = block_rig.prepare(bench.events, tmp_path)
     needed.update(block)
+    if command.chapter in job_rig.CHAPTERS:
+        needed.update(job_rig.prepare(machine.storage))
+        client.take()
     machine.model = machine_rig.shared().pc.model  # type: ignore[attr-defined]
     needed.update(machine_rig.ARGUMENTS)
+    machine.network = net_rig.network()  # type: ignore[attr-defined]
+    needed.update(net_rig.ARGUMENTS)
     host = host_rig.Host(bench, tmp_path)
     needed.update(host.prepare(client))
     arguments = needed.get(command.name, {})

@@ -10,7 +10,7 @@ import pytest
 from pyvm.clock import ManualClock
 from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
-from pyvm.machine.input import InputRouter, KeyboardInput, MouseInput
+from pyvm.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.monitor.commands.ui import expiry
 from pyvm.runstate import RunState
 from tests.unit.monitor_support import Bench

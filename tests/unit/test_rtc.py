@@ -1,5 +1,6 @@
 """The MC146818: time and formats, setting the clock, alarms, periodic and update interrupts, memory."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -369,3 +370,85 @@ def test_no_sequence_of_accesses_breaks_it(actions: list[tuple[str, int, int]]) 
     other.rtc.load(rig.rtc.save())
     assert other.time() == rig.time()
     assert other.irq.level == rig.irq.level
+
+
+class TestMissedTicks:
+    """Ticks that a guest was too slow for, where the machine makes up for them."""
+
+    PERIOD = NANOSECONDS // 64  # rate 10
+
+    @staticmethod
+    def rig(make_up: bool = True) -> Rig:
+        rig = Rig()
+        rig.rtc = Rtc(rig.clock, rig.irq, lambda: rig.base, make_up=make_up)
+        rig.put(A, 0x2A)
+        rig.put(B, 0x42)
+        rig.get(C)
+        return rig
+
+    @staticmethod
+    def acknowledged(rig: Rig) -> int:
+        """Read register C until it has nothing to tell; return how many ticks there were."""
+        count = 0
+        while rig.get(C) & 0x40:
+            count += 1
+        return count
+
+    def test_they_follow_when_the_register_was_read(self) -> None:
+        rig = self.rig()
+        rig.clock.advance(5 * self.PERIOD)
+        edges = len(rig.edges)
+        assert self.acknowledged(rig) == 5
+        assert len(rig.edges) == edges + 4
+
+    def test_none_is_made_up_for_otherwise(self) -> None:
+        rig = self.rig(make_up=False)
+        rig.clock.advance(5 * self.PERIOD)
+        assert self.acknowledged(rig) == 1
+
+    def test_not_too_many_come_in_a_row_and_none_is_lost(self) -> None:
+        rig = self.rig()
+        rig.clock.advance(100 * self.PERIOD)
+        counts = [self.acknowledged(rig)]
+        while counts[-1] != 1:
+            rig.clock.advance(self.PERIOD)
+            counts.append(self.acknowledged(rig))
+        assert counts[0] == 21
+        assert max(counts) == 21
+        assert sum(counts) == 100 + len(counts) - 1
+
+    def test_another_rate_keeps_the_time_that_was_missed(self) -> None:
+        rig = self.rig()
+        rig.clock.advance(5 * self.PERIOD)
+        rig.put(A, 0x29)  # twice as fast
+        assert self.acknowledged(rig) == 1 + 8
+
+    def test_they_can_be_forgotten(self) -> None:
+        rig = self.rig()
+        rig.clock.advance(5 * self.PERIOD)
+        rig.rtc.save()
+        rig.get(A)
+        rig.rtc._sync()
+        rig.rtc.forget_missed()
+        assert self.acknowledged(rig) == 1
+
+    @pytest.mark.parametrize("turn_off", [lambda rig: rig.put(B, 0x02), lambda rig: rig.rtc.reset()])
+    def test_they_end_with_periodic_interrupts(self, turn_off: Callable[[Rig], None]) -> None:
+        rig = self.rig()
+        rig.clock.advance(5 * self.PERIOD)
+        turn_off(rig)
+        rig.put(B, 0x42)
+        assert self.acknowledged(rig) <= 1
+
+    def test_they_are_part_of_the_state(self) -> None:
+        rig = self.rig()
+        rig.clock.advance(5 * self.PERIOD)
+        rig.get(C)
+        state = rig.rtc.save()
+        assert (state.missed, state.made_up) == (3, 1)
+        other = self.rig()
+        other.clock.advance(5 * self.PERIOD)
+        other.rtc.load(state)
+        assert self.acknowledged(other) == 4
+        with pytest.raises(StateError, match="missed"):
+            Rig().rtc.load(state)

@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from pyvm.firmware import smbios
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo, Processor, SystemStrings
+from pyvm.records import replace
 
 GIB = 1 << 30
 TABLES_AT = 0xF1000

@@ -32,7 +32,7 @@ from pyvm.block.node import (
 from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, preadv, pwritev, total
 
 if TYPE_CHECKING:
-    from pyvm.block.graph import BlockGraph
+    from pyvm.block.graph import BlockGraph, OpenFile
     from pyvm.block.options import Settings
 
 SECTOR = 512
@@ -41,6 +41,9 @@ _IOV_LIMIT = 1024
 _ZERO_CHUNK = 1 << 20
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+_SET_PREFIX = "/dev/fdset/"
+"""What names of sets of descriptors begin with; see :mod:`pyvm.monitor.descriptors`."""
 
 Aio = Literal["threads", "native", "io_uring"]
 Locking = Literal["auto", "on", "off"]
@@ -73,9 +76,12 @@ class FileNode(Node):
         detect_zeroes: DetectZeroes = "off",
         aio: Aio = "threads",
         locking: Locking = "auto",
+        open_file: OpenFile = os.open,
     ) -> None:
+        """`open_file` opens the file by its name, and whatever else `path` may be called."""
         super().__init__(name, read_only=read_only, unmap=unmap, serial=serial)
         self.path = path
+        self._open_file = open_file
         self.direct = direct
         self.no_flush = no_flush
         self.auto_read_only = auto_read_only
@@ -109,18 +115,21 @@ class FileNode(Node):
 
     def _open(self, path: str) -> int:
         flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if self.direct else 0)
+        wanted = os.O_RDONLY if self.read_only else os.O_RDWR
         try:
             try:
-                return os.open(path, flags | (os.O_RDONLY if self.read_only else os.O_RDWR))
+                return self._open_file(path, flags | wanted)
             except OSError as error:
                 if self.read_only or not self.auto_read_only or error.errno not in _READ_ONLY:
                     raise
                 self.read_only = True
-                return os.open(path, flags | os.O_RDONLY)
+                return self._open_file(path, flags | os.O_RDONLY)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             if self.direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
                 reason = "filesystem does not support O_DIRECT"
+            if path.startswith(_SET_PREFIX) and isinstance(error, OSError):
+                raise BlockError(_no_duplicate(path, flags & os.O_DIRECT | wanted, error)) from None
             raise BlockError(f"Could not open '{path}': {reason}") from None
 
     _KIND: ClassVar[str] = "a regular file"
@@ -418,6 +427,13 @@ class FileNode(Node):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _no_duplicate(path: str, flags: int, error: OSError) -> str:
+    """Return what to say where a set has no descriptor that will do."""
+    if error.errno == errno.EINVAL:
+        return f"Could not parse fdset {path}"
+    return f"Could not dup FD for {path} flags {flags:x}: {error.strerror}"
+
+
 def make(
     settings: Settings,
     own: dict[str, Any],
@@ -426,7 +442,7 @@ def make(
     kind: type[FileNode] = FileNode,
 ) -> FileNode:
     """Open a host file; see :mod:`pyvm.block.options`."""
-    del children, graph
+    del children
     if own.get("x-check-cache-dropped"):
         raise BlockError("x-check-cache-dropped=on is not supported by pyvm yet")
     if "pr-manager" in own:
@@ -444,4 +460,5 @@ def make(
         detect_zeroes=settings.detect_zeroes,
         aio=own.get("aio", "threads"),
         locking=own.get("locking", "auto"),
+        open_file=graph.open_file,
     )

@@ -107,6 +107,7 @@ class RawNode(Node):
     def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers from `offset` on."""
         self.check_range(offset, total(buffers))
+        self._file.debug_event("read_aio")
         self._file.readv(self._offset + offset, buffers)
 
     def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
@@ -118,6 +119,7 @@ class RawNode(Node):
         length = total(buffers)
         self.check_write(offset, length)
         self.note_write(offset + length)
+        self._file.debug_event("write_aio")
         if self._probed and offset < PROBE_SIZE and length:
             buffers = self._checked_head(offset, length, buffers)
         if self.detect_zeroes != "off" and is_zero(buffers):

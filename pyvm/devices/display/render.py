@@ -25,7 +25,7 @@ _IDLE_HEIGHT: Final = 480
 _IDLE_WIDTH: Final = 640
 _IDLE_COLOUR: Final = 0xAA
 _GLYPH_ROWS: Final = 16
-_SMALLEST_MODE: Final = 64 * 64  # pixels; fewer come from registers that nobody has programmed
+SMALLEST_MODE: Final = 64 * 64  # pixels; fewer come from registers that nobody has programmed
 
 
 def render(state: VgaState, vram: memoryview) -> Picture:
@@ -37,7 +37,7 @@ def render(state: VgaState, vram: memoryview) -> Picture:
     if dispi.enabled:
         return _blank(dispi.height, dispi.width) if blank else draw_packed(state, dispi, vram)
     height, width = graphics_size(state) if graphics else text_size(state)
-    if height * width < _SMALLEST_MODE:
+    if height * width < SMALLEST_MODE:
         return idle()
     if blank or state.sequencer[r.SEQ_CLOCK] & r.CLOCK_SCREEN_OFF:
         return _blank(height, width)
@@ -50,14 +50,14 @@ def _blank(height: int, width: int) -> Picture:
     return np.zeros((height, width, 3), np.uint8)
 
 
-def idle() -> Picture:
-    """Return the picture for a screen that nobody has set a mode for."""
+def idle(message: str = NOTHING_SHOWN) -> Picture:
+    """Return the picture for a screen that nobody has set a mode for: one line of ASCII text in its middle."""
     import numpy as np
 
-    from pyvm.firmware.bios.font import font_8x16
+    from pyvm.firmware.bios.fonts import font
 
-    font = np.frombuffer(font_8x16(), np.uint8).reshape(256, _GLYPH_ROWS)
-    text = font[np.frombuffer(NOTHING_SHOWN.encode("ascii"), np.uint8)]
+    glyphs = np.frombuffer(font(_GLYPH_ROWS), np.uint8).reshape(256, _GLYPH_ROWS)
+    text = glyphs[np.frombuffer(message.encode("ascii"), np.uint8)]
     dots = np.unpackbits(text.T.copy(), axis=1)
     picture = _blank(_IDLE_HEIGHT, _IDLE_WIDTH)
     top, left = (_IDLE_HEIGHT - _GLYPH_ROWS) // 2, (_IDLE_WIDTH - dots.shape[1]) // 2

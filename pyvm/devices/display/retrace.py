@@ -6,18 +6,18 @@ IBM Personal System/2 Hardware Interface Technical Reference, "Video Subsystem",
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.clock import NANOSECONDS
 from pyvm.devices.display import registers as r
+from pyvm.records import record
 
 _CLOCK_25: Final = 25_175_000
 _CLOCK_28: Final = 28_322_000
 _FASTEST_FRAME: Final = NANOSECONDS // 500  # a shorter frame comes from registers that nobody has programmed
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Frame:
     """One picture: lengths in ns, and lines counted from the first one shown."""
 

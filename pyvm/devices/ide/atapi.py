@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from pyvm.devices.ide import constants as c
 from pyvm.devices.ide import identify as ident
-from pyvm.devices.ide.drive import BUFFER_SIZE, Drive, Host, TaskFileState, TransferState, check_transfer
+from pyvm.devices.ide.drive import BUFFER_SIZE, TaskFileState, TransferState, check_transfer
+from pyvm.devices.ide.real_drive import RealDrive
 from pyvm.devices.properties import Properties, Property
 from pyvm.devices.scsi import constants as scsi
 from pyvm.devices.scsi import mmc
@@ -69,14 +70,13 @@ class AtapiState(State):
     unit: ScsiState = record(ScsiState)
 
 
-class AtapiCd(Drive):
+class AtapiCd(RealDrive):
     """A CD or DVD drive with `backend` as its medium.
 
     `serial` None is the back end's, or else one made of the drive's place.  Raises ValueError for properties that
     cannot be, and BlockError where the back end has a device already.
     """
 
-    present = True
     signature = c.SIGNATURE_PACKET
     PROPERTIES: ClassVar[Properties] = {
         "drive": Property("drive", None, "Node name or ID of a block device to use as a backend"),
@@ -118,23 +118,13 @@ class AtapiCd(Drive):
         self._asleep = state.asleep
         self._standby = state.standby
 
-    def attached(self, host: Host, number: int) -> None:
-        """The drive is on a channel: its place gives it a serial number where it has none."""
-        super().attached(host, number)
-        if not self._names.serial:
-            self._names = ident.Names(f"QM{number:05d}", self._names.version, self._names.model)
-
-    def drain(self) -> None:
-        """Return when the back end works on nothing any more."""
-        self.backend.drain(cancel=True)
-
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def write_command(self, value: int) -> None:
         """Carry out command `value`; DEVICE RESET is heard at any time."""
         if value == c.DEVICE_RESET:
             self._device_reset()
-        elif not self._asleep:
+        else:
             super().write_command(value)
 
     def _device_reset(self) -> None:
@@ -167,37 +157,6 @@ class AtapiCd(Drive):
         """End a command by which software tries whether this is a disk: the signature says what it is."""
         self.registers[c.COUNT : c.DEVICE] = bytes(self.signature)
         self.fail(c.ABRT)
-
-    def set_features(self) -> None:
-        """SET FEATURES."""
-        feature, count = self.registers[c.FEATURES], self.registers[c.COUNT]
-        if feature == c.FEATURE_TRANSFER_MODE and ident.valid_mode(count):
-            self._mode = count
-            self.succeed()
-        elif feature in c.FEATURES_WITHOUT_EFFECT:
-            self.succeed()
-        else:
-            self.fail(c.ABRT)
-
-    def check_power(self) -> None:
-        """CHECK POWER MODE."""
-        self.registers[c.COUNT] = 0x00 if self._standby else 0xFF
-        self.succeed()
-
-    def to_standby(self) -> None:
-        """STANDBY IMMEDIATE."""
-        self._standby = True
-        self.succeed()
-
-    def to_idle(self) -> None:
-        """IDLE IMMEDIATE."""
-        self._standby = False
-        self.succeed()
-
-    def to_sleep(self) -> None:
-        """SLEEP: only a reset wakes the drive."""
-        self._standby = self._asleep = True
-        self.succeed()
 
     # -- packets ----------------------------------------------------------------------------------------------------
 
@@ -347,10 +306,9 @@ class AtapiCd(Drive):
     # -- life -------------------------------------------------------------------------------------------------------
 
     def finish_reset(self) -> None:
-        """Show the signature."""
+        """Show the signature, and do nothing."""
         super().finish_reset()
         self._activity = Activity.NONE
-        self._asleep = self._standby = False
 
     def reset(self) -> None:
         """Return to the state after power-on: the tray is closed, and not locked."""

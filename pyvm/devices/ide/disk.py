@@ -5,7 +5,6 @@ ATA/ATAPI-6 (T13/1410D), section 8.  How it moves data is in :mod:`pyvm.devices.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -14,16 +13,14 @@ from pyvm.devices.ide import identify as ident
 from pyvm.devices.ide import smart
 from pyvm.devices.ide.disk_state import Activity, DiskState
 from pyvm.devices.ide.disk_transfer import DiskTransfers
-from pyvm.devices.ide.drive import Host
 from pyvm.devices.ide.geometry import LIMITS, Geometry, by_size, guess
 from pyvm.devices.properties import Properties, Property
+from pyvm.records import replace
 
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
 
 _LBA28_LIMIT: Final = 1 << 28
-POWER_ACTIVE: Final = 0xFF
-POWER_STANDBY: Final = 0x00
 
 DEFAULT_MODEL: Final = "QEMU HARDDISK"
 DEFAULT_VERSION: Final = "2.5+"
@@ -36,7 +33,6 @@ class IdeDisk(DiskTransfers):
     bytes.  Raises ValueError for properties that cannot be, and BlockError where the back end has a device already.
     """
 
-    present = True
     signature = c.SIGNATURE_DISK
     idle_status = c.READY
     PROPERTIES: ClassVar[Properties] = {
@@ -83,11 +79,11 @@ class IdeDisk(DiskTransfers):
         self.backend = backend
         self.tray_open = False
         self.medium_locked = False
-        names = ident.Names(
+        self._names = ident.Names(
             backend.serial if serial is None else serial, version or DEFAULT_VERSION, model or DEFAULT_MODEL
         )
         self.offers_trim = trim
-        self.identity = ident.DiskIdentity(names, wwn, physical_block_size, rotation_rate, trim)
+        self.identity = ident.DiskIdentity(self._names, wwn, physical_block_size, rotation_rate, trim)
         if geometry is not None:
             _check_geometry(geometry)
         self.geometry = geometry or self._guess_geometry()
@@ -107,14 +103,6 @@ class IdeDisk(DiskTransfers):
         return DiskState(
             heads=self.geometry.heads, sectors=self.geometry.sectors, write_cache=self._initial_write_cache
         )
-
-    def attached(self, host: Host, number: int) -> None:
-        """The drive is on a channel: its place gives it a serial number where it has none."""
-        super().attached(host, number)
-        names = self.identity.names
-        if not names.serial:
-            names = dataclasses.replace(names, serial=f"QM{number:05d}")
-            self.identity = dataclasses.replace(self.identity, names=names)
 
     # -- the back end's calls ---------------------------------------------------------------------------------------
 
@@ -137,7 +125,7 @@ class IdeDisk(DiskTransfers):
         current = native if own else Geometry(min(tracks, 0xFFFF), self._heads, self._sectors)
         self._reply(
             ident.disk(
-                self.identity,
+                replace(self.identity, names=self._names),
                 self.total,
                 native,
                 current,
@@ -181,26 +169,6 @@ class IdeDisk(DiskTransfers):
         else:
             self.fail(c.IDNF)
 
-    def check_power(self) -> None:
-        """CHECK POWER MODE."""
-        self.registers[c.COUNT] = POWER_STANDBY if self._standby else POWER_ACTIVE
-        self.succeed()
-
-    def to_standby(self) -> None:
-        """STANDBY and STANDBY IMMEDIATE: any access to the medium ends it."""
-        self._standby = True
-        self.succeed()
-
-    def to_idle(self) -> None:
-        """IDLE and IDLE IMMEDIATE."""
-        self._standby = False
-        self.succeed()
-
-    def to_sleep(self) -> None:
-        """SLEEP: only a reset wakes the disk."""
-        self._standby = self._asleep = True
-        self.succeed()
-
     def set_features(self) -> None:
         """SET FEATURES: write cache, transfer mode, and some that change nothing."""
         feature = self.registers[c.FEATURES]
@@ -210,13 +178,8 @@ class IdeDisk(DiskTransfers):
         elif feature == c.FEATURE_WRITE_CACHE_OFF:
             self.backend.write_cache = False
             self.flush()
-        elif feature == c.FEATURE_TRANSFER_MODE and ident.valid_mode(self.registers[c.COUNT]):
-            self._mode = self.registers[c.COUNT]
-            self.succeed()
-        elif feature in c.FEATURES_WITHOUT_EFFECT:
-            self.succeed()
         else:
-            self.fail(c.ABRT)
+            super().set_features()
 
     def smart_command(self) -> None:
         """SMART."""
@@ -234,16 +197,10 @@ class IdeDisk(DiskTransfers):
 
     # -- life -------------------------------------------------------------------------------------------------------
 
-    def write_command(self, value: int) -> None:
-        """Carry out command `value`; a disk that sleeps hears resets only."""
-        if not self._asleep:
-            super().write_command(value)
-
     def finish_reset(self) -> None:
         """Show the signature; settings that a software reset does not keep are those of power-on."""
         super().finish_reset()
         self._activity = Activity.NONE
-        self._asleep = self._standby = False
         self._multiple = c.MAX_MULTIPLE
 
     def reset(self) -> None:

@@ -15,20 +15,20 @@ from pyvm.block.vectors import total
 from pyvm.devices.ide import constants as c
 from pyvm.devices.ide import smart
 from pyvm.devices.ide.disk_state import BY_DMA, MAX_LBA, MAX_TRIM_SECTORS, Activity, DiskState, check_disk
-from pyvm.devices.ide.drive import BUFFER_SIZE, Drive, TaskFileState, TransferState
+from pyvm.devices.ide.drive import BUFFER_SIZE, TaskFileState, TransferState
+from pyvm.devices.ide.real_drive import RealDrive
 from pyvm.devices.scsi.steps import Step, Steps
 
 if TYPE_CHECKING:
-    from pyvm.block.backend import BlockBackend
+    pass
 
 _BUFFER_SECTORS: Final = BUFFER_SIZE // c.SECTOR
 _TRIM_ENTRY: Final = struct.Struct("<Q")  # first sector in 47:0, number of sectors in 63:48
 
 
-class DiskTransfers(Drive):
+class DiskTransfers(RealDrive):
     """The part of a disk that moves data.  `state` is what it is at first; `trims` whether it offers TRIM."""
 
-    backend: BlockBackend
     offers_trim: bool
 
     def _set_state(self, state: DiskState) -> None:
@@ -51,10 +51,6 @@ class DiskTransfers(Drive):
     def total(self) -> int:
         """The size in sectors."""
         return min(self.backend.size // c.SECTOR, MAX_LBA)
-
-    def drain(self) -> None:
-        """Return when the back end works on nothing any more."""
-        self.backend.drain(cancel=True)
 
     # -- addresses --------------------------------------------------------------------------------------------------
 

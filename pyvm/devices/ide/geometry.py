@@ -7,8 +7,9 @@ are claimed.  The choices are those of QEMU, since guests have them in their par
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+from pyvm.records import record
 
 SECTOR: Final = 512
 MAX_CYLINDERS: Final = 16383
@@ -25,7 +26,7 @@ LIMITS: Final = {"cyls": 65535, "heads": 16, "secs": 255}
 TRANSLATIONS: Final = ("auto", "none", "lba", "large", "rechs")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Geometry:
     """Cylinders, heads and sectors for each track; `translation` is how a BIOS shows the disk to its callers."""
 

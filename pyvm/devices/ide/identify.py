@@ -7,11 +7,11 @@ those of QEMU's drives, as far as a guest can make something of them.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.ide.constants import IDENTIFY_SIZE, MAX_MULTIPLE, SECTOR
 from pyvm.devices.ide.geometry import Geometry
+from pyvm.records import record
 
 WORDS: Final = IDENTIFY_SIZE // 2
 _PACK: Final = struct.Struct(f"<{WORDS}H")
@@ -38,7 +38,7 @@ _HIGHEST: Final = {MODE_PIO: 1, MODE_PIO_FLOW: 4, MODE_SINGLEWORD: 2, MODE_MULTI
 MODE_RESET: Final = MODE_ULTRA << 3 | 5
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Names:
     """Serial number, firmware version and model of a drive."""
 
@@ -85,7 +85,7 @@ def _put_modes(words: list[int], mode: int) -> None:
     words[88] = _ULTRA_MODES | (chosen if kind == MODE_ULTRA else 0)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class DiskIdentity:
     """What IDENTIFY DEVICE tells, besides the size."""
 

@@ -47,7 +47,7 @@ class PciBus:
     ) -> None:
         self._ports = ports
         self._mmio = mmio
-        self._route_intx = route_intx
+        self.route_intx = route_intx
         self._msi = msi
         self._slots: dict[tuple[int, int], PciFunction] = {}
         self._address = 0
@@ -109,7 +109,25 @@ class PciBus:
         """Return the function at that place."""
         return self._slots.get((slot, fn))
 
+    def function_on(self, number: int, slot: int, fn: int = 0) -> PciFunction | None:
+        """Return the function at a place of the bus of that number: 0 is this one, others are behind bridges."""
+        if not number:
+            return self._slots.get((slot, fn))
+        for bridge in self._slots.values():
+            if hasattr(bridge, "secondary_bus"):
+                _, secondary, last = bridge.numbers  # type: ignore[attr-defined]
+                if 0 < secondary <= number <= last:
+                    behind: PciBus = bridge.secondary_bus
+                    found = behind.function_on(0 if number == secondary else number, slot, fn)
+                    if found is not None:
+                        return found
+        return None
+
     # -- what functions need ----------------------------------------------------------------------------------------
+
+    def place(self, window: Window) -> int | None:
+        """Return where a window is; a bus behind a bridge may be shut off from there."""
+        return window.locate()
 
     def update_mappings(self, function: PciFunction) -> None:
         """Map the function's windows where its configuration space says now.
@@ -119,7 +137,7 @@ class PciBus:
         """
         changed = False
         for window in function.windows:
-            address = window.locate()
+            address = self.place(window)
             if (None if window.region is None else window.region.base) != address:
                 self._unmap(window)
                 changed = True
@@ -129,7 +147,7 @@ class PciBus:
     def _map_waiting(self) -> None:
         for function in self._slots.values():
             for window in function.windows:
-                address = window.locate() if window.region is None else None
+                address = self.place(window) if window.region is None else None
                 if address is not None:
                     self._map(window, address)
 
@@ -158,7 +176,7 @@ class PciBus:
         """Pass a change of a function's pin on to the router."""
         pin = function.config[c.INTERRUPT_PIN]
         if pin:
-            self._route_intx(function.slot, pin - 1, level)
+            self.route_intx(function.slot, pin - 1, level)
 
     def send_msi(self, address: int, data: int) -> None:
         """Deliver a message."""
@@ -183,9 +201,9 @@ class PciBus:
 
     def _addressed(self) -> PciFunction | None:
         address = self._address
-        if not address & c.CONFIG_ENABLE or (address >> 16) & 0xFF:
+        if not address & c.CONFIG_ENABLE:
             return None
-        return self._slots.get(((address >> 11) & 0x1F, (address >> 8) & 7))
+        return self.function_on((address >> 16) & 0xFF, (address >> 11) & 0x1F, (address >> 8) & 7)
 
     def data_read(self, offset: int, size: int) -> int:
         """Read the four ports at 0xcfc: the addressed function's configuration space, ones where nobody answers."""

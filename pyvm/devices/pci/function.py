@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from pyvm import records
 from pyvm.devices.pci import constants as c
 from pyvm.devices.pci.msix import Msix, MsixState, default_pba_offset
 from pyvm.irq import IrqLine
@@ -26,7 +26,7 @@ class BarKind(enum.Enum):
     MEMORY64 = "memory64"
 
 
-@dataclass
+@records.record
 class Window:
     """Registers of a function that the bus maps where `locate` says; None: not decoded now."""
 
@@ -39,11 +39,11 @@ class Window:
     min_access: int = 1
     max_access: int = 8
     ram: DeviceRam | None = None
-    region: IoRegion | None = field(default=None, init=False)
+    region: IoRegion | None = None
     """Where the bus has mapped it; the bus's own."""
 
 
-@dataclass(frozen=True)
+@records.record(frozen=True)
 class Bar:
     """What was declared of one base address register."""
 

@@ -8,10 +8,10 @@ machine's business: it hears of changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.devices.pci.function import PciFunction, PciFunctionState
+from pyvm.records import record
 
 VENDOR: Final = 0x8086
 DEVICE: Final = 0x1237
@@ -58,7 +58,7 @@ _KEPT: Final = (
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PamSegment:
     """A part of 0xc0000-0xfffff: where reads come from (RAM or ROM) and whether writes reach RAM."""
 

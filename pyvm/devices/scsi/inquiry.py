@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyvm.devices.scsi import constants as c
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.devices.scsi.target import Identity
@@ -33,7 +33,7 @@ _PROVISIONING_FULL = 1
 _PROVISIONING_THIN = 2
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BlockLimits:
     """What a disk does well, in logical blocks."""
 

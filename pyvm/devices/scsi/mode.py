@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pyvm.devices.scsi import constants as c
 from pyvm.devices.scsi import sense as s
 from pyvm.devices.scsi.target import SenseError
+from pyvm.records import record
 
 _DESCRIPTOR_LENGTH = 8
 _LONG_DESCRIPTOR_LENGTH = 16
@@ -15,7 +15,7 @@ WCE = 0x04
 """Write cache enable, in byte 2 of the caching page."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class ModePage:
     """One mode page: its code, what it holds now, and which of its bits MODE SELECT may change."""
 
@@ -33,7 +33,7 @@ class ModePage:
         return bytes((self.code, len(body))) + body
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class ModeSense:
     """What a MODE SENSE command asks for."""
 

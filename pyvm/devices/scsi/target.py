@@ -11,15 +11,15 @@ asks for, so that a transport can know before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pyvm.block.vectors import Buffers, Cursor, total
 from pyvm.devices.scsi import constants as c
 from pyvm.devices.scsi import sense as s
 from pyvm.devices.scsi.sense import Sense
 from pyvm.devices.scsi.steps import Step, Steps
+from pyvm.records import record
 from pyvm.state import State, StateError, array, flag, sequence, uint
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ _ATTENTIONS = 8
 _REPORT_LUNS_MINIMUM = 16
 
 
-@dataclass(frozen=True, slots=True)
-class ScsiResult:
+class ScsiResult(NamedTuple):
     """How a command ended."""
 
     status: int
@@ -41,16 +40,19 @@ class ScsiResult:
     """Bytes moved to `data_in` or taken from `data_out`."""
 
 
-@dataclass(slots=True, eq=False)
 class ScsiCommand:
-    """One command.  `done` is called once, with the machine lock held, possibly before `execute` returns."""
+    """One command: `data_in` is room for what the unit returns, `data_out` what is sent to it.
 
-    cdb: bytes
-    data_in: Buffers
-    """Room for what the unit returns."""
-    data_out: Buffers
-    """What is sent to the unit."""
-    done: Callable[[ScsiResult], None]
+    `done` is called once, with the machine lock held, possibly before `execute` returns.
+    """
+
+    __slots__ = ("cdb", "data_in", "data_out", "done")
+
+    def __init__(self, cdb: bytes, data_in: Buffers, data_out: Buffers, done: Callable[[ScsiResult], None]) -> None:
+        self.cdb = cdb
+        self.data_in = data_in
+        self.data_out = data_out
+        self.done = done
 
 
 class Direction(Enum):
@@ -61,7 +63,7 @@ class Direction(Enum):
     OUT = "out"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Operation:
     """One operation code of a class of units."""
 
@@ -102,7 +104,7 @@ class SenseError(Exception):
         self.sense = sense
 
 
-@dataclass
+@record
 class Identity:
     """What a unit says that it is; the names are those of QEMU's properties."""
 

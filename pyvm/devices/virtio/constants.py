@@ -7,6 +7,7 @@ Sections: 2.1 device status, 2.7 split virtqueues, 2.8 packed virtqueues, 4.1 vi
 from __future__ import annotations
 
 # Device types (section 5)
+ID_NET = 1
 ID_BLOCK = 2
 ID_CONSOLE = 3
 ID_ENTROPY = 4

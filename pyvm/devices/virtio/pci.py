@@ -32,6 +32,7 @@ from pyvm.devices.virtio.constants import (
     ID_BLOCK,
     ID_CONSOLE,
     ID_ENTROPY,
+    ID_NET,
     ID_SCSI,
     ISR_CONFIG,
     ISR_QUEUE,
@@ -63,6 +64,7 @@ class _Identity:
 
 
 _IDENTITIES = {
+    ID_NET: _Identity(0x1000, 0x020000, None),
     ID_BLOCK: _Identity(0x1001, 0x010000, None),
     ID_BALLOON: _Identity(0x1002, 0x00FF00, 0),
     ID_CONSOLE: _Identity(0x1003, 0x078000, 2),

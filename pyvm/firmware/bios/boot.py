@@ -7,7 +7,6 @@ and a boot sector that gives up calls int 18h to have the next one tried.  What 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.firmware.bios import data_area as area
@@ -20,6 +19,7 @@ from pyvm.firmware.bios.machine import DEFAULT_SPLASH_MS, DiskKind
 from pyvm.firmware.bios.registers import FLAG_FIXED, FLAG_INTERRUPTS, Registers
 from pyvm.firmware.bios.video import Video
 from pyvm.memory import GuestMemoryError
+from pyvm.records import record
 
 BOOT_ADDRESS: Final = 0x7C00
 STACK_TOP: Final = 0x7000
@@ -38,7 +38,7 @@ class BootError(Exception):
     """A drive does not boot; the text is for the screen."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Entry:
     """Something to boot from."""
 

@@ -7,12 +7,12 @@ BIOS data area as the specification packet that int 13h AX=4B01 returns.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.firmware.bios import data_area as area
 from pyvm.firmware.bios.core import Core
 from pyvm.firmware.bios.drives import CD_SECTOR, FIRST_CD, FIRST_DISK, SECTOR, Drive, Geometry
+from pyvm.records import record
 
 BOOT_RECORD_SECTOR: Final = 17
 BOOT_RECORD: Final = b"\0CD001\1EL TORITO SPECIFICATION"
@@ -43,7 +43,7 @@ class CdBootError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BootEntry:
     """The initial entry of the boot catalogue; `sectors` are virtual ones of 512 bytes."""
 

@@ -10,12 +10,12 @@ heads and 63 sectors.  How the second is found is T13's technical report "BIOS E
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.firmware.bios import data_area as area
 from pyvm.firmware.bios.core import Core
 from pyvm.firmware.bios.machine import BiosDisk
+from pyvm.records import record
 
 SECTOR: Final = 512
 CD_SECTOR: Final = 2048
@@ -35,7 +35,7 @@ _BIT_SHIFT_LIMIT: Final = 131072  # tracks
 _PARTITIONS: Final = range(0x1BE, 0x1FE, 16)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Geometry:
     """Cylinders, heads, and sectors a track."""
 
@@ -55,7 +55,7 @@ class Geometry:
         return (cylinder * self.heads + head) * self.sectors + sector - 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FloppyFormat:
     """A kind of diskette, by the size of its image; `drive_type` is what CMOS and int 13h AH=08 call the drive."""
 
@@ -138,7 +138,7 @@ def _lba_assisted(sectors: int) -> Geometry:
     return Geometry(max(min(tracks // heads, MAX_CYLINDERS), 1), heads, DRIVE_SECTORS)
 
 
-@dataclass
+@record
 class Drive:
     """A drive with its number."""
 

@@ -5,18 +5,23 @@ Letters with accents are composed here, lines and blocks are drawn by rule for e
 made from the tall one by leaving out the rows that say least; `font8.txt` has what needs a hand in 8 rows.
 
 A glyph is a list of rows, each an integer of eight bits, the leftmost dot in bit 7.
+
+The fonts are drawn when the art changes, by ``python -m pyvm.firmware.bios.font``; a machine reads the files that this
+leaves, through :mod:`pyvm.firmware.bios.fonts`.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Final
+
+from pyvm.records import record
 
 Glyph = list[int]
 
+_HERE: Final = Path(__file__).parent
 GLYPHS: Final = 256
 _WIDTH: Final = 8
 _CONTROLS: Final = "\0☺☻♥♦♣♠•◘○◙♂♀♪♫☼►◄↕‼¶§▬↨↑↓→←∟↔▲▼"
@@ -56,7 +61,7 @@ def _font(cell: _Cell) -> bytes:
     return b"".join(bytes(glyphs.find(character)) for character in characters())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Cell:
     """A height, and the first rows of capitals, of those under an accent, of small letters, and of tails."""
 
@@ -87,7 +92,7 @@ class _Glyphs:
 
     def _read(self, name: str, art: dict[str, Glyph], height: int) -> None:
         names: list[str] = []
-        for line in resources.files("pyvm.firmware.bios").joinpath(name).read_text("utf-8").splitlines():
+        for line in _HERE.joinpath(name).read_text("utf-8").splitlines():
             if row := _ROW.fullmatch(line):
                 for glyph, dots in zip(names, row[2].split(), strict=True):
                     art[glyph][int(row[1])] = int(dots.replace(".", "0").replace("#", "1"), 2)
@@ -275,3 +280,13 @@ def block(name: str, height: int) -> Glyph:
         "RIGHT HALF BLOCK": (range(height), 0x0F),
     }[name]
     return [dots if row in rows else 0 for row in range(height)]
+
+
+def main() -> None:
+    """Write the fonts to the files that machines read."""
+    for drawn in (font_8x8(), font_8x14(), font_8x16()):
+        _HERE.joinpath(f"font{len(drawn) // GLYPHS}.bin").write_bytes(drawn)
+
+
+if __name__ == "__main__":
+    main()

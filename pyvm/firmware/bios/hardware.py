@@ -12,9 +12,9 @@ from pyvm.firmware.bios import data_area as area
 from pyvm.firmware.bios.core import Core
 from pyvm.firmware.bios.registers import Registers
 from pyvm.firmware.bios.rom import SEGMENT
+from pyvm.firmware.pic_setup import MASTER as PIC_MASTER
+from pyvm.firmware.pic_setup import SLAVE as PIC_SLAVE
 
-PIC_MASTER: Final = 0x20
-PIC_SLAVE: Final = 0xA0
 _READ_IN_SERVICE: Final = 0x0B
 _END_OF_INTERRUPT: Final = 0x20
 _CASCADE: Final = 1 << 2

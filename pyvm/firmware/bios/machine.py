@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.block.vectors import Buffers
@@ -39,7 +40,7 @@ class DiskBackend(Protocol):
         """Write the buffers from `offset` on."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BiosDisk:
     """One drive.  `bootindex` is the user's, lowest first; None leaves the place to the boot order."""
 
@@ -57,7 +58,7 @@ class BiosDisk:
     """The unit on its IDE channel or SCSI bus, or the number of a floppy drive."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BootConfig:
     """What `-boot` says.  Times are in milliseconds."""
 
@@ -74,7 +75,7 @@ class BootConfig:
     """After how long a machine that found nothing to boot starts again; None: never."""
 
 
-@dataclass
+@record
 class BiosMachine:
     """The machine.  `mmio` has the VGA window at 0xa0000-0xbffff and the display's other registers."""
 

@@ -21,8 +21,6 @@ from pyvm.firmware.bios.hardware import (
     COMMAND_KEYBOARD_IRQ,
     COMMAND_MOUSE_OFF,
     KEYBOARD_DATA,
-    PIC_MASTER,
-    PIC_SLAVE,
     READ_COMMAND_BYTE,
     Hardware,
 )
@@ -31,16 +29,14 @@ from pyvm.firmware.bios.printer import Printer
 from pyvm.firmware.bios.registers import FLAG_FIXED, Registers
 from pyvm.firmware.bios.rom import ROM_START, SEGMENT
 from pyvm.firmware.bios.video import TEXT_80X25, Video
+from pyvm.firmware.pic_setup import pic_setup
 
 STACK_TOP: Final = 0x7000
 _VECTORS: Final = 256
+# Let through: timer, keyboard, cascade and floppy controller; clock, mouse and first IDE channel.
+_MASTER_MASK: Final = 0xB8
+_SLAVE_MASK: Final = 0xAE
 
-# Interrupt controllers: the initialisation sequences, with vectors from 08h and 70h; then masks.
-_PIC_SETUP: Final = (
-    (PIC_MASTER, 0x11), (PIC_SLAVE, 0x11), (PIC_MASTER + 1, 0x08), (PIC_SLAVE + 1, 0x70), (PIC_MASTER + 1, 0x04),
-    (PIC_SLAVE + 1, 0x02), (PIC_MASTER + 1, 0x01), (PIC_SLAVE + 1, 0x01),
-    (PIC_MASTER + 1, 0xB8), (PIC_SLAVE + 1, 0xAE),
-)  # fmt: skip
 # Timer: channel 0 counts 65536, 18.2 times a second; channel 1 refreshes memory; channel 2 is silent.
 _PIT_SETUP: Final = ((0x43, 0x34), (0x40, 0x00), (0x40, 0x00), (0x43, 0x54), (0x41, 0x12))
 # DMA: both controllers cleared, channel 4 passes on the first controller.
@@ -165,7 +161,7 @@ class Post:
             core.bda.set_byte(area.KEYBOARD_LEDS, 0x80)  # no keyboard answers
         command = _COMMAND_SYSTEM | _COMMAND_TRANSLATE | COMMAND_MOUSE_OFF | COMMAND_KEYBOARD_IRQ
         self._hardware.set_command_byte(command)
-        for port, value in _PIC_SETUP:  # the last: what the others caused is forgotten
+        for port, value in pic_setup(_MASTER_MASK, _SLAVE_MASK):  # the last: what the others caused is forgotten
             core.outb(port, value)
 
     def _describe_ports(self) -> None:

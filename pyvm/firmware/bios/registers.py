@@ -7,8 +7,9 @@ dispatcher stores them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self, overload
+
+from pyvm.records import record
 
 MASK8 = 0xFF
 MASK16 = 0xFFFF
@@ -49,7 +50,7 @@ def linear(segment: int, offset: int) -> int:
     return ((segment & MASK16) << 4) + (offset & MASK16)
 
 
-@dataclass
+@record
 class Registers:
     """The registers that services use; general registers and EIP, EFLAGS as 32-bit values, segments as selectors."""
 

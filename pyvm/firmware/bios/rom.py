@@ -8,10 +8,10 @@ interrupts, which call other interrupts that programs hook, and the loops that w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from pyvm.firmware.bios import tables
+from pyvm.records import record
 
 TRAP_PORT: Final = 0xB1
 SEGMENT: Final = 0xF000
@@ -66,14 +66,14 @@ INTERCEPT: Final = b"\xb4\x4f"  # mov ah, 4fh
 CLEAR_FPU_BUSY: Final = b"\x30\xc0\xe6\xf0"  # xor al, al; out 0f0h, al
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Trap:
     """`out TRAP_PORT, al`: the service of that name."""
 
     service: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Jump:
     """A jump to a name: always, or with `condition` the opcode of a short conditional jump."""
 
@@ -102,7 +102,7 @@ def _size(part: Part) -> int:
     return 2 if isinstance(part, Trap) or part.condition is not None else 3
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rom:
     """The image; `labels` are offsets in segment 0xf000, `services` has what is behind each trap, by linear address."""
 

@@ -5,11 +5,12 @@ Personal System/2 and Personal Computer BIOS Interface Technical Reference, int 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from pyvm.records import record
 
-@dataclass(frozen=True)
+
+@record(frozen=True)
 class Key:
     """The codes of one key alone and with a modifier; None where it gives nothing."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -18,6 +17,7 @@ from pyvm.firmware.bios.core import Core
 from pyvm.firmware.bios.pci import Pci
 from pyvm.firmware.bios.registers import Registers, linear
 from pyvm.firmware.bios.video_modes import modes
+from pyvm.records import record
 
 ADAPTER: Final = 0x1111_1234
 FRAME_BUFFER_BAR: Final = 0x10
@@ -75,7 +75,7 @@ _MASKS: Final = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VbeMode:
     """A mode of the display interface."""
 

@@ -6,10 +6,11 @@ Interrupt List, int 10h AH=00.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
 from typing import Final
+
+from pyvm.records import record
 
 
 class Layout(Enum):
@@ -30,7 +31,7 @@ class Palette(Enum):
     VGA = auto()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VideoMode:
     """One mode.  Sizes are in characters, lines of a character, and bytes."""
 

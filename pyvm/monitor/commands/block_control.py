@@ -16,6 +16,8 @@ def block_resize(context: Context, device: str | None, node_name: str | None, si
     node = find_node(storage, device, node_name)
     if size < 0:
         raise QmpError("Parameter 'size' expects a >0 size")
+    if storage.graph.is_blocked(node):
+        raise QmpError(f"Device '{device or '(null)'}' is in use")
     with block_errors():
         storage.resize(node, size)
 

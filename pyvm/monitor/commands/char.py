@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 COMMANDS = CommandTable()
 
 _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
-_PLAIN = {"pty": "PtyOptions", "null": "NullOptions", "msmouse": "MsmouseOptions", "testdev": "TestdevOptions"}
+_PLAIN = {
+    "pty": "PtyOptions",
+    "null": "NullOptions",
+    "msmouse": "MsmouseOptions",
+    "testdev": "TestdevOptions",
+    "wctablet": "WctabletOptions",
+}
 """Kinds of back ends that have no parameters of their own."""
 _LISTED = (
-    *("testdev", "pty", "serial", "file", "memory", "udp", "parallel", "vc", "socket", "msmouse", "null"),
-    *("pipe", "mux", "ringbuf", "stdio"),
+    *("testdev", "pty", "wctablet", "serial", "file", "memory", "udp", "parallel", "vc", "socket", "msmouse", "null"),
+    *("qemu-vdagent", "pipe", "mux", "ringbuf", "stdio"),
 )
 
 
@@ -138,6 +144,7 @@ def _socket_address(record: Record) -> SocketAddress:
 
 def _check_socket(data: Record) -> None:
     from pyvm.chardev.address import FdAddress
+    from pyvm.chardev.options import check_websocket
 
     server = True if data.server is None else data.server
     if isinstance(_socket_address(data.addr), FdAddress) and data.reconnect:
@@ -152,8 +159,10 @@ def _check_socket(data: Record) -> None:
         raise ChardevError(f"No TLS credentials with id '{data.tls_creds}'")
     if data.tls_authz is not None:
         raise ChardevError("'tls_authz' option requires 'tls_creds' option")
-    if data.websocket or data.tn3270:
-        raise ChardevError(f"chardev: socket: {'websocket' if data.websocket else 'tn3270'} is not supported")
+    if data.websocket:
+        check_websocket(server=server, telnet=bool(data.telnet))
+    if data.tn3270:
+        raise ChardevError("chardev: socket: tn3270 is not supported")
 
 
 def _socket(common: dict[str, Any], data: Record) -> ChardevOptions:
@@ -168,6 +177,7 @@ def _socket(common: dict[str, Any], data: Record) -> ChardevOptions:
         reconnect=max(data.reconnect or 0, 0),
         nodelay=bool(data.nodelay),
         telnet=bool(data.telnet),
+        websocket=bool(data.websocket),
     )
 
 
@@ -211,6 +221,13 @@ def _simple(kind: str, common: dict[str, Any], data: Record) -> ChardevOptions:
             return options.VcOptions(**common)
         case "ringbuf" | "memory":
             return options.RingbufOptions(**common, size=data.size or DEFAULT_SIZE, kind=kind)
+        case "spicevmc":
+            return options.spice_channel(common, data.type)
+        case "spiceport":
+            raise options.no_spice()
+        case "qemu-vdagent":
+            mouse = True if data.mouse is None else data.mouse
+            return options.VdagentOptions(**common, mouse=mouse, clipboard=bool(data.clipboard))
     if kind == "braille":
         raise ChardevError("brlapi__openConnection: connect: No such file or directory")  # there is no BrlTTY to reach
     if kind in _PLAIN:
@@ -268,7 +285,8 @@ def chardev_add(
 
 
 def _not_added(identifier: str, error: ChardevError) -> QmpError:
-    return QmpError(f"Failed to add chardev '{identifier}': {error}")
+    # A second line is advice for a person, which is not for the wire.
+    return QmpError(f"Failed to add chardev '{identifier}': {str(error).partition(chr(10))[0]}")
 
 
 def _connects_to_host(options: ChardevOptions) -> TypeGuard[SocketOptions]:

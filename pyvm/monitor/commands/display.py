@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pyvm.monitor.errors import QmpError, device_not_found
 from pyvm.monitor.registry import CommandTable, Context
@@ -66,3 +66,9 @@ def screendump(
             write_all(file, data)
         except OSError as error:
             raise QmpError(f"Unable to write to file: {error.strerror}") from None
+
+
+@COMMANDS.command("query-display-options")
+def query_display_options(context: Context) -> dict[str, Any]:
+    """Return the options of the display on the host's screen: there is none."""
+    return {"type": "none"}

@@ -172,3 +172,6 @@ def query_fdsets(context: Context) -> list[dict[str, Any]]:
 @COMMANDS.command("rtc-reset-reinjection")
 def rtc_reset_reinjection(context: Context) -> None:
     """Forget clock interrupts that the guest missed; without `-rtc driftfix=slew` none are kept."""
+    board = getattr(context.machine, "board", None)
+    if board is not None:
+        board.rtc.forget_missed()

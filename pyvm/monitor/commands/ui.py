@@ -10,7 +10,7 @@ from pyvm.monitor.registry import CommandTable, Context
 from pyvm.monitor.schema.record import Record
 
 if TYPE_CHECKING:
-    from pyvm.machine.input import InputEvent, InputRouter
+    from pyvm.input import InputEvent, InputRouter
 
 COMMANDS = CommandTable()
 
@@ -99,7 +99,7 @@ def query_mice(context: Context) -> list[dict[str, Any]]:
 
 
 def _key(value: Record) -> str:
-    from pyvm.machine.input import key_of_number
+    from pyvm.input import key_of_number
 
     return key_of_number(value.data % _NUMBER_LIMIT) if value.type == "number" else str(value.data)
 
@@ -112,7 +112,7 @@ def send_key(context: Context, keys: list[Record], hold_time: int | None) -> Non
 
 
 def _event(record: Record) -> InputEvent:
-    from pyvm.machine.input import ButtonInput, KeyInput, MoveInput, PositionInput
+    from pyvm.input import ButtonInput, KeyInput, MoveInput, PositionInput
 
     data = record.data
     match record.type:

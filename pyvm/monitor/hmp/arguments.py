@@ -26,6 +26,8 @@ _DECLARATION = re.compile(
 _MIB_SHIFT = 20
 _SUFFIXES = "BKMGTPE"
 _SIZE = re.compile(r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)(?P<suffix>[bBkKmMgGtTpPeE]?)")
+_COUNT_DIGITS = 12
+"""How many digits of a count are looked at: more are too many in any case."""
 _ESCAPES = {"n": "\n", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 FORMATS = "xduoci"
@@ -67,6 +69,8 @@ class Format:
 
     letter: str = "x"
     size: int = 4
+    count: int = 1
+    """How many values; commands that show one take no notice."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +210,12 @@ class ArgumentReader:
 
     def _format(self) -> Format:
         if not self._line.startswith("/", self._position):
-            return self._default
+            return Format(self._default.letter, self._default.size)
         letter, size = self._default.letter, self._default.size
-        position = self._position + 1
-        while (character := self._line[position : position + 1]).isdecimal():
-            position += 1  # a count means something to commands that show memory only
+        position = start = self._position + 1
+        while "0" <= (character := self._line[position : position + 1]) <= "9":
+            position += 1
+        count = int(self._line[start : min(position, start + _COUNT_DIGITS)] or "1")
         while character and not character.isspace():
             if character in FORMATS:
                 letter = character
@@ -221,4 +226,4 @@ class ArgumentReader:
             position += 1
             character = self._line[position : position + 1]
         self._position = position
-        return Format(letter, size)
+        return Format(letter, size, count)

@@ -10,6 +10,7 @@ from pyvm.monitor.commands.block_common import backend_of_device, block_errors, 
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
+from pyvm.monitor.hmp.vnc import change_password
 
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
@@ -102,11 +103,11 @@ def _headline(info: dict[str, Any] | None, inserted: dict[str, Any] | None) -> s
 
 
 def _images_text(image: dict[str, Any] | None) -> str:
-    from pyvm.block.info_text import image_text
+    from pyvm.block.info_text import image_lines
 
     text = "\nImages:\n"
     while image is not None:
-        text += image_text(image)
+        text += "".join(f"{line}\n" for line in image_lines(image))
         image = image.get("backing-image")
     return text
 
@@ -122,7 +123,7 @@ def info_blockstats(shell: Shell) -> str:
     return text
 
 
-@INFORMATION.command("iothreads", description="show iothreads")
+@INFORMATION.command("iothreads", description="show iothreads", preconfig=True)
 def info_iothreads(shell: Shell) -> str:
     """Show the I/O threads."""
     text = ""
@@ -149,25 +150,29 @@ def eject(shell: Shell, f: bool, device: str) -> None:
     parameters="device [-f] filename [format [read-only-mode]]",
     description="change a removable medium, optional format, use -f to force the operation",
 )
-def change(shell: Shell, device: str, f: bool, target: str, arg: str | None, mode: str | None) -> None:
+def change(shell: Shell, device: str, f: bool, target: str, arg: str | None, mode: str | None) -> str | None:
     """Put another medium in; for the device `vnc`, change the password."""
     if device == "vnc":
         if mode is not None:
             raise QmpError("Parameter 'read-only-mode' is invalid for VNC")
-        shell.qmp("change", device=device, target=target, arg=arg)
-        return
+        return change_password(shell, target, arg)
     if mode not in (None, "retain", "read-only", "read-write"):
         raise QmpError(f"invalid parameter value: {mode}")
     shell.qmp(
         "blockdev-change-medium", device=device, id=None, filename=target, format=arg, force=f, read_only_mode=mode
     )
+    return None
 
 
 # ---- Sizes and limits
 
 
 @COMMANDS.command(
-    "block_resize", "device:block size:size", parameters="device size", description="resize a block image"
+    "block_resize",
+    "device:block size:size",
+    parameters="device size",
+    description="resize a block image",
+    preconfig=True,
 )
 def block_resize(shell: Shell, device: str, size: int) -> None:
     """Give the medium of a drive another size."""
@@ -179,6 +184,7 @@ def block_resize(shell: Shell, device: str, size: int) -> None:
     "device:block " + " ".join(f"{name}:int64" for name in _LIMITS),
     parameters="device bps bps_rd bps_wr iops iops_rd iops_wr",
     description="change I/O throttle limits for a block drive",
+    preconfig=True,
 )
 def block_set_io_throttle(shell: Shell, device: str, **limits: int) -> None:
     """Limit what a drive does in a second."""
@@ -215,6 +221,28 @@ def drive_add(shell: Shell, n: bool, address: str, options: str) -> str:
     if drive.interface != "none":
         return f"Can't hot-add drive to type {_INTERFACES[drive.interface]}\n"
     return "OK\n"
+
+
+@COMMANDS.command(
+    "snapshot_blkdev",
+    "-n device:block snapshot_file:string? format:string?",
+    parameters="[-n] device [new-image-file] [format]",
+    description="initiates a live snapshot of device: new-image-file, of the given format or qcow2, becomes the image "
+    "that is written (-n: use an image that is there)",
+)
+def snapshot_blkdev(shell: Shell, n: bool, device: str, snapshot_file: str | None, format: str | None) -> None:  # noqa: A002 - the name that its help has
+    """Make an image, and put it on top of a drive's."""
+    if snapshot_file is None:
+        raise QmpError("Parameter 'snapshot-file' is missing")
+    shell.qmp(
+        "blockdev-snapshot-sync",
+        device=device,
+        node_name=None,
+        snapshot_file=snapshot_file,
+        snapshot_node_name=None,
+        format=format,
+        mode="existing" if n else "absolute-paths",
+    )
 
 
 @COMMANDS.command("drive_del", "id:block", parameters="device", description="remove host block device")

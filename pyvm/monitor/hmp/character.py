@@ -54,9 +54,8 @@ def _parse(given: dict[str, str]) -> ChardevOptions:
 
 def _without_wait(options: ChardevOptions) -> ChardevOptions:
     """Return the options of a server that does not wait: guest and monitors would wait with it."""
-    from dataclasses import replace
-
     from pyvm.chardev.options import SocketOptions
+    from pyvm.records import replace
 
     return replace(options, wait=False) if isinstance(options, SocketOptions) else options
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from pyvm.devices.display.screendump import FORMATS
 from pyvm.monitor.errors import QmpError
-from pyvm.monitor.hmp import block, character, dumping, host, tracing
+from pyvm.monitor.hmp import (
+    block,
+    block_jobs,
+    character,
+    dumping,
+    examine,
+    host,
+    migration,
+    network,
+    objects,
+    parts,
+    tracing,
+    vnc,
+)
 from pyvm.monitor.hmp import input as typing
 from pyvm.monitor.hmp.arguments import Format
 from pyvm.monitor.hmp.information import INFORMATION
@@ -12,9 +25,9 @@ from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable, UnknownCommandError, help_line
 
 COMMANDS = CommandTable()
-for _chapter in (block, character, dumping, host, tracing, typing):
+for _chapter in (block, block_jobs, character, dumping, examine, host, migration, network, objects, tracing, typing):
     COMMANDS.include(_chapter.COMMANDS)
-for _subjects in (block, dumping, host, tracing, typing):
+for _subjects in (block, block_jobs, dumping, examine, host, migration, network, objects, parts, tracing, typing, vnc):
     INFORMATION.include(_subjects.INFORMATION)
 
 _PORT_SUFFIX = {1: "b", 2: "w", 4: "l"}

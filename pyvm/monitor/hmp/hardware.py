@@ -114,3 +114,32 @@ def show_spaces(board: Board) -> str:
         + ports
         + "\n"
     )
+
+
+def _flat(space: IoSpace) -> list[tuple[int, str]]:
+    return [
+        (
+            region.base,
+            _region(
+                2,
+                region.base,
+                region.base + region.size,
+                f"(prio 0, {'i/o' if region.ram is None else 'ram'}): {region.name}",
+            ),
+        )
+        for region in space.regions()
+    ]
+
+
+def _flat_view(number: int, space: str, root: str, lines: list[tuple[int, str]]) -> str:
+    head = f'FlatView #{number}\n AS "{space}", root: {root}\n Root memory region: {root}\n'
+    return head + "".join(line for _, line in sorted(lines)) + "\n"
+
+
+def show_flat(board: Board) -> str:
+    """Return what `info mtree -f` shows: what a vCPU finds at each address and port."""
+    ram = []
+    for block in board.memory.blocks:
+        offset = f" @{block.offset:016x}" if block.offset else ""
+        ram.append((block.gpa, _region(2, block.gpa, block.end, f"(prio 0, ram): pc.ram{offset}")))
+    return _flat_view(0, "memory", "system", ram + _flat(board.mmio)) + _flat_view(1, "I/O", "io", _flat(board.ports))

@@ -7,6 +7,7 @@ from typing import Any
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
+from pyvm.monitor.hmp.vnc import with_hint
 from pyvm.monitor.schema.record import record_class
 
 COMMANDS = CommandTable()
@@ -59,6 +60,12 @@ def boot_set(shell: Shell, bootdevice: str) -> str:
     return f"boot device list now set to {bootdevice}\n"
 
 
+@COMMANDS.command("exit_preconfig", description="exit the preconfig state", preconfig=True)
+def exit_preconfig(shell: Shell) -> Any:
+    """Make the machine."""
+    return shell.qmp("x-exit-preconfig")
+
+
 # ---- Descriptors and passwords
 
 
@@ -67,6 +74,7 @@ def boot_set(shell: Shell, bootdevice: str) -> str:
     "fdname:string",
     parameters="getfd name",
     description="receive a file descriptor via SCM rights and assign it a name",
+    preconfig=True,
 )
 def getfd(shell: Shell, fdname: str) -> None:
     """Give a name to a descriptor that came with the line."""
@@ -78,6 +86,7 @@ def getfd(shell: Shell, fdname: str) -> None:
     "fdname:string",
     parameters="closefd name",
     description="close a file descriptor previously passed via SCM rights",
+    preconfig=True,
 )
 def closefd(shell: Shell, fdname: str) -> None:
     """Close a descriptor that has a name."""
@@ -94,12 +103,12 @@ _Expiry = record_class("ExpirePasswordOptions", ("protocol", "time", "display"))
     parameters="protocol password [-d display] [action-if-connected]",
     description="set spice/vnc password",
 )
-def set_password(shell: Shell, protocol: str, password: str, d: str | None, connected: str | None) -> None:
+def set_password(shell: Shell, protocol: str, password: str, d: str | None, connected: str | None) -> str:
     """Set the password of a remote display."""
     options: Any = _Password()
     options.protocol, options.password = _choice(protocol, _PROTOCOLS), password
     options.display, options.connected = d, None if connected is None else _choice(connected, _IF_CONNECTED)
-    shell.qmp("set_password", arguments=options)
+    return with_hint(shell, d, "set_password", arguments=options)
 
 
 @COMMANDS.command(
@@ -124,6 +133,52 @@ def _text_of_error(shell: Shell, command: str, **arguments: int) -> str:
     except QmpError as error:
         return f"{error.description}\n"
     return ""
+
+
+@COMMANDS.command(
+    "dumpdtb", "filename:string", parameters="filename", description="dump the FDT in dtb format to 'filename'"
+)
+def dumpdtb(shell: Shell, filename: str) -> None:
+    """Refuse: a PC has no device tree."""
+    shell.qmp("dumpdtb", filename=filename)
+
+
+@COMMANDS.command(
+    "pcie_aer_inject_error",
+    "-a -c id:string error_status:string tlp_header:text?",
+    parameters="[-a] [-c] id <error_status> [<tlp header> [<tlp header prefix>]]",
+    description="inject pcie aer error (-a: advisory non fatal; -c: correctable)",
+)
+def pcie_aer_inject_error(
+    shell: Shell,
+    a: bool,
+    c: bool,
+    id: str,  # noqa: A002 - the name that its help has
+    error_status: str,
+    tlp_header: str | None,
+) -> str:
+    """Refuse: the machine has PCI, not PCI Express."""
+    if shell.machine_part("find_device")(id) is None:
+        return f"id or pci device path is invalid or device not found. {id}\n"
+    return f"the device doesn't support pci express. {id}\n"
+
+
+@COMMANDS.command(
+    "wavcapture",
+    "path:filename audiodev:string freq:int64? bits:int64? nchannels:int64?",
+    parameters="path audiodev [frequency [bits [channels]]]",
+    description="capture audio to a wave file",
+)
+def wavcapture(
+    shell: Shell, path: str, audiodev: str, freq: int | None, bits: int | None, nchannels: int | None
+) -> str:
+    """Refuse: no sound comes out of this machine."""
+    return f"Audiodev '{audiodev}' not found\n"
+
+
+@COMMANDS.command("stopcapture", "n:int64", parameters="capture index", description="stop capture")
+def stopcapture(shell: Shell, n: int) -> None:
+    """Stop to record sound: none is recorded."""
 
 
 @COMMANDS.command(

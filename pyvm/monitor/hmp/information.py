@@ -132,9 +132,15 @@ def pic(shell: Shell) -> str:
     return show_ioapic(board.ioapic.save()) + show_pics(board.pic.save())
 
 
-@INFORMATION.command("mtree", description="show memory tree")
-def mtree(shell: Shell) -> str:
+@INFORMATION.command(
+    "mtree",
+    "-f -D",
+    parameters="[-f][-D]",
+    description="show memory tree (-f: what is in the end at each address; -D: disabled regions, too: there are none)",
+)
+def mtree(shell: Shell, f: bool, D: bool) -> str:  # noqa: N803 - the name of the option
     """Show what is where in the memory and port spaces."""
-    from pyvm.monitor.hmp.hardware import inspect, show_spaces
+    from pyvm.monitor.hmp.hardware import inspect, show_flat, show_spaces
 
-    return show_spaces(inspect(shell.machine).board)
+    board = inspect(shell.machine).board
+    return show_flat(board) if f else show_spaces(board)

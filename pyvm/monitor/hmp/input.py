@@ -34,7 +34,7 @@ def _integer(text: str) -> int:
 )
 def sendkey(shell: Shell, keys: str, hold_time: int | None) -> str:
     """Press keys, which are joined by hyphens: QKeyCodes, or numbers in hexadecimal."""
-    from pyvm.machine.input import key_of_number
+    from pyvm.input import key_of_number
 
     names = []
     for key in keys.split("-"):

@@ -352,7 +352,8 @@ class LineEditor:
         if not candidates:
             return
         if len(candidates) == 1:
-            self._insert(candidates[0][length:] + " ")
+            candidate = candidates[0]
+            self._insert(candidate[length:] + ("" if candidate.endswith("/") else " "))
             return
         rows = in_columns(candidates[:MAX_CANDIDATES])
         self._write("\n" + "".join(row + "\n" for row in rows) + self.prompt)

@@ -220,9 +220,12 @@ class HumanMonitor:
             self._scheduler.call_soon(self._resume)
 
     def _complete(self, text: str) -> tuple[int, list[str]]:
-        from pyvm.monitor.hmp.commands import COMMANDS
+        from pyvm.monitor.hmp.completion import complete
+        from pyvm.monitor.hmp.shell import Shell
 
-        return COMMANDS.complete(text, self._machine.initialized)
+        if self._client is None:
+            return 0, []
+        return complete(Shell(self._dispatcher.context(self._client), self._state), text)
 
     # ---- Output
 

@@ -41,6 +41,13 @@ class HumanSession(Protocol):
     human: HumanState
 
 
+@runtime_checkable
+class FormatKeeper(Protocol):
+    """A machine that keeps how values were shown last, for lines whose session does not remember."""
+
+    shown_format: Format
+
+
 class Shell:
     """What the handler of a command may use."""
 
@@ -73,6 +80,16 @@ class Shell:
             raise KeyError(name)
         return load_handler(command)(self._context, **arguments)
 
+    def request(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Call a QMP command with arguments as clients give them, those left out that are None; as :meth:`qmp`."""
+        from pyvm.monitor.schema.validate import validator
+
+        command = self._context.schema.command(name)
+        if command is None:
+            raise KeyError(name)
+        given = {key: value for key, value in arguments.items() if value is not None}
+        return self.qmp(name, **validator().arguments(command, given))
+
     def machine_part(self, name: str) -> Any:
         """Return an attribute of the machine that monitors do not see; raises QmpError where it has none."""
         part = getattr(self._context.machine, name, None)
@@ -97,11 +114,16 @@ def execute(context: Context, line: str, cpu_index: int | None = None) -> str | 
 
     session = context.session
     state = session.human if cpu_index is None and isinstance(session, HumanSession) else HumanState()
+    keeper: object = context.machine if state is not getattr(session, "human", None) else None
+    if isinstance(keeper, FormatKeeper):
+        state.format = keeper.shown_format
     if cpu_index is not None:
         if not any(vcpu.index == cpu_index for vcpu in context.machine.vcpus()):
             raise QmpError("Parameter 'cpu-index' expects a CPU number")
         state.cpu = cpu_index
     result = _execute(Shell(context, state), COMMANDS, line)
+    if isinstance(keeper, FormatKeeper):
+        keeper.shown_format = state.format
     return _finish(result) if isinstance(result, CoroutineType) else _wire(_settled(result))
 
 

@@ -81,9 +81,13 @@ def _numbers(name: str, items: list[Any]) -> list[int]:
     numbers: list[int] = []
     for item in items:
         first, dash, last = str(item).partition("-")
-        low = _number(name, first, signed=False)
-        high = _number(name, last, signed=False) if dash else low
+        error = ConfigError(f"Parameter '{name}' expects a uint64 value or range")
+        try:
+            low = _number(name, first, signed=False)
+            high = _number(name, last, signed=False) if dash else low
+        except ConfigError:
+            raise error from None
         if high < low or high - low >= _MOST_NUMBERS:
-            raise ConfigError(f"Parameter '{name}' expects a uint64 value or range")
+            raise error
         numbers.extend(range(low, high + 1))
     return numbers

@@ -12,7 +12,6 @@ from typing import Any
 
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.json_text import modified_utf8
-from pyvm.monitor.json_writer import wire_order
 from pyvm.monitor.schema.model import (
     AlternateType,
     ArrayType,
@@ -28,6 +27,7 @@ from pyvm.monitor.schema.model import (
     load,
 )
 from pyvm.monitor.schema.record import Record, python_name, record_class
+from pyvm.wire_order import wire_order
 
 Place = tuple[Any, str | int] | None
 """Where a value stands: the place of the container and the name or index in it; None is the whole."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pyvm.records import field, record
 from pyvm.secrets import Secrets
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
 
@@ -36,7 +36,7 @@ _CACHE_MODES = {
 }
 
 
-@dataclass
+@record
 class Arguments:
     """The options of a subcommand by name (a short option's letter, a long one's name), and its operands."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyvm.records import record
+from pyvm.sizes import INT64_MAX
 from pyvm.tools.img.arguments import scan
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import ImageChoice
-from pyvm.tools.img.sizes import INT64_MAX, parse_integer, parse_size
+from pyvm.tools.img.sizes import parse_integer, parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
@@ -25,7 +26,7 @@ _LONG = {
 _INT_MAX = (1 << 31) - 1
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Run:
     """What is sent."""
 

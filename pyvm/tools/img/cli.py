@@ -20,7 +20,6 @@ _FAILURES = {"compare": 2}
 
 def script() -> NoReturn:
     """Run ``pyvm-img`` as a program of its own, which starts and ends as fast as it can."""
-    _import_late("inspect")
     status = main()
     try:
         sys.stdout.flush()
@@ -29,20 +28,6 @@ def script() -> NoReturn:
     sys.stderr.flush()
     # All files are closed.  To take the interpreter apart as well would take longer than many a subcommand.
     os._exit(status)
-
-
-def _import_late(name: str) -> None:
-    """Let a module be imported when something in it is used.
-
-    *dataclasses* imports *inspect*, which takes longer than all of pyvm.block, for classes without documentation.
-    """
-    from importlib.util import LazyLoader, find_spec, module_from_spec
-
-    spec = None if name in sys.modules else find_spec(name)
-    if spec is not None and spec.loader is not None:
-        spec.loader = LazyLoader(spec.loader)
-        module = sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(module)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyvm.records import record
 from pyvm.tools.img.arguments import IMAGE_LONG, Cache, scan
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.errors import ImgError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK = 2 << 20
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Layer:
     """An image of the chain: its name, its format, and its name in the header of the image above."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pyvm.records import field, record
 from pyvm.tools.img.arguments import IMAGE_LONG, Arguments, Cache, scan
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.creation import asks_for_help, create_target, driver_features, print_option_help, split_options
@@ -32,7 +32,7 @@ _MOST_SPARSE = 16 << 20
 _MOST_IN_FLIGHT = 16
 
 
-@dataclass
+@record
 class _Job:
     """What is to be done, as far as the command line says."""
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pyvm.block.info_text import image_lines
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.console import print_json
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
-from pyvm.tools.img.sizes import human
-from pyvm.tools.img.snapshots import describe_snapshots, print_snapshots
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
@@ -40,7 +38,7 @@ def run(argv: list[str]) -> int:
     for number, image in enumerate(images):
         if number:
             print()
-        _print_image(image)
+        print(*image_lines(image), sep="\n")
     return 0
 
 
@@ -91,7 +89,9 @@ def describe(node: Node) -> dict[str, Any]:
         if header.backing_format is not None:
             info["backing-filename-format"] = header.backing_format
     if qcow2.snapshots:
-        info["snapshots"] = describe_snapshots(qcow2.snapshots)
+        from pyvm.block.info import snapshot_info
+
+        info["snapshots"] = [snapshot_info(snapshot) for snapshot in qcow2.snapshots]
     return info
 
 
@@ -101,50 +101,3 @@ def full_name(image: str, backing: str) -> str:
     if colon and "/" not in protocol:
         return backing
     return os.path.join(os.path.dirname(image), backing)
-
-
-def _print_image(info: Mapping[str, Any]) -> None:
-    size = info["virtual-size"]
-    print(f"image: {info['filename']}")
-    print(f"file format: {info['format']}")
-    print(f"virtual size: {human(size)} ({size} bytes)")
-    print(f"disk size: {human(info['actual-size']) if 'actual-size' in info else 'unavailable'}")
-    if info.get("encrypted"):
-        print("encrypted: yes")
-    if "cluster-size" in info:
-        print(f"cluster_size: {info['cluster-size']}")
-    if info["dirty-flag"]:
-        print("cleanly shut down: no")
-    if "backing-filename" in info:
-        full = info["full-backing-filename"]
-        actual = f" (actual path: {full})" if full != info["backing-filename"] else ""
-        print(f"backing file: {info['backing-filename']}{actual}")
-        if "backing-filename-format" in info:
-            print(f"backing file format: {info['backing-filename-format']}")
-    if "snapshots" in info:
-        print_snapshots(info["snapshots"])
-    if "format-specific" in info:
-        print("Format specific information:")
-        _print_members(info["format-specific"]["data"], 1)
-
-
-def _print_members(members: Mapping[str, Any], depth: int) -> None:
-    from pyvm.monitor.json_writer import wire_order
-
-    for key in wire_order(members):
-        _print_member(key.replace("-", " "), members[key], depth)
-
-
-def _print_member(name: str, value: Any, depth: int) -> None:
-    indent = "    " * depth
-    if isinstance(value, Mapping):
-        print(f"{indent}{name}:")
-        _print_members(value, depth + 1)
-    elif isinstance(value, list):
-        print(f"{indent}{name}:")
-        for index, item in enumerate(value):
-            _print_member(f"[{index}]", item, depth + 1)
-    elif isinstance(value, bool):
-        print(f"{indent}{name}: {'true' if value else 'false'}")
-    else:
-        print(f"{indent}{name}: {value}")

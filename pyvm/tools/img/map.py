@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pyvm.block.status import ChainExtent, chain_status
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import ImageChoice
@@ -26,27 +26,26 @@ _LONG = {
 }
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A run of bytes that the chain has in one way."""
 
     start: int
-    length: int
-    data: bool
-    zero: bool
-    depth: int
-    present: bool
-    offset: int | None
+    extent: ChainExtent
     filename: str | None
 
     def followed_by(self, other: _Entry) -> bool:
         """Whether the two are one run."""
-        same = (self.data, self.zero, self.depth, self.present, self.filename)
-        if same != (other.data, other.zero, other.depth, other.present, other.filename):
+        mine, its = self.extent, other.extent
+        same = (mine.data, mine.zero, mine.depth, mine.present, self.filename)
+        if same != (its.data, its.zero, its.depth, its.present, other.filename):
             return False
-        if self.offset is None or other.offset is None:
-            return self.offset is other.offset
-        return self.offset + self.length == other.offset
+        if mine.offset is None or its.offset is None:
+            return mine.offset is its.offset
+        return mine.offset + mine.length == its.offset
+
+    def longer(self, length: int) -> _Entry:
+        """Return the run with `length` bytes more."""
+        return self._replace(extent=self.extent._replace(length=self.extent.length + length))
 
 
 def run(argv: list[str]) -> int:
@@ -71,15 +70,13 @@ def run(argv: list[str]) -> int:
 
 
 def _entries(node: Node, start: int, end: int) -> Iterator[_Entry]:
-    from pyvm.block.status import chain_status
-
     while start < end:
         try:
             extent = chain_status(node, start, end - start)
         except OSError as error:
             raise ImgError(f"Failed to read image metadata: {error.strerror}") from None
         name = extent.node.filename if extent.offset is not None and extent.node is not None else None
-        yield _Entry(start, extent.length, extent.data, extent.zero, extent.depth, extent.present, extent.offset, name)
+        yield _Entry(start, extent, name)
         start += extent.length
 
 
@@ -87,7 +84,7 @@ def _merged(entries: Iterator[_Entry]) -> Iterator[_Entry]:
     current: _Entry | None = None
     for entry in entries:
         if current is not None and current.followed_by(entry):
-            current = replace(current, length=current.length + entry.length)
+            current = current.longer(entry.extent.length)
             continue
         if current is not None:
             yield current
@@ -98,12 +95,13 @@ def _merged(entries: Iterator[_Entry]) -> Iterator[_Entry]:
 
 def _print_human(entries: Iterator[_Entry]) -> None:
     print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
-    for it in entries:
-        if not it.data or it.zero:
+    for start, extent, filename in entries:
+        if not extent.data or extent.zero:
             continue
-        if it.offset is None:
+        if extent.offset is None:
             raise ImgError("File contains external, encrypted or compressed clusters.")
-        print(f"{_hexadecimal(it.start):<16}{_hexadecimal(it.length):<16}{_hexadecimal(it.offset):<16}{it.filename}")
+        columns = (f"{_hexadecimal(number):<16}" for number in (start, extent.length, extent.offset))
+        print(f"{''.join(columns)}{filename}")
 
 
 def _hexadecimal(number: int) -> str:
@@ -112,12 +110,13 @@ def _hexadecimal(number: int) -> str:
 
 def _print_json(entries: Iterator[_Entry], start: int) -> None:
     separator = "["
-    nothing = _Entry(start, 0, False, False, 0, False, None, None)
-    for it in chain((next(entries, nothing),), entries):
-        place = f', "offset": {it.offset}' if it.offset is not None else ""
+    nothing = _Entry(start, ChainExtent(0, False, False, 0, False, None, None, None), None)
+    for at, extent, _ in chain((next(entries, nothing),), entries):
+        place = f', "offset": {extent.offset}' if extent.offset is not None else ""
         sys.stdout.write(
-            f'{separator}{{ "start": {it.start}, "length": {it.length}, "depth": {it.depth},'
-            f' "present": {_boolean(it.present)}, "zero": {_boolean(it.zero)}, "data": {_boolean(it.data)}{place}}}'
+            f'{separator}{{ "start": {at}, "length": {extent.length}, "depth": {extent.depth},'
+            f' "present": {_boolean(extent.present)}, "zero": {_boolean(extent.zero)},'
+            f' "data": {_boolean(extent.data)}{place}}}'
         )
         separator = ",\n"
     sys.stdout.write("]\n")

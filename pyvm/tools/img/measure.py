@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyvm.records import record
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.console import complain, print_json
 from pyvm.tools.img.convert import open_snapshot
@@ -21,7 +21,7 @@ _LONG = {**IMAGE_LONG, "force-share": "U", "output": "output=", "size": "size="}
 _SECTOR = 512
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Sizes:
     """What was measured, in bytes."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pyvm.records import field, record, replace
 from pyvm.secrets import Secrets
 from pyvm.tools.img.arguments import Arguments, Cache
 from pyvm.tools.img.console import warn_plainly
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _UNCHANGED = Cache()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ImageChoice:
     """How the images of a command line are named and opened."""
 
@@ -55,12 +55,14 @@ class ImageChoice:
         complaint: str | None = None,
         exclusive: bool = False,
         no_io: bool = False,
+        for_check: bool = False,
     ) -> Node:
         """Open an image, which belongs to the caller; raises ImgError.
 
         `backing` False leaves closed what is below it.  `options` are added to those of the node.  `complaint` is what
         the error begins with.  Others may write to a raw image meanwhile, unless it is opened `exclusive`.
-        With `no_io` it is only looked at: what is encrypted needs no key.
+        With `no_io` it is only looked at: what is encrypted needs no key.  `for_check` opens it even if its tables are
+        damaged.
         """
         complaint = complaint or f"Could not open '{filename}'"
         from pyvm.block.errors import BlockError
@@ -71,18 +73,17 @@ class ImageChoice:
 
         try:
             name, tree = self._options(filename)
-            tree.setdefault("read-only", not writable)
-            tree.setdefault("discard", "unmap" if writable else "ignore")
-            if self.force_share:
-                tree["force-share"] = True
-            caching = tree.setdefault("cache", {})
-            caching.setdefault("direct", cache.direct)
-            caching.setdefault("no-flush", cache.no_flush)
-            if not backing and _takes_backing(name, tree):
-                tree["backing"] = None
+            self._set_mode(tree, writable, cache)
             tree.update(options or {})
             graph = BlockGraph(secrets=self.secrets)
-            opener = Opener(graph, Dialect.DRIVE, warn=_silent if quiet else warn_plainly, no_io=no_io)
+            opener = Opener(
+                graph,
+                Dialect.DRIVE,
+                warn=_silent if quiet else warn_plainly,
+                no_io=no_io,
+                no_backing=not backing,
+                for_check=for_check,
+            )
             node = opener.open(name, tree, access=_access(writable, resize, exclusive), aio=aio)
         except (BlockError, ConfigError) as error:
             raise ImgError(f"{complaint}: {error}") from None
@@ -95,19 +96,21 @@ class ImageChoice:
 
         Raises ImgError.
         """
-        from pyvm.block.errors import BlockError
-        from pyvm.errors import ConfigError
+        node = self.open(filename, writable=writable, cache=cache._replace(no_flush=False), for_check=True)
+        image = as_qcow2(node)
+        if image is None:
+            node.release()
+        return image
 
-        common: dict[str, Any] = {"read-only": not writable, "cache": {"direct": cache.direct, "no-flush": False}}
+    def _set_mode(self, tree: dict[str, Any], writable: bool, cache: Cache) -> None:
+        """Say in the options `tree` how an image is used, where they do not say so themselves."""
+        tree.setdefault("read-only", not writable)
+        tree.setdefault("discard", "unmap" if writable else "ignore")
         if self.force_share:
-            common["force-share"] = True
-        try:
-            name, tree = self._options(filename)
-            return _open_damaged(name, tree, common)
-        except (BlockError, ConfigError) as error:
-            raise ImgError(f"Could not open '{filename}': {error}") from None
-        except OSError as error:
-            raise ImgError(f"Could not open '{filename}': {error.strerror}") from None
+            tree["force-share"] = True
+        caching = tree.setdefault("cache", {})
+        caching.setdefault("direct", cache.direct)
+        caching.setdefault("no-flush", cache.no_flush)
 
     def _options(self, filename: str) -> tuple[str | None, dict[str, Any]]:
         """Return the file name that is left, and the options that the rest of it stands for."""
@@ -118,71 +121,6 @@ class ImageChoice:
 
         options = parse(Group("source", "file"), filename)
         return None, unflatten(dict(options.pairs))
-
-
-def _open_damaged(filename: str | None, tree: dict[str, Any], common: dict[str, Any]) -> Qcow2Node | None:
-    """Open the file of an image and, where it is a qcow2 image, that without a look at its tables."""
-    from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
-    from pyvm.block.node import storage_access
-    from pyvm.block.options import find_driver, parse_filename, parse_pseudo
-    from pyvm.block.probe import PROBE_SIZE, probe_format
-
-    if filename is not None and filename.startswith("json:"):
-        tree = {**parse_pseudo(filename), **tree}
-        filename = None
-    driver = tree.get("driver")
-    if driver is not None and find_driver(str(driver)).name != "qcow2":
-        return None
-    file_tree = tree.get("file") or {}
-    if filename is None and isinstance(file_tree, dict):
-        filename = file_tree.pop("filename", None)
-    if filename is not None and "driver" not in file_tree:
-        protocol, own = parse_filename(filename)
-        file_tree = {**file_tree, **own, "driver": protocol.name}
-    access = storage_access(common["read-only"])
-    nodes = [_open_tree({**common, **file_tree}, access)]
-    try:
-        if driver is None and probe_format(nodes[0].head(PROBE_SIZE), filename or "") != "qcow2":
-            nodes[0].release()
-            return None
-        header = read_header(nodes[0])
-        data = None
-        if header.external_data and header.data_file is not None:
-            protocol, own = parse_filename(header.data_file)
-            data = _open_tree({**common, **own, "driver": protocol.name}, access)
-            nodes.append(data)
-        return Qcow2Node(nodes[0], header, data_file=data, warn=warn_plainly, for_check=True)
-    except BaseException:
-        for node in nodes:
-            node.release()
-        raise
-
-
-def _open_tree(tree: dict[str, Any], access: Access) -> Node:
-    from pyvm.block.graph import BlockGraph
-    from pyvm.block.open import Opener
-    from pyvm.block.options import Dialect
-
-    return Opener(BlockGraph(), Dialect.DRIVE, warn=warn_plainly).open(None, tree, access=access)
-
-
-def _takes_backing(filename: str | None, tree: dict[str, Any]) -> bool:
-    """Whether there may be something below an image: only then its options say that it stays closed."""
-    driver = tree.get("driver")
-    if filename is not None and filename.startswith("json:"):
-        from pyvm.block.options import parse_pseudo
-
-        driver = parse_pseudo(filename).get("driver")
-    if driver is None and filename is not None:
-        from pyvm.block.probe import PROBE_SIZE, probe_format
-
-        try:
-            with open(filename.removeprefix("file:"), "rb") as file:
-                driver = probe_format(file.read(PROBE_SIZE), filename)
-        except (OSError, ValueError):
-            # Opening it as an image says what is wrong.
-            return False
-    return driver == "qcow2"
 
 
 def _silent(_: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast, get_args
 
+from pyvm.sizes import INT64_MAX, read_size
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.console import complain, warn
 from pyvm.tools.img.errors import ImgError, UsageError
 from pyvm.tools.img.opening import ImageChoice
-from pyvm.tools.img.sizes import INT64_MAX, read_size
 
 if TYPE_CHECKING:
     from pyvm.block.node import Preallocation

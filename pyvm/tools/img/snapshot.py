@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.errors import ImgError, UsageError
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
-from pyvm.tools.img.snapshots import describe_snapshots, print_snapshots
 
 if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
@@ -32,7 +31,7 @@ def run(argv: list[str]) -> int:
         image = as_qcow2(node)
         if action == "l":
             if image is not None and image.snapshots:
-                print_snapshots(describe_snapshots(image.snapshots))
+                _list(image)
         elif action == "c":
             _create(image, name)
         elif action == "a":
@@ -42,6 +41,13 @@ def run(argv: list[str]) -> int:
     finally:
         node.release()
     return 0
+
+
+def _list(image: Qcow2Node) -> None:
+    from pyvm.block.info import snapshot_info
+    from pyvm.block.info_text import snapshot_lines
+
+    print(*snapshot_lines(snapshot_info(snapshot) for snapshot in image.snapshots), sep="\n")
 
 
 def _create(image: Qcow2Node | None, name: str) -> None:

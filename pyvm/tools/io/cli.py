@@ -7,9 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pyvm.records import replace
 from pyvm.tools.img.arguments import Arguments, scan
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
 from pyvm.tools.io.command import PROGRAM

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.backend import BlockBackend
 from pyvm.block.errors import BlockError
 from pyvm.errors import ConfigError
+from pyvm.records import replace
 from pyvm.tools.io.command import ANY, Arguments, Command
 from pyvm.tools.io.numbers import Usage
 from pyvm.tools.io.session import Session

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
@@ -58,36 +57,17 @@ def _info(session: Session, arguments: Arguments) -> None:
         raise Failed
     specific = node.format_info()
     if specific is not None:
+        from pyvm.block.info_text import member_lines
+
         session.out("Format specific information:\n")
-        _show_members(session, specific["data"], 1)
+        for line in member_lines(specific["data"], 1):
+            session.out(f"{line}\n")
 
 
 def _bottom(node: Node) -> Node:
     while node.file is not None:
         node = node.file
     return node
-
-
-def _show_members(session: Session, members: Mapping[str, Any], depth: int) -> None:
-    from pyvm.monitor.json_writer import wire_order
-
-    for key in wire_order(members):
-        _show_member(session, key.replace("-", " "), members[key], depth)
-
-
-def _show_member(session: Session, name: str, value: Any, depth: int) -> None:
-    indent = "    " * depth
-    if isinstance(value, Mapping):
-        session.out(f"{indent}{name}:\n")
-        _show_members(session, value, depth + 1)
-    elif isinstance(value, list):
-        session.out(f"{indent}{name}:\n")
-        for index, item in enumerate(value):
-            _show_member(session, f"[{index}]", item, depth + 1)
-    elif isinstance(value, bool):
-        session.out(f"{indent}{name}: {'true' if value else 'false'}\n")
-    else:
-        session.out(f"{indent}{name}: {value}\n")
 
 
 def _discard(session: Session, arguments: Arguments) -> None:

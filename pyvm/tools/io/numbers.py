@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
-from pyvm.tools.img.sizes import INT64_MAX, read_size
+from pyvm.sizes import INT64_MAX, read_number, read_size
 
 MAX_REQUEST = 2147483136
 """Most bytes of one request: whole sectors below 2 GiB."""
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_INTEGER = re.compile(r"\s*[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 
 
 class CommandError(Exception):
@@ -30,19 +27,9 @@ def take_size(text: str) -> int:
     return size
 
 
-def take_integer(text: str) -> int | None:
-    """Return a whole number in C's notations, None where it is none."""
-    if _INTEGER.fullmatch(text) is None:
-        return None
-    digits = text.strip()
-    number = digits.lstrip("+-")
-    value = int(number, 16) if number[:2].lower() == "0x" else int(number, 8 if number.startswith("0") else 10)
-    return -value if digits.startswith("-") else value
-
-
 def take_pattern(text: str) -> int:
     """Return the value of a byte.  Raises CommandError."""
-    value = take_integer(text)
+    value = read_number(text)
     if value is None or not 0 <= value <= 255:
         raise CommandError(f"{text} is not a valid pattern byte")
     return value

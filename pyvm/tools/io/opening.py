@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.errors import BlockError
 from pyvm.errors import ConfigError
+from pyvm.records import field, record, replace
 from pyvm.secrets import Secrets
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def find_cache(mode: str) -> Cache:
         raise BlockError(str(error)) from None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class HowOpened:
     """How an image is opened; it can be opened once more in another way."""
 

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 
+from pyvm.sizes import read_number
 from pyvm.tools.io.command import Arguments, Command
-from pyvm.tools.io.numbers import CommandError, take_integer, take_size
+from pyvm.tools.io.numbers import CommandError, take_size
 from pyvm.tools.io.session import Session
 
 _MILLISECONDS = 1000
@@ -31,7 +32,7 @@ def _help(session: Session, arguments: Arguments) -> None:
 
 
 def _sleep(session: Session, arguments: Arguments) -> None:
-    milliseconds = take_integer(arguments.operands[0])
+    milliseconds = read_number(arguments.operands[0])
     if milliseconds is None or milliseconds < 0:
         raise CommandError(f"{arguments.operands[0]} is not a valid number")
     session.pause(milliseconds / _MILLISECONDS)

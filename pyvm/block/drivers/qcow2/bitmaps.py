@@ -10,7 +10,7 @@ and makes them void.  One that does know them marks as "in use" what it does not
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyvm.block.drivers.qcow2.disk import Disk
@@ -105,8 +105,8 @@ def _regions_of(disk: Disk, bitmap: Bitmap) -> Iterator[tuple[int, int]]:
 # ---- Changes
 
 
-def check_name(disk: Disk, name: str, granularity_bits: int) -> None:
-    """Raise BlockError where no bitmap with this name can be added."""
+def check_name(disk: Disk, name: str, granularity_bits: int, others: Sequence[str] = ()) -> None:
+    """Raise BlockError where no bitmap with this name can be added; `others` will be in the image, too."""
     if disk.header.version < 3:
         raise BlockError("Cannot store dirty bitmaps in qcow2 v2 files")
     if not name or len(name.encode("utf-8", "surrogateescape")) > MAX_BITMAP_NAME:
@@ -117,9 +117,10 @@ def check_name(disk: Disk, name: str, granularity_bits: int) -> None:
         )
     if length_for(disk.header.size, granularity_bits) > MAX_BITMAP_BYTES:
         raise BlockError("Too much space will be occupied by the bitmap. Use larger granularity")
-    if any(it.name == name for it in disk.bitmaps):
+    names = {it.name for it in disk.bitmaps}.union(others)
+    if name in names:
         raise BlockError(f"Bitmap already exists: {name}")
-    if len(disk.bitmaps) >= MAX_BITMAPS:
+    if len(names) >= MAX_BITMAPS:
         raise BlockError("Maximum number of persistent bitmaps is already reached")
 
 
@@ -138,6 +139,20 @@ def store(disk: Disk, name: str, content: bytes | bytearray) -> None:
     _replace(disk, {name: content}, disk.bitmaps)
 
 
+def store_all(disk: Disk, contents: dict[str, tuple[int, bool, bytes]]) -> None:
+    """Let the image have these bitmaps, and those that are in use and not among them, which nobody looked after.
+
+    For each name: granularity in bits, whether it follows all writes, and content.  Raises OSError, or BlockError.
+    """
+    known = {it.name: it for it in disk.bitmaps}
+    kept = [it for it in disk.bitmaps if it.name not in contents]
+    for name, (granularity_bits, auto, _) in contents.items():
+        extra = known[name].extra if name in known else b""
+        kept.append(Bitmap(name, 0, 0, BITMAP_AUTO if auto else 0, granularity_bits, extra=extra))
+    if kept or disk.bitmaps:
+        _replace(disk, {name: content for name, (_, _, content) in contents.items()}, kept)
+
+
 def remove(disk: Disk, name: str) -> None:
     """Remove a bitmap.  Raises OSError, or BlockError."""
     kept = [it for it in disk.bitmaps if it.name != name]
@@ -153,6 +168,8 @@ def load_all(disk: Disk) -> dict[str, bytearray]:
 
 def check_resizable(disk: Disk) -> None:
     """Raise BlockError where a bitmap stands against another size of the disk."""
+    if disk.bitmaps_kept:
+        return
     for it in disk.bitmaps:
         if it.in_use:
             raise BlockError(f"Bitmap '{it.name}' is inconsistent and cannot be used")

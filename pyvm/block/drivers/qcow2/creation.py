@@ -27,11 +27,11 @@ from pyvm.block.drivers.qcow2.structures import (
 from pyvm.block.drivers.qcow2.tables import encode_entries
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
+from pyvm.sizes import UINT64_MAX, read_number, read_size
 
 if TYPE_CHECKING:
     from pyvm.block.luks import CreateOptions as LuksOptions
 
-_SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
 _COMPRESSIONS = {"zlib": Compression.ZLIB, "zstd": Compression.ZSTD}
 DEFAULT_CLUSTER_SIZE = 65536
 
@@ -76,17 +76,9 @@ def parse_size(value: Any, name: str) -> int:
     """Return a size in bytes: a number, or a string with a suffix.  Raises BlockError."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64:
         return value
-    text = str(value).strip().lower()
-    digits = text.rstrip("bkmgtpe")
-    suffix = text[len(digits) :]
-    whole, point, part = digits.partition(".")
-    good = whole.isascii() and whole.isdigit() and suffix in _SUFFIXES
-    if good and point:
-        good = part.isascii() and part.isdigit() and suffix not in ("", "b")
-    if good:
-        size = int(whole) * _SUFFIXES[suffix] + (int(part) * _SUFFIXES[suffix] // 10 ** len(part) if point else 0)
-        if size < 1 << 64:
-            return size
+    size = None if isinstance(value, (bool, float)) else read_size(str(value).rstrip())
+    if size is not None and size <= UINT64_MAX:
+        return size
     raise BlockError(
         f"Parameter '{name}' expects a non-negative number below 2^64\n"
         "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
@@ -97,12 +89,8 @@ def parse_number(value: Any, name: str) -> int:
     """Return a number.  Raises BlockError."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    text = str(value)
-    try:
-        number = int(text, 0)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 1 << 64:
+    number = read_number(str(value))
+    if number is None or not 0 <= number <= UINT64_MAX:
         raise BlockError(f"Parameter '{name}' expects a number")
     return number
 
@@ -238,15 +226,8 @@ def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Head
     l1_bytes = _l1_entries(options) * 8
     l1_clusters = -(-l1_bytes // cluster)
     crypto_clusters = -(-len(crypto) // cluster)
-    shift = options.cluster_bits + 3 - options.refcount_order
-    table_clusters = blocks = 1
-    while True:
-        used = 1 + table_clusters + blocks + l1_clusters + crypto_clusters
-        needed = -(-used >> shift)
-        if needed <= blocks and blocks * 8 <= table_clusters * cluster:
-            break
-        blocks = max(blocks, needed)
-        table_clusters = max(table_clusters, -(-blocks * 8 // cluster))
+    table_clusters, blocks = _room_for_counts(options, 1 + l1_clusters + crypto_clusters)
+    used = 1 + table_clusters + blocks + l1_clusters + crypto_clusters
     header = Header(
         version=options.version,
         backing_file_offset=0,
@@ -267,19 +248,11 @@ def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Head
         data_file=options.data_file,
         crypto=((used - crypto_clusters) * cluster, len(crypto)) if crypto else None,
     )
-    if options.lazy_refcounts:
-        header.compatible_features |= Compatible.LAZY_REFCOUNTS
-    if options.extended_l2:
-        header.incompatible_features |= Incompatible.EXTENDED_L2
-    if options.compression_type != Compression.ZLIB:
-        header.incompatible_features |= Incompatible.COMPRESSION
-    if options.data_file:
-        header.incompatible_features |= Incompatible.DATA_FILE
-        header.autoclear_features |= Autoclear.RAW_DATA_FILE if options.data_file_raw else 0
+    _set_features(header, options)
     head = encode_header(header).ljust(cluster, b"\0")
     table = array("Q", [(1 + table_clusters + number) * cluster for number in range(blocks)])
     file.write(cluster, encode_entries(table, 64).ljust(table_clusters * cluster, b"\0"))
-    _write_counts(file, options, (1 + table_clusters) * cluster, used, shift, blocks)
+    _write_counts(file, options, (1 + table_clusters) * cluster, used, blocks)
     if l1_clusters:
         file.write(header.l1_table_offset, bytes(l1_clusters * cluster))
     if header.crypto is not None:
@@ -291,11 +264,39 @@ def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Head
     return header
 
 
-def _write_counts(file: Node, options: CreateOptions, offset: int, used: int, shift: int, blocks: int) -> None:
+def _room_for_counts(options: CreateOptions, others: int) -> tuple[int, int]:
+    """Return how many clusters the refcount table and its blocks take in an image that has `others` besides."""
+    table_clusters = blocks = 1
+    while True:
+        needed = -(-(others + table_clusters + blocks) >> _counts_shift(options))
+        if needed <= blocks and blocks * 8 <= table_clusters * options.cluster_size:
+            return table_clusters, blocks
+        blocks = max(blocks, needed)
+        table_clusters = max(table_clusters, -(-blocks * 8 // options.cluster_size))
+
+
+def _counts_shift(options: CreateOptions) -> int:
+    """Return the binary logarithm of how many clusters a refcount block counts."""
+    return options.cluster_bits + 3 - options.refcount_order
+
+
+def _set_features(header: Header, options: CreateOptions) -> None:
+    if options.lazy_refcounts:
+        header.compatible_features |= Compatible.LAZY_REFCOUNTS
+    if options.extended_l2:
+        header.incompatible_features |= Incompatible.EXTENDED_L2
+    if options.compression_type != Compression.ZLIB:
+        header.incompatible_features |= Incompatible.COMPRESSION
+    if options.data_file:
+        header.incompatible_features |= Incompatible.DATA_FILE
+        header.autoclear_features |= Autoclear.RAW_DATA_FILE if options.data_file_raw else 0
+
+
+def _write_counts(file: Node, options: CreateOptions, offset: int, used: int, blocks: int) -> None:
     """Write the refcount blocks for `used` clusters from the start of the file."""
     width = 1 << options.refcount_order
     typecode = {8: "B", 16: "H", 32: "I", 64: "Q"}[max(width, 8)]
-    per_block = 1 << shift
+    per_block = 1 << _counts_shift(options)
     for number in range(blocks):
         count = min(max(used - number * per_block, 0), per_block)
         entries = array(typecode, [1]) * count + array(typecode, [0]) * (per_block - count)

@@ -71,6 +71,8 @@ class Disk:
         self.snapshots_bytes = 0
         """How long the snapshot table is."""
         self.bitmaps: list[Bitmap] = []
+        self.bitmaps_kept = False
+        """Whether somebody keeps the bitmaps up to date, and stores them in the end."""
         self._preallocated: bool | None = None
         self._requests = 0
         self._cleaned = time.monotonic()
@@ -242,7 +244,7 @@ class Disk:
         Raises OSError.
         """
         self.image.check_changeable()
-        stale = [it for it in self.bitmaps if it.auto and not it.in_use]
+        stale = [it for it in self.bitmaps if (it.auto or self.bitmaps_kept) and not it.in_use]
         if not stale:
             return
         for bitmap in stale:
@@ -250,6 +252,8 @@ class Disk:
             self.file.write(bitmap.flags_offset, BITMAP_FLAGS.pack(bitmap.flags))
         # What the guest writes must not come first.
         self.file.flush()
+        if self.bitmaps_kept:
+            return
         names = ", ".join(f"'{bitmap.name}'" for bitmap in stale)
         self.warn(f"{self.file.filename}: bitmaps are not updated by pyvm yet and now inconsistent: {names}")
 

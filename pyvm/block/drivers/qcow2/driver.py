@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2 import amend
     from pyvm.block.drivers.qcow2.check import CheckResult, Report
     from pyvm.block.drivers.qcow2.encryption import Encryption
+    from pyvm.block.drivers.qcow2.snapshot_node import SnapshotNode
     from pyvm.block.graph import BlockGraph
     from pyvm.secrets import Secrets
 
-__all__ = ["OPTION_NAMES", "Qcow2Node", "SnapshotNode", "read_header"]
+__all__ = ["OPTION_NAMES", "Qcow2Node", "read_header"]
 
 _ZEROS = 1 << 20
 """Most zeros in memory at once."""
@@ -94,6 +95,8 @@ class Qcow2Node(Node):
             encrypted = data = self.encryption.wrap(data)
         self.disk = Disk(file, header, chosen, name=name, data=data, backing=backing, warn=warn)
         """The parts of the image, for the other modules of the driver."""
+        self.before_settling: Callable[[], None] | None = None
+        """Called before everything is written back: stores what is kept in the image beside its data."""
         if self.encryption is not None:
             self.disk.reader.encrypted = encrypted
             self.disk.reader.uses_disk_offsets = self.encryption.uses_disk_offsets
@@ -440,6 +443,8 @@ class Qcow2Node(Node):
         """Write back whatever is held in memory: another process may open the image then."""
         if not self.read_only and not self._for_check:
             self.disk.image.check_usable()
+            if self.before_settling is not None:
+                self.before_settling()
             self.disk.make_clean()
 
     def drop_cache(self) -> None:
@@ -461,6 +466,8 @@ class Qcow2Node(Node):
         """Write what is left, so that nothing is leaked; errors stay silent, as nobody waits for the data."""
         if not self.read_only and not self._for_check and self.children and not self.disk.image.broken:
             try:
+                if self.before_settling is not None:
+                    self.before_settling()
                 self.disk.make_clean()
             except OSError as error:
                 self.disk.warn(f"{self._file.filename}: closing the image: {error.strerror}")
@@ -553,6 +560,8 @@ class Qcow2Node(Node):
         """Return a read-only node that shows a snapshot; to be closed before this one.  Raises BlockError."""
         if not self.read_only:
             self.disk.settle()
+        from pyvm.block.drivers.qcow2.snapshot_node import SnapshotNode
+
         return SnapshotNode(self, snapshots.find(self.disk, id_or_name))
 
     def read_vmstate(self, offset: int, buffers: Buffers) -> None:
@@ -564,68 +573,3 @@ class Qcow2Node(Node):
         self._check_operation()
         self.disk.image.check_changeable()
         vmstate.write(self, offset, buffers, self._write)
-
-
-class SnapshotNode(Node):
-    """An internal snapshot of an open image, read-only.  The image must stay open, and the snapshot must stay."""
-
-    driver: ClassVar[str] = "qcow2"
-
-    def __init__(self, image: Qcow2Node, snapshot: Snapshot) -> None:
-        super().__init__(f"{image.name}@{snapshot.name}", read_only=True)
-        disk = image.disk
-        self._image = image
-        l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
-        self._size = snapshot.disk_size if snapshot.disk_size is not None else image.header.size
-        if disk.l1_entries(self._size) > len(l1):
-            raise BlockError("Snapshot L1 table is too small")
-        self._disk = disk
-        self._reader = disk.view(l1)
-
-    @property
-    def size(self) -> int:
-        """Length of the disk in bytes."""
-        return self._size & -SECTOR
-
-    @property
-    def cluster_size(self) -> int:
-        """The unit of allocation in bytes."""
-        return self._disk.header.cluster_size
-
-    @property
-    def takes_threads(self) -> bool:
-        """Whether several threads may read it at the same time."""
-        return self._image.takes_threads
-
-    @property
-    def backing(self) -> Node | None:
-        """What shows where the snapshot has nothing."""
-        return self._disk.backing
-
-    def readv(self, offset: int, buffers: Buffers) -> None:
-        """Fill all buffers from `offset` on."""
-        self._disk.image.check_usable()
-        length = total(buffers)
-        self.check_range(offset, length)
-        self._reader.readv(offset, length, buffers)
-
-    def block_status(self, offset: int, length: int) -> Extent:
-        """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
-        length = min(length, self.size - offset)
-        self.check_range(offset, length)
-        return self._reader.status(offset, length)
-
-    def writev(self, offset: int, buffers: Buffers) -> None:
-        """Refuse: a snapshot does not change."""
-        self.check_write(offset, total(buffers))
-
-    def flush(self) -> None:
-        """Do nothing: all is on stable storage."""
-
-    def discard(self, offset: int, length: int) -> None:
-        """Refuse: a snapshot does not change."""
-        self.check_write(offset, length)
-
-    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        """Refuse: a snapshot does not change."""
-        self.check_write(offset, length)

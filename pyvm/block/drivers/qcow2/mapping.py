@@ -76,6 +76,7 @@ class Mapping:
             limit=cache_bytes,
             missing=lambda offset: image.corruption(f"L2 table at {offset:#x} is behind the end of the file"),
             slice_bytes=slice_bytes,
+            events=("l2_load", "l2_update"),
         )
         self._per_slice = self.cache.per_slice // self._words
 
@@ -371,6 +372,7 @@ class Mapping:
         self.cache.write_dirty()
         start = self._image.header.l1_table_offset
         for number in sorted(self._l1_dirty):
+            self._image.file.debug_event("l1_update")
             self._image.file.write(start + number * 8, self._image.l1[number].to_bytes(8, "big"))
             self._l1_dirty.discard(number)
 

@@ -64,6 +64,7 @@ class Reader:
         if self.encrypted is not None and self.uses_disk_offsets:
             self.encrypted.read_as(host, offset, buffers)
         else:
+            self.data.debug_event("read_aio")
             self.data.readv(host, buffers)
 
     def _read_backing(self, offset: int, length: int, buffers: Buffers) -> None:

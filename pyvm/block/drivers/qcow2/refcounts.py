@@ -60,6 +60,7 @@ class Refcounts:
             cluster_size=image.cluster_size,
             limit=self._cache_bytes,
             missing=lambda offset: image.corruption(f"Refcount block at {offset:#x} is behind the end of the file"),
+            events=("refblock_load", "refblock_update"),
         )
         entries = header.refcount_table_clusters * image.cluster_size // 8
         self.table = image.read_table("refcount table", header.refcount_table_offset, entries)

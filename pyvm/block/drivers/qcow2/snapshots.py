@@ -60,7 +60,6 @@ def create(
     Raises OSError, or BlockError.
     """
     disk = node.disk
-    image, refcounts = disk.image, disk.refcounts
     if len(disk.snapshots) >= MAX_SNAPSHOTS:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     if disk.header.external_data:
@@ -68,20 +67,15 @@ def create(
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     now = time.time_ns()
     with disk.rearranging():
-        _share(disk, image.l1)
-        clusters = image.clusters(len(image.l1) * 8)
-        offset = refcounts.allocate_run(clusters) if clusters else 0
-        # The flags of the active table say nothing about this one.
-        l1 = array("Q", (entry & _NOT_COPIED for entry in image.l1))
-        if clusters:
-            disk.file.write(offset, encode_entries(l1, 64))
-        refcounts.write_blocks()
+        _share(disk, disk.image.l1)
+        offset = _copy_l1(disk)
+        disk.refcounts.write_blocks()
         _write_flags(disk)
         snapshot = Snapshot(
             _next_identifier(disk.snapshots),
             name[:_NAME_LIMIT],
             offset,
-            len(l1),
+            len(disk.image.l1),
             now // 1_000_000_000 if date_sec is None else date_sec,
             now % 1_000_000_000 if date_nsec is None else date_nsec,
             vm_clock_nsec,
@@ -96,6 +90,18 @@ def create(
         node.forget(vmstate.start(disk), -(-vm_state_size // node.cluster_size) * node.cluster_size)
         disk.settle()
     return snapshot
+
+
+def _copy_l1(disk: Disk) -> int:
+    """Write the active L1 table a second time; return where it is, 0 where it is empty."""
+    image = disk.image
+    clusters = image.clusters(len(image.l1) * 8)
+    if not clusters:
+        return 0
+    offset = disk.refcounts.allocate_run(clusters)
+    # The flags of the active table say nothing about this one.
+    disk.file.write(offset, encode_entries(array("Q", (entry & _NOT_COPIED for entry in image.l1)), 64))
+    return offset
 
 
 def _next_identifier(snapshots: list[Snapshot]) -> str:

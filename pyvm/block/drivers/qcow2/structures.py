@@ -7,10 +7,10 @@ comes from outside: every parser raises :class:`BlockError` for what cannot be, 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from enum import IntFlag
 
 from pyvm.block.errors import BlockError
+from pyvm.records import field, record
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS = 9
@@ -119,7 +119,7 @@ COMPRESSED_SECTOR = 512
 MIN_SUBCLUSTER_SIZE = 512
 
 
-@dataclass
+@record
 class Header:
     """The header with what matters of its extensions; version 2 is filled up with the values that version 3 would have.
 

@@ -64,7 +64,8 @@ def _pack_bits(entries: array[int], width: int) -> bytes:
 class TableCache:
     """Slices of tables by their offset in `file`; about `limit` bytes of them are kept.
 
-    `missing` is called where a slice is not wholly in the file, and raises OSError.
+    `missing` is called where a slice is not wholly in the file, and raises OSError.  `events` are what a test knows
+    reading and writing by: see :meth:`pyvm.block.node.Node.debug_event`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TableCache:
         limit: int,
         missing: Callable[[int], None],
         slice_bytes: int = SLICE_BYTES,
+        events: tuple[str, str] = ("", ""),
     ) -> None:
         self.slice_bytes = min(slice_bytes, cluster_size)
         self.per_slice = self.slice_bytes * 8 // width
@@ -83,6 +85,7 @@ class TableCache:
         self._width = width
         self._limit = max(limit // self.slice_bytes, _FEWEST_SLICES)
         self._missing = missing
+        self._load_event, self._update_event = events
         self._idle: set[int] = set()
         """Slices that nobody has asked for since the last clean-up."""
         self._slices: dict[int, array[int]] = {}
@@ -110,6 +113,7 @@ class TableCache:
             data = bytearray(self.slice_bytes)
             if offset + self.slice_bytes > self._file.length():
                 self._missing(offset)
+            self._file.debug_event(self._load_event)
             self._file.readv(offset, (memoryview(data),))
             entries = decode_entries(data, self._width)
             self._make_room()
@@ -146,6 +150,7 @@ class TableCache:
 
     def _write_run(self, run: list[int]) -> None:
         data = [memoryview(encode_entries(self._slices[offset], self._width)) for offset in run]
+        self._file.debug_event(self._update_event)
         self._file.writev(run[0], data)
         self._dirty.difference_update(run)
 

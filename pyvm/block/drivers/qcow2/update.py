@@ -67,6 +67,7 @@ class Updater:
     def _write_data(self, host: int, length: int, buffers: Buffers) -> None:
         if not self._external:
             self._image.check_overlap(host, length)
+        self._reader.data.debug_event("write_aio")
         self._reader.data.writev(host, buffers)
 
     def _reusable(self, entry: int) -> bool:

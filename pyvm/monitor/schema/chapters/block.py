@@ -5,7 +5,7 @@ struct PRManagerInfo
   id: str
   connected: bool
 
-command query-pr-managers -> [PRManagerInfo]
+command query-pr-managers -> [PRManagerInfo] preconfig
 
 command eject
   device?: str !deprecated
@@ -77,9 +77,9 @@ struct BlockIOThrottle
   iops_size?: int
   group?: str
 
-command block_set_io_throttle : BlockIOThrottle
+command block_set_io_throttle : BlockIOThrottle preconfig
 
-command block-latency-histogram-set
+command block-latency-histogram-set preconfig
   id: str
   boundaries?: [uint64]
   boundaries-read?: [uint64]

@@ -16,7 +16,7 @@ struct BlockInfo
   tray_open?: bool
   io-status?: BlockDeviceIoStatus
 
-command query-block -> [BlockInfo]
+command query-block -> [BlockInfo] preconfig
 
 struct BlockDeviceTimedStats
   interval_length: int
@@ -93,10 +93,10 @@ struct BlockStats
   parent?: BlockStats
   backing?: BlockStats
 
-command query-blockstats -> [BlockStats]
+command query-blockstats -> [BlockStats] preconfig
   query-nodes?: bool
 
-command block_resize
+command block_resize preconfig
   device?: str
   node-name?: str
   size: int
@@ -104,7 +104,7 @@ command block_resize
 enum NewImageMode
   existing absolute-paths
 
-command blockdev-snapshot-sync
+command blockdev-snapshot-sync preconfig
   device?: str
   node-name?: str
   snapshot-file: str
@@ -112,16 +112,16 @@ command blockdev-snapshot-sync
   format?: str
   mode?: NewImageMode
 
-command blockdev-snapshot !allow-write-only-overlay
+command blockdev-snapshot !allow-write-only-overlay preconfig
   node: str
   overlay: str
 
-command change-backing-file
+command change-backing-file preconfig
   device: str
   image-node-name: str
   backing-file: str
 
-command query-named-block-nodes -> [BlockDeviceInfo]
+command query-named-block-nodes -> [BlockDeviceInfo] preconfig
   flat?: bool
 
 enum XDbgBlockGraphNodeType
@@ -143,18 +143,18 @@ struct XDbgBlockGraph
   nodes: [XDbgBlockGraphNode]
   edges: [XDbgBlockGraphEdge]
 
-command x-debug-query-block-graph -> XDbgBlockGraph !unstable
+command x-debug-query-block-graph -> XDbgBlockGraph !unstable preconfig
 
-command blockdev-add : BlockdevOptions plain
+command blockdev-add : BlockdevOptions plain preconfig
 
 struct BlockdevReopenOptions
   options: [BlockdevOptions]
 
-command blockdev-reopen : BlockdevReopenOptions plain
+command blockdev-reopen : BlockdevReopenOptions plain preconfig
 
 command x-blockdev-reopen : BlockdevOptions plain
 
-command blockdev-del
+command blockdev-del preconfig
   node-name: str
 
 command block_passwd
@@ -189,11 +189,11 @@ event BLOCK_WRITE_THRESHOLD
   amount-exceeded: uint64
   write-threshold: uint64
 
-command block-set-write-threshold
+command block-set-write-threshold preconfig
   node-name: str
   write-threshold: uint64
 
-command x-blockdev-change !unstable
+command x-blockdev-change !unstable preconfig
   parent: str
   child?: str
   node?: str
@@ -202,7 +202,7 @@ alternate StrOrNull
   s: str
   n: null
 
-command x-blockdev-set-iothread !unstable
+command x-blockdev-set-iothread !unstable preconfig
   node-name: str
   iothread: StrOrNull
   force?: bool

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from pyvm.devices.keycodes import SCAN_CODES
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.clock import Clock
@@ -41,7 +41,7 @@ class InputKind(StrEnum):
     ABSOLUTE = "abs"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KeyInput:
     """A key, by its QKeyCode, goes down or up."""
 
@@ -53,7 +53,7 @@ class KeyInput:
         return f"key qcode {self.key}, down {self.down:d}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ButtonInput:
     """A mouse button, by its InputButton, goes down or up."""
 
@@ -65,7 +65,7 @@ class ButtonInput:
         return f"button {self.button}, down {self.down:d}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MoveInput:
     """The pointer moves along an axis, ``x`` or ``y``, by some counts."""
 
@@ -77,7 +77,7 @@ class MoveInput:
         return f"axis {self.axis}, value {self.value}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PositionInput:
     """The pointer is at a place on an axis, 0 to :data:`POSITION_MAX`."""
 
@@ -176,7 +176,7 @@ class MouseInput:
             self._wake()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MouseInfo:
     """A pointing device as `query-mice` shows it."""
 
@@ -297,6 +297,15 @@ class InputRouter:
             held.append(key)
         for key in reversed(held):
             self._queue_key(KeyInput(key, False), hold_ms)
+
+    def type(self, event: KeyInput, delay_ms: int) -> None:
+        """Send a key behind all that wait; those that follow come `delay_ms` of guest time later."""
+        if delay_ms:
+            self._queue_key(event, delay_ms)
+        elif not self._queue:
+            self.send([event])
+        elif self.listening() and len(self._queue) < QUEUE_LIMIT - 1:
+            self._queue.extend((event, _Sync()))
 
     def _queue_key(self, event: KeyInput, hold_ms: int | None) -> None:
         if not self.listening():

@@ -1,0 +1,34 @@
+"""Trace events of the command line: `-trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyvm.config import TraceConfig
+from pyvm.errors import ConfigError
+from pyvm.options import Options
+
+
+def trace_options(given: Sequence[Options]) -> TraceConfig:
+    """Return what is to be told, and where; raises ConfigError."""
+    config = TraceConfig()
+    for options in given:
+        pattern = options.string("enable")
+        if pattern is not None:
+            config.patterns.append((pattern, f"{options.origin}: "))
+        events = options.string("events")
+        if events is not None:
+            config.patterns += _read(events)
+        config.file = options.string("file") or config.file
+    return config
+
+
+def _read(path: str) -> list[tuple[str, str]]:
+    """Return the patterns in a file, one in a line, and what comes before a complaint about each."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().split("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: {reason}") from None
+    return [(line, f"{path}:{number}: ") for number, line in enumerate(lines, 1) if line and not line.startswith("#")]

@@ -1,0 +1,236 @@
+"""Commands about migration.  Its settings can be made; none can be started yet, so all else answers as when idle."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pyvm.errors import ConfigError
+from pyvm.monitor.errors import DEVICE_NOT_ACTIVE, QmpError, unsupported
+from pyvm.monitor.registry import CommandTable, Context
+from pyvm.monitor.schema.record import Record
+from pyvm.options import is_identifier
+from pyvm.runstate import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvm.migration.settings import MigrationSettings
+
+COMMANDS = CommandTable()
+
+_UINT64 = (1 << 64) - 1
+_MILLISECONDS = 1000
+_NO_INCOMING = "'-incoming' was not specified on the command line"
+
+
+@runtime_checkable
+class MigrationOwner(Protocol):
+    """A machine whose migration has settings."""
+
+    migration: MigrationSettings
+
+
+def settings_of(context: Context) -> MigrationSettings:
+    """Return the settings of the machine's migrations."""
+    machine = context.machine
+    if not isinstance(machine, MigrationOwner):
+        raise unsupported()
+    return machine.migration
+
+
+@contextmanager
+def _settings_errors() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise QmpError(str(error)) from None
+
+
+# ---- Settings
+
+
+@COMMANDS.command("query-migrate-capabilities")
+def query_migrate_capabilities(context: Context) -> list[dict[str, Any]]:
+    """Return which capabilities are switched on."""
+    return [{"capability": name, "state": state} for name, state in settings_of(context).capabilities.items()]
+
+
+@COMMANDS.command("migrate-set-capabilities")
+def migrate_set_capabilities(context: Context, capabilities: list[Record]) -> None:
+    """Switch capabilities on or off."""
+    with _settings_errors():
+        settings_of(context).enable([(item.capability, item.state) for item in capabilities])
+
+
+@COMMANDS.command("query-migrate-parameters")
+def query_migrate_parameters(context: Context) -> dict[str, Any]:
+    """Return the parameters."""
+    return settings_of(context).shown()
+
+
+@COMMANDS.command("migrate-set-parameters")
+def migrate_set_parameters(context: Context, arguments: dict[str, Any]) -> None:
+    """Set parameters; null is the empty text, and a negative number a large one."""
+    values = {name: "" if value is None else value for name, value in arguments.items()}
+    values.update({name: value & _UINT64 for name, value in values.items() if type(value) is int})
+    with _settings_errors():
+        settings_of(context).set(values)
+
+
+@COMMANDS.command("migrate_set_downtime")
+def migrate_set_downtime(context: Context, value: float) -> None:
+    """Set the downtime limit, in seconds."""
+    if not 0 <= value <= 2000:
+        raise QmpError("Parameter 'downtime_limit' expects an integer in the range of 0 to 2000 seconds")
+    migrate_set_parameters(context, {"downtime-limit": int(value * _MILLISECONDS)})
+
+
+@COMMANDS.command("migrate_set_speed")
+def migrate_set_speed(context: Context, value: int) -> None:
+    """Set the greatest bandwidth, in bytes a second."""
+    migrate_set_parameters(context, {"max-bandwidth": value})
+
+
+@COMMANDS.command("migrate-set-cache-size")
+def migrate_set_cache_size(context: Context, value: int) -> None:
+    """Set the size of the cache for XBZRLE, rounded down to a power of two."""
+    size = 1 << (value.bit_length() - 1) if value > 0 else value
+    migrate_set_parameters(context, {"xbzrle-cache-size": size})
+
+
+@COMMANDS.command("query-migrate-cache-size")
+def query_migrate_cache_size(context: Context) -> int:
+    """Return the size of the cache for XBZRLE."""
+    size: int = settings_of(context).parameters["xbzrle-cache-size"]
+    return size
+
+
+# ---- Migrations, of which there is none
+
+
+@COMMANDS.command("query-migrate")
+def query_migrate(context: Context) -> dict[str, Any]:
+    """Return how the migration goes: there is none."""
+    return {}
+
+
+@COMMANDS.command("migrate")
+def migrate(
+    context: Context, uri: str, blk: bool | None, inc: bool | None, detach: bool | None, resume: bool | None
+) -> None:
+    """Refuse to start a migration."""
+    if resume:
+        raise QmpError("Cannot resume if there is no paused migration")
+    settings = settings_of(context)
+    if (blk or inc) and (settings.capabilities["block"] or settings.parameters["block-incremental"]):
+        raise QmpError("Command options are incompatible with current migration capabilities")
+    raise QmpError("Migration is not supported by pyvm yet")
+
+
+@COMMANDS.command("migrate_cancel")
+def migrate_cancel(context: Context) -> None:
+    """Give the migration up: there is none."""
+
+
+@COMMANDS.command("migrate-continue")
+def migrate_continue(context: Context, state: str) -> None:
+    """Refuse to go on with a migration that is paused: there is none."""
+    raise QmpError("Migration not in expected state: none")
+
+
+@COMMANDS.command("migrate-start-postcopy")
+def migrate_start_postcopy(context: Context) -> None:
+    """Refuse to let the other side run: there is no migration."""
+    if not settings_of(context).capabilities["postcopy-ram"]:
+        raise QmpError("Enable postcopy with migrate_set_capability before the start of migration")
+    raise QmpError("Postcopy must be started after migration has been started")
+
+
+@COMMANDS.command("migrate-incoming")
+def migrate_incoming(context: Context, uri: str) -> None:
+    """Refuse to let a migration come in: the machine does not wait for one."""
+    raise QmpError(_NO_INCOMING)
+
+
+@COMMANDS.command("migrate-recover")
+def migrate_recover(context: Context, uri: str) -> None:
+    """Refuse to take a migration up again: there is none."""
+    raise QmpError("Migrate recover can only be run when postcopy is paused.")
+
+
+@COMMANDS.command("migrate-pause")
+def migrate_pause(context: Context) -> None:
+    """Refuse to interrupt the migration: there is none."""
+    raise QmpError("migrate-pause is currently only supported during postcopy-active state")
+
+
+@COMMANDS.command("client_migrate_info")
+def client_migrate_info(
+    context: Context, protocol: str, hostname: str, port: int | None, tls_port: int | None, cert_subject: str | None
+) -> None:
+    """Refuse to tell the clients of a remote display where the machine goes: only SPICE has that."""
+    if protocol != "spice":
+        raise QmpError("Parameter 'protocol' expects 'spice'")
+    raise QmpError("SPICE is not in use", DEVICE_NOT_ACTIVE)
+
+
+# ---- Machines that follow each other, and states of devices alone
+
+
+@COMMANDS.command("query-colo-status")
+def query_colo_status(context: Context) -> dict[str, Any]:
+    """Return that no other machine follows this one."""
+    return {"mode": "none", "last-mode": "none", "reason": "none"}
+
+
+@COMMANDS.command("x-colo-lost-heartbeat")
+def x_colo_lost_heartbeat(context: Context) -> None:
+    """Refuse: no other machine follows this one."""
+    raise QmpError("The feature 'colo' is not enabled")
+
+
+@COMMANDS.command("xen-save-devices-state")
+def xen_save_devices_state(context: Context, filename: str, live: bool | None) -> None:
+    """Refuse to save the state of the devices without that of RAM."""
+    raise QmpError("Saving the state of devices alone is not supported by pyvm")
+
+
+@COMMANDS.command("xen-load-devices-state")
+def xen_load_devices_state(context: Context, filename: str) -> None:
+    """Refuse to load the state of the devices without that of RAM."""
+    if context.machine.run_state is RunState.RUNNING:
+        raise QmpError("Cannot update device state while vm is running")
+    try:
+        open(filename, "rb").close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise QmpError(f"Unable to open {filename}: {reason}") from None
+    raise QmpError("Loading the state of devices alone is not supported by pyvm")
+
+
+# ---- Snapshots of the whole machine
+
+
+def _refuse_snapshot(job_id: str) -> None:
+    if not is_identifier(job_id):
+        raise QmpError(f"Invalid job ID '{job_id}'")
+    raise QmpError("Snapshots of the machine are not supported by pyvm yet")
+
+
+@COMMANDS.command("snapshot-save")
+def snapshot_save(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
+    """Refuse to save the machine in its disks."""
+    _refuse_snapshot(job_id)
+
+
+@COMMANDS.command("snapshot-load")
+def snapshot_load(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
+    """Refuse to load the machine from its disks."""
+    _refuse_snapshot(job_id)
+
+
+@COMMANDS.command("snapshot-delete")
+def snapshot_delete(context: Context, job_id: str, tag: str, devices: list[str]) -> None:
+    """Refuse to delete a saved machine from its disks."""
+    _refuse_snapshot(job_id)
