@@ -488,10 +488,13 @@ class Storage:
         self._all.append(backend)
         return backend
 
-    def give_back(self, backend: BlockBackend) -> None:
-        """A device does not need its backend any more; a drive that it used goes with it."""
-        used = backend.device is not None
-        if used:
+    def give_back(self, backend: BlockBackend, *, detached: bool = False) -> None:
+        """A device does not need its backend any more; a drive that it used goes with it.
+
+        `detached` says that the device has let go of it already.
+        """
+        used = detached or backend.device is not None
+        if backend.device is not None:
             backend.detach()
         if backend in self._anonymous:
             self._anonymous.remove(backend)

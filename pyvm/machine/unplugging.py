@@ -84,7 +84,7 @@ def _unplug_unit(pc: Pc, device: PluggedDevice) -> None:
             bus.unplug(unit)
     for name in [name for name, part in pc.board.components.items() if part is unit]:
         del pc.board.components[name]
-    _give_back(pc, unit.backend)
+    _give_back(pc, unit.backend, detached=True)
 
 
 def _unplug_port(pc: Pc, device: PluggedDevice) -> None:
@@ -94,6 +94,6 @@ def _unplug_port(pc: Pc, device: PluggedDevice) -> None:
             console.remove_port(port)
 
 
-def _give_back(pc: Pc, backend: BlockBackend) -> None:
+def _give_back(pc: Pc, backend: BlockBackend, *, detached: bool = False) -> None:
     pc.plugger.disks.not_bootable(backend)
-    pc.storage.give_back(backend)
+    pc.storage.give_back(backend, detached=detached)

@@ -155,6 +155,14 @@ def test_scsi_units_come_and_go_at_any_time(machine: Machine) -> None:
     assert add(machine, "scsi-hd", id="again", drive="n") == ""
 
 
+def test_the_drive_of_a_scsi_unit_goes_with_it() -> None:
+    drive = ("-drive", "if=none,id=d,file=null-co://,format=raw")
+    with Machine(*drive, "-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=d,id=sd") as machine:
+        machine.execute("device_del", id="sd")
+        assert machine.execute("query-block") == []
+        assert add(machine, "scsi-hd", drive="d") == "Property 'scsi-hd.drive' can't find value 'd'"
+
+
 def test_pci_devices_cannot_come_and_go_once_the_guest_ran(machine: Machine) -> None:
     machine.pc.lifecycle.states.set(RunState.RUNNING)
     machine.pc.lifecycle.states.set(RunState.PAUSED)
