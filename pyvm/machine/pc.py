@@ -330,6 +330,24 @@ class Pc(Inspection):
             if running:
                 self.lifecycle.vm_start()
 
+    def save_devices(self, path: str) -> None:
+        """Save the state of the machine without its memory in a file; raises OSError, and goes on in any case."""
+        from pyvm.migration.snapshot import save_devices
+
+        running = self.lifecycle.states.running
+        self.lifecycle.vm_stop(RunState.SAVE_VM)
+        try:
+            save_devices(self, path)
+        finally:
+            if running:
+                self.lifecycle.vm_start()
+
+    def load_devices(self, path: str) -> None:
+        """Load such a file into the stopped machine; raises ConfigError."""
+        from pyvm.migration.snapshot import load_devices
+
+        load_devices(self, path)
+
     def devices_changed(self) -> None:
         """Reset everything, as other devices are plugged in than firmware knows."""
         self._boot.devices_changed()

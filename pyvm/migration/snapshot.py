@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.registers import RegisterState
@@ -43,10 +44,8 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
         sections = _state_of(pc)
         parts = write_ram(os.path.join(path, _RAM), _memory_of(pc), {_MAIN: pc.model.memory_fd})
         header = {
+            **_marks_of_machine(pc),
             "arguments": arguments,
-            "board": pc.config.board.type,
-            "cpu": pc.cpus.model.name,
-            "cpus": pc.cpus.count,
             "ram": [[part.name, part.offset, part.size] for part in parts],
             "images": _images_of(pc),
         }
@@ -54,6 +53,18 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
     except (OSError, SnapshotError) as error:
         shutil.rmtree(path, ignore_errors=True)
         raise SnapshotError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def save_devices(pc: Pc, path: str) -> None:
+    """Write the state of a machine that is stopped, without its memory, to a file.  Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    write_state(path, _marks_of_machine(pc), _state_of(pc))
+
+
+def _marks_of_machine(pc: Pc) -> dict[str, Any]:
+    """Return by what one knows that another machine is of the same make."""
+    return {"board": pc.config.board.type, "cpu": pc.cpus.model.name, "cpus": pc.cpus.count}
 
 
 def _memory_of(pc: Pc) -> dict[str, memoryview]:
@@ -143,26 +154,13 @@ class Snapshot:
 
     def load(self, pc: Pc) -> None:
         """Make `pc`, which has the RAM already and does not run, the machine that was saved."""
-        self._check_machine(pc)
-        self._check_images()
-        self._load_memory(pc)
         try:
-            pc.clock.set(self._number("clock", "now"))
-            pc.cpus.load(self._registers(pc.cpus.count))
-            with pc.board.shadow.deferred():
-                for name, component in pc.board.components.items():
-                    component.load(self._record(name, component))
+            _check_machine(pc, self._header, self._sections)
+            self._check_images()
+            self._load_memory(pc)
+            _load_state(pc, self._sections)
         except StateError as error:
             raise self._broken(str(error)) from None
-
-    def _check_machine(self, pc: Pc) -> None:
-        now = {"board": pc.config.board.type, "cpu": pc.cpus.model.name, "cpus": pc.cpus.count}
-        for name, value in now.items():
-            if self._header.get(name) != value:
-                raise self._broken(f"the machine was saved with {name} {self._header.get(name)!r}, not {value!r}")
-        saved = {name.removeprefix(_COMPONENT) for name in self._sections if name.startswith(_COMPONENT)}
-        for name in sorted(saved ^ pc.board.components.keys()):
-            raise self._broken(f"the machine was saved {'with' if name in saved else 'without'} '{name}'")
 
     def _check_images(self) -> None:
         images = self._header.get("images")
@@ -185,22 +183,44 @@ class Snapshot:
                 raise self._broken("the machine was saved without display memory")
             _copy_data(os.path.join(self._path, _RAM), part, vga.vram.view)
 
-    def _number(self, section: str, name: str) -> int:
-        value = self._sections.get(section)
-        number = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(number, int) or not 0 <= number < 1 << 63:
-            raise self._broken(f"section '{section}' makes no sense")
-        return number
 
-    def _registers(self, count: int) -> list[RegisterState]:
-        states = self._sections.get("cpus")
-        if not isinstance(states, list) or len(states) != count:
-            raise self._broken("section 'cpus' makes no sense")
-        return [RegisterState.from_dict(state, f"cpu {index}") for index, state in enumerate(states)]
+def load_devices(pc: Pc, path: str) -> None:
+    """Load what :func:`save_devices` wrote into a machine that does not run; a SnapshotError leaves it as it was."""
+    header, sections = read_state(path)
+    before = _state_of(pc)
+    try:
+        _check_machine(pc, header, sections)
+        _load_state(pc, sections)
+    except StateError as error:
+        _load_state(pc, before)
+        raise SnapshotError(f"{path}: {error}") from None
 
-    def _record(self, name: str, component: Any) -> Any:
-        """Return the checked record of a component; what kind it has is known by what it saves now."""
-        return type(component.save()).from_dict(self._sections[_COMPONENT + name], name)
+
+def _check_machine(pc: Pc, header: dict[str, Any], sections: dict[str, Any]) -> None:
+    for name, value in _marks_of_machine(pc).items():
+        if header.get(name) != value:
+            raise StateError(f"the machine was saved with {name} {header.get(name)!r}, not {value!r}")
+    saved = {name.removeprefix(_COMPONENT) for name in sections if name.startswith(_COMPONENT)}
+    for name in sorted(saved ^ pc.board.components.keys()):
+        raise StateError(f"the machine was saved {'with' if name in saved else 'without'} '{name}'")
+
+
+def _load_state(pc: Pc, sections: dict[str, Any]) -> None:
+    """Take over the clock, the vCPUs and all components.  Raises StateError."""
+    clock = sections.get("clock")
+    now = clock.get("now") if isinstance(clock, dict) else None
+    if not isinstance(now, int) or not 0 <= now < 1 << 63:
+        raise StateError("section 'clock' makes no sense")
+    states = sections.get("cpus")
+    if not isinstance(states, list) or len(states) != pc.cpus.count:
+        raise StateError("section 'cpus' makes no sense")
+    pc.clock.set(now)
+    pc.cpus.load([RegisterState.from_dict(state, f"cpu {index}") for index, state in enumerate(states)])
+    with pc.board.shadow.deferred():
+        for name, component in pc.board.components.items():
+            # What kind of record a component has is known by what it saves now.
+            kind: Any = type(component.save())
+            component.load(kind.from_dict(sections[_COMPONENT + name], name))
 
 
 def _copy_data(path: str, part: RamPart, target: memoryview) -> None:

@@ -57,6 +57,12 @@ class MachineControl(Protocol):
     def name(self) -> str | None:
         """The name that the user gave the machine, or None."""
 
+    def save_devices(self, path: str) -> None:
+        """Save the state of the machine without its memory in a file; raises OSError, and goes on in any case."""
+
+    def load_devices(self, path: str) -> None:
+        """Load such a file into the stopped machine; raises ConfigError."""
+
     @property
     def uuid(self) -> str:
         """The machine's UUID in lower case; all zeros where the user gave none."""

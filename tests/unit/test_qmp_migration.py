@@ -170,12 +170,29 @@ def test_postcopy_needs_its_capability_and_a_migration() -> None:
     assert monitor.error("migrate-start-postcopy") == "Postcopy must be started after migration has been started"
 
 
-def test_device_states_alone_are_refused(tmp_path: Path) -> None:
-    monitor = client()
-    missing = {"filename": str(tmp_path / "x")}
-    assert monitor.error("xen-load-devices-state", missing).startswith(f"Unable to open {tmp_path}/x: No such file")
-    assert "not supported" in monitor.error("xen-save-devices-state", missing)
-    assert not (tmp_path / "x").exists()
+def test_the_state_of_devices_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "x")
+    with Machine("-m", "16", "-device", "virtio-serial-pci") as machine:
+        error = machine.error("xen-load-devices-state", filename=path)
+        assert error == f"Unable to open {path}: No such file or directory"
+        assert "Unable to open /no/x: " in machine.error("xen-save-devices-state", filename="/no/x")
+        machine.execute("rtc-reset-reinjection")
+        machine.pc.board.dma.low.write(8, 1, 0)
+        before = {name: component.save() for name, component in machine.pc.board.components.items()}
+        machine.execute("xen-save-devices-state", filename=path)
+        machine.pc.board.rtc.write(0, 1, 0x34)
+        machine.pc.board.pci.address_write(0, 4, 0x80001234)
+        assert machine.pc.board.rtc.save() != before["rtc"]
+        machine.execute("xen-load-devices-state", filename=path)
+        assert {name: component.save() for name, component in machine.pc.board.components.items()} == before
+        (tmp_path / "x").write_bytes(b"something else")
+        assert "this is no saved machine" in machine.error("xen-load-devices-state", filename=path)
+    with Machine("-m", "16") as machine:
+        machine.execute("xen-save-devices-state", filename=path)
+    with Machine("-m", "16", "-smp", "2") as machine:
+        before = {name: component.save() for name, component in machine.pc.board.components.items()}
+        assert "saved with cpus 1, not 2" in machine.error("xen-load-devices-state", filename=path)
+        assert {name: component.save() for name, component in machine.pc.board.components.items()} == before
 
 
 def test_nothing_is_exported() -> None:

@@ -192,13 +192,17 @@ def x_colo_lost_heartbeat(context: Context) -> None:
 
 @COMMANDS.command("xen-save-devices-state")
 def xen_save_devices_state(context: Context, filename: str, live: bool | None) -> None:
-    """Refuse to save the state of the devices without that of RAM."""
-    raise QmpError("Saving the state of devices alone is not supported by pyvm")
+    """Save the state of the machine without that of RAM, in pyvm's own format."""
+    del live  # matters where another process takes over the disks at once
+    try:
+        context.machine.save_devices(filename)
+    except OSError as error:
+        raise QmpError(f"Unable to open {filename}: {error.strerror}") from None
 
 
 @COMMANDS.command("xen-load-devices-state")
 def xen_load_devices_state(context: Context, filename: str) -> None:
-    """Refuse to load the state of the devices without that of RAM."""
+    """Load the state of the machine without that of RAM."""
     if context.machine.run_state is RunState.RUNNING:
         raise QmpError("Cannot update device state while vm is running")
     try:
@@ -206,7 +210,10 @@ def xen_load_devices_state(context: Context, filename: str) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise QmpError(f"Unable to open {filename}: {reason}") from None
-    raise QmpError("Loading the state of devices alone is not supported by pyvm")
+    try:
+        context.machine.load_devices(filename)
+    except ConfigError as error:
+        raise QmpError(str(error)) from None
 
 
 # ---- Snapshots of the whole machine
