@@ -106,6 +106,7 @@ class GuestMemory:
         if self.fd >= 0:
             self.mapping.close()
             os.close(self.fd)
+            self.fd = -1
 
     def rest_on(self, backing: RamBacking) -> None:
         """Other memory of the host has taken the place of this one, at the same addresses."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 from hypothesis import settings
 
 # How long an example takes says how busy the machine is: tests run side by side.
@@ -15,3 +16,9 @@ def pytest_collection_finish() -> None:
     """Have the garbage collector leave alone what lives as long as the tests do, and is much."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Give back what the tests of a file have left, descriptors of memory above all."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.registers import RegisterState
@@ -56,10 +55,8 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
 
 
 def save_devices(pc: Pc, path: str) -> None:
-    """Write the state of a machine that is stopped, without its memory, to a file.  Raises OSError."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    write_state(path, _marks_of_machine(pc), _state_of(pc))
+    """Write the state of a machine that is stopped, without its memory, to a file, old or new.  Raises OSError."""
+    write_state(path, _marks_of_machine(pc), _state_of(pc), new=False)
 
 
 def _marks_of_machine(pc: Pc) -> dict[str, Any]:

@@ -35,12 +35,12 @@ class SnapshotError(ConfigError):
     """A saved machine cannot be read, or not be loaded into this one."""
 
 
-def write_state(path: str, header: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
-    """Write a new file.  Raises OSError."""
+def write_state(path: str, header: Mapping[str, Any], sections: Mapping[str, Any], *, new: bool = True) -> None:
+    """Write a file, which must not be there yet if it is to be `new`.  Raises OSError."""
     bodies = {name: _encode(value) for name, value in sections.items()}
     table = [[name, len(body), zlib.crc32(body)] for name, body in bodies.items()]
     head = _encode({**header, "sections": table})
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(_FIXED.pack(_MAGIC, _VERSION, len(head), zlib.crc32(head)))
         file.write(head)

@@ -38,7 +38,7 @@ base-pci-bridge : pci-device abstract
 
 pci-bridge : base-pci-bridge +hotplug-handler +conventional-pci-device
   chassis_nr : uint8 =0
-  msi : OnOffAuto ="off" | on/off/auto
+  msi : OnOffAuto ="auto" | on/off/auto
   shpc : bool =false | on/off
   bus-reserve : uint32 =4294967295
   io-reserve mem-reserve pref32-reserve pref64-reserve : size =18446744073709551615

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ class Servers:
         listener.listen()
         process = subprocess.Popen(
             [
-                *("sh", "-c", 'LISTEN_FDS=1 LISTEN_PID=$$ exec nbdkit -f "$@"', "sh"),
+                # It expects its socket to be descriptor 3, which may be anything here.
+                *("bash", "-c", 'exec 3<&"$0"; LISTEN_FDS=1 LISTEN_PID=$$ exec nbdkit -f "$@"', str(listener.fileno())),
                 *arguments,
             ],
             cwd=self.folder,
-            preexec_fn=_take_third(listener.fileno()),  # noqa: PLW1509 - no threads here
-            close_fds=False,
+            pass_fds=[listener.fileno()],
         )
         listener.close()
         self.running.append(process)
@@ -73,15 +73,6 @@ class Servers:
             process = self.running.pop()
             process.kill()
             process.wait(60)
-
-
-def _take_third(descriptor: int) -> Callable[[], None]:
-    """Return what makes a descriptor the one that nbdkit expects its socket at."""
-
-    def take() -> None:
-        os.dup2(descriptor, 3, inheritable=True)
-
-    return take
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from pyvm.firmware.bios.registers import FLAG_CARRY, FLAG_ZERO, Registers, linea
 from pyvm.firmware.bios.rom import SEGMENT
 from pyvm.firmware.e820 import pc_memory_map
 from pyvm.irq import IrqLine
-from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.memory import IoSpace, pc_ram_blocks
+from tests.unit.scratch_ram import scratch_ram
 
 COM1 = 0x3F8
 STACK = 0x6F00
@@ -110,7 +111,7 @@ class Rig:
     ) -> None:
         self.clock = ManualClock()
         blocks = pc_ram_blocks(ram)
-        self.memory = GuestMemory(ram, blocks)
+        self.memory = scratch_ram(ram, blocks)
         self.ports, self.mmio = IoSpace("I/O"), IoSpace("memory")
         self.resets = 0
         self.line = Line()

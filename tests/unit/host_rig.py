@@ -14,12 +14,13 @@ from pyvm.devices.ps2_mouse import Ps2Mouse
 from pyvm.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.machine.dump import Dumper
 from pyvm.mainloop import MainLoop
-from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
+from pyvm.memory import IoSpace, pc_ram_blocks
 from pyvm.migration.settings import MigrationSettings
 from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.schema.model import load
 from pyvm.monitor.trace import TraceEvents
 from tests.unit.monitor_support import Bench, Client
+from tests.unit.scratch_ram import scratch_ram
 
 NULL: dict[str, Any] = {"type": "null", "data": {}}
 
@@ -49,7 +50,7 @@ class Host:
         machine.input = InputRouter(ManualClock(), lambda: True)
         machine.input.register(KeyboardInput(Ps2Keyboard(), lambda: None))
         machine.input.register(MouseInput(Ps2Mouse(), lambda: None))
-        self._memory = machine.memory = GuestMemory(1 << 20, pc_ram_blocks(1 << 20))
+        self._memory = machine.memory = scratch_ram(1 << 20, pc_ram_blocks(1 << 20))
         machine.mmio = IoSpace("memory")
         machine.register_states = lambda: [RegisterState()]
         machine.dumper = Dumper(machine, bench.events.emit)

@@ -17,7 +17,8 @@ from pyvm.devices.ide.disk import IdeDisk
 from pyvm.devices.ide.piix3 import Piix3Ide
 from pyvm.devices.pci import constants as pci
 from pyvm.irq import IrqLine
-from pyvm.memory import GuestMemory, RamBlock
+from pyvm.memory import RamBlock
+from tests.unit.scratch_ram import scratch_ram
 
 SECTOR = 512
 RAM = 1 << 20
@@ -118,7 +119,7 @@ class Board:
     """The controller at its ports.  `drives` are put in their places: 0 and 1 primary, 2 and 3 secondary."""
 
     def __init__(self, **drives: IdeDisk | AtapiCd) -> None:
-        self.memory = GuestMemory(RAM, [RamBlock(0, RAM, 0)])
+        self.memory = scratch_ram(RAM, [RamBlock(0, RAM, 0)])
         self.written: list[tuple[int, int]] = []
         self.memory.on_write = lambda gpa, length: self.written.append((gpa, length))
         self.edges = [0, 0]

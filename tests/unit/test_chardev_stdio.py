@@ -214,7 +214,7 @@ def test_no_input_at_all(tmp_path: Path) -> None:
 
 
 def test_a_closed_descriptor_is_one_line() -> None:
-    script = "import os; os.close(0)\n" + ECHO
+    script = ECHO.replace("device = Stdio", "import os; os.close(0)\ndevice = Stdio", 1)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=DEADLINE_SECONDS, check=False
     )

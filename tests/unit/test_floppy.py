@@ -15,9 +15,10 @@ from pyvm.devices.floppy import FloppyController
 from pyvm.devices.floppy_media import FORMATS, DriveType, format_of, type_of
 from pyvm.devices.floppy_registers import FloppyState
 from pyvm.irq import IrqLine
-from pyvm.memory import GuestMemory, RamBlock
+from pyvm.memory import RamBlock
 from pyvm.state import StateError
 from tests.unit.ide_rig import MemoryNode, SteppedContext, pattern
+from tests.unit.scratch_ram import scratch_ram
 
 DATA = 0x10000
 SIZE_144 = 2880
@@ -29,7 +30,7 @@ class Board:
     """A controller with drive A, and drive B where it is given."""
 
     def __init__(self, sectors: int | None = SIZE_144, **options: Any) -> None:
-        self.memory = GuestMemory(1 << 18, [RamBlock(0, 1 << 18, 0)])
+        self.memory = scratch_ram(1 << 18, [RamBlock(0, 1 << 18, 0)])
         self.dma = DmaPair(self.memory)
         self.clock = ManualClock()
         self.edges = 0

@@ -185,6 +185,11 @@ def test_the_state_of_devices_alone(tmp_path: Path) -> None:
         assert machine.pc.board.rtc.save() != before["rtc"]
         machine.execute("xen-load-devices-state", filename=path)
         assert {name: component.save() for name, component in machine.pc.board.components.items()} == before
+        (tmp_path / "x").write_bytes(b"something else" * 10000)
+        machine.execute("xen-save-devices-state", filename=path)
+        machine.execute("xen-load-devices-state", filename=path)
+        machine.execute("xen-save-devices-state", filename="/dev/null")
+        assert Path("/dev/null").is_char_device()
         (tmp_path / "x").write_bytes(b"something else")
         assert "this is no saved machine" in machine.error("xen-load-devices-state", filename=path)
     with Machine("-m", "16") as machine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
 import struct
 
 import pytest
@@ -34,7 +34,10 @@ def begin(clock: ManualClock | None = None, features: int = F_STATS_VQ, **option
 
 def resident(memory: GuestMemory) -> int:
     """Return how many pages of the host the memory takes."""
-    return os.fstat(memory.fd).st_blocks * 512 // PAGE
+    place = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapping))
+    found = (ctypes.c_ubyte * (memory.size // PAGE))()
+    assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(place), ctypes.c_size_t(memory.size), found)
+    return sum(present & 1 for present in found)
 
 
 def discards(h: Harness) -> list[tuple[int, int]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +22,7 @@ from pyvm.devices.virtio.constants import (
 )
 from pyvm.devices.virtio.device import VirtioDevice
 from pyvm.memory import GuestMemory, RamBlock
+from tests.unit.scratch_ram import scratch_ram
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 AVAIL, USED = 0x80, 0x8000
@@ -34,10 +33,8 @@ ALL_COMMON = (
 
 
 def make_memory(size: int = RAM_SIZE, blocks: list[RamBlock] | None = None) -> GuestMemory:
-    """Return RAM, from GPA 0 on unless `blocks` says otherwise; its descriptor is closed when nobody uses it."""
-    memory = GuestMemory(size, blocks or [RamBlock(0, size, 0)])
-    weakref.finalize(memory, os.close, memory.fd)
-    return memory
+    """Return RAM, from GPA 0 on unless `blocks` says otherwise."""
+    return scratch_ram(size, blocks or [RamBlock(0, size, 0)])
 
 
 @dataclass
