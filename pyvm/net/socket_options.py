@@ -154,8 +154,8 @@ def take_fd(host: NetHost, text: str) -> int:
 def _from_fd(host: NetHost, name: str, text: str) -> NetClient:
     fd = take_fd(host, text)
     try:
-        os.set_inheritable(fd, False)
         made = socket.socket(fileno=fd)
+        os.set_inheritable(fd, False)
     except (OSError, OverflowError):
         raise ConfigError("can't get socket option SO_TYPE") from None
     if made.type == socket.SOCK_DGRAM:

@@ -62,6 +62,10 @@ class Qemu:
         self._process.wait()
 
 
+OTHER_DEFAULTS = {("pci-bridge", "shpc")}
+"""What is on in QEMU and absent here: the bridge has no hot-plug controller."""
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Machine, Qemu]]:
     qemu = Qemu(*OPTIONS)
@@ -142,7 +146,8 @@ def test_device_models_have_the_same_properties(pair: tuple[Machine, Qemu]) -> N
         theirs = {item["name"]: item for item in qemu.ask("device-list-properties", {"typename": name})["return"]}
         for item in load()[name].device_properties:
             assert theirs[item.name]["type"] == item.kind
-            assert theirs[item.name].get("default-value", UNSET) == item.default, (name, item.name)
+            if (name, item.name) not in OTHER_DEFAULTS:
+                assert theirs[item.name].get("default-value", UNSET) == item.default, (name, item.name)
         for key, own in DEVICE_MODELS[name].properties.items():
             if key in theirs:
                 assert theirs[key]["type"] == shown_kind(own)
