@@ -6,6 +6,7 @@ from typing import Any, final, overload
 from pyvm.cpu.engine import EngineCallbacks
 
 def load(path: str) -> None: ...
+def barrier() -> None: ...
 
 @final
 class Engine:

@@ -2,6 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "engine.h"
 #include "vector.h"
 
@@ -605,6 +608,17 @@ static PyTypeObject engine_type = {
     .tp_getset = engine_properties,
 };
 
+/* Have every thread of the process pass a full memory barrier.  Guest barriers are not translated to any. */
+static PyObject *module_barrier(PyObject *module, PyObject *unused) {
+    enum { PRIVATE_EXPEDITED = 1 << 3, REGISTER_PRIVATE_EXPEDITED = 1 << 4 };
+    static bool registered;
+    (void)module;
+    (void)unused;
+    if (!registered) registered = !syscall(SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0);
+    if (!registered || syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0)) __sync_synchronize();
+    Py_RETURN_NONE;
+}
+
 static PyObject *module_load(PyObject *module, PyObject *path) {
     (void)module;
     const char *name = PyUnicode_AsUTF8(path);
@@ -613,6 +627,7 @@ static PyObject *module_load(PyObject *module, PyObject *path) {
 }
 
 static PyMethodDef module_methods[] = {
+    {"barrier", module_barrier, METH_NOARGS, "barrier()\n\nA full memory barrier in every thread of the process."},
     {"load", module_load, METH_O, "load(path)\n\nLoad libunicorn; once, and before anything else has."},
     {NULL, NULL, 0, NULL},
 };

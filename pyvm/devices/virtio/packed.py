@@ -25,6 +25,7 @@ from pyvm.devices.virtio.constants import (
 )
 from pyvm.devices.virtio.ring import DESCRIPTOR, U16, Chain, RingError, RingMemory, Segments, reject_nested
 from pyvm.memory import GuestMemory, GuestMemoryError
+from pyvm.native import barrier
 
 EVENT_SIZE = 4
 _EVENT_POSITION = 0
@@ -84,7 +85,10 @@ class PackedRing(RingMemory):
         available = PACKED_DESC_F_AVAIL if position & EVENT_WRAP_BIT else PACKED_DESC_F_USED
         if self._words[index * 8 + _FLAGS_WORD] & _OWNER_FLAGS != available:
             self._want_notification(position)
-            return None
+            # The driver, which runs meanwhile, may have looked there before, and have more by now.
+            barrier()
+            if self._words[index * 8 + _FLAGS_WORD] & _OWNER_FLAGS != available:
+                return None
         try:
             chain = self._walk(index, position)
             if distance(position, self.next_used, self._size) + chain.slots > self._size:
@@ -158,6 +162,7 @@ class PackedRing(RingMemory):
         if not count:
             return False
         self._unflushed = 0
+        barrier()  # the driver, which runs meanwhile, says what it wants and then looks for what was pushed
         flags = self._driver_event[_EVENT_FLAGS] & 3
         if flags == EVENT_FLAGS_DISABLE:
             return False

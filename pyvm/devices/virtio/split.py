@@ -26,6 +26,7 @@ from pyvm.devices.virtio.ring import (
     reject_nested,
 )
 from pyvm.memory import GuestMemory, GuestMemoryError
+from pyvm.native import barrier
 
 _FLAGS = 0
 _IDX = 1
@@ -98,10 +99,15 @@ class SplitRing(RingMemory):
         position = self.next_avail
         pending = (avail[_IDX] - position) & U16
         if not pending:
-            if self._event_idx and self._used_words[self._avail_event] != position:
-                self._used_words[self._avail_event] = position
-                self._written(self._used_gpa + 2 * self._avail_event, _EVENT_SIZE)
-            return None
+            if not self._event_idx or self._used_words[self._avail_event] == position:
+                return None
+            self._used_words[self._avail_event] = position
+            self._written(self._used_gpa + 2 * self._avail_event, _EVENT_SIZE)
+            # The driver, which runs meanwhile, may have looked there before, and have more by now.
+            barrier()
+            pending = (avail[_IDX] - position) & U16
+            if not pending:
+                return None
         size = self._size
         try:
             if pending > size or (position - self.next_used) & U16 >= size:
@@ -170,6 +176,7 @@ class SplitRing(RingMemory):
         if self._notify_on_empty and avail[_IDX] == self.next_avail == used:
             return True
         if self._event_idx:
+            barrier()  # the driver, which runs meanwhile, says what it wants and then looks for what was pushed
             return (used - avail[self._used_event] - 1) & U16 < count
         return not avail[_FLAGS] & AVAIL_F_NO_INTERRUPT
 
