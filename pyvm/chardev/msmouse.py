@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyvm.chardev.base import Buffer, Chardev
+from pyvm.chardev.base import Buffer
+from pyvm.chardev.input_peer import InputPeer
 from pyvm.input import ButtonInput, InputEvent, InputKind, MoveInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyvm.input import InputRouter
     from pyvm.mainloop import MainLoop
 
@@ -29,7 +28,7 @@ QUEUE_LIMIT = 64
 """Most bytes that wait for the guest."""
 
 
-class MsmouseChardev(Chardev):
+class MsmouseChardev(InputPeer):
     """The mouse at the far end of the guest's line; an input handler as :mod:`pyvm.input` says."""
 
     name = "QEMU Microsoft Mouse"
@@ -37,16 +36,11 @@ class MsmouseChardev(Chardev):
 
     def __init__(self, label: str, loop: MainLoop, router: InputRouter | None) -> None:
         """`router` tells what the person does."""
-        super().__init__(label)
-        self._loop = loop
-        self._router = router
-        self._unregister: Callable[[], None] | None = None if router is None else router.register(self)
+        super().__init__(label, loop, router)
         self._powered = False
-        self._queue = bytearray()
         self._travel = {"x": 0, "y": 0}
         self._buttons: dict[str, bool] = {}
         self._changed: set[str] = set()
-        self._scheduled = False
 
     @property
     def filename(self) -> str:
@@ -101,25 +95,3 @@ class MsmouseChardev(Chardev):
             packet.append(MIDDLE if self._buttons.get("middle") else 0)
         self._changed.clear()
         return bytes(packet)
-
-    # ---- The guest's side
-
-    def accept_input(self) -> None:
-        """Deliver what waits, soon."""
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._deliver)
-
-    def _deliver(self) -> None:
-        self._scheduled = False
-        while self._queue and self.frontend is not None and (room := self.frontend.can_receive()):
-            data = bytes(self._queue[:room])
-            del self._queue[:room]
-            self.frontend.receive(data)
-
-    def close(self) -> None:
-        """Leave the person's input to others."""
-        if self._unregister is not None:
-            self._unregister()
-            self._unregister = None
-        super().close()

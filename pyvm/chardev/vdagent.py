@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from pyvm.chardev.base import Buffer, Chardev
+from pyvm.chardev.base import Buffer
+from pyvm.chardev.input_peer import InputPeer
 from pyvm.input import POSITION_MAX, ButtonInput, InputEvent, InputKind, PositionInput
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ QUEUE_LIMIT = 4096
 """Most bytes that wait for the guest; the newest position matters, not each."""
 
 
-class VdagentChardev(Chardev):
+class VdagentChardev(InputPeer):
     """The agent's peer; an input handler as :mod:`pyvm.input` says."""
 
     name = "vdagent mouse"
+    kinds = frozenset({InputKind.BUTTON, InputKind.ABSOLUTE})
 
     def __init__(
         self,
@@ -55,19 +57,12 @@ class VdagentChardev(Chardev):
         screen_size: Callable[[], tuple[int, int]] = lambda: (640, 480),
     ) -> None:
         """`router` tells what the person does, `screen_size` returns width and height of the guest's screen."""
-        super().__init__(label)
-        self.kinds = frozenset({InputKind.BUTTON, InputKind.ABSOLUTE})
-        self._loop = loop
-        self._router = router
+        super().__init__(label, loop, router if mouse else None)
         self._screen_size = screen_size
         self._capabilities = CAN_REPLY | (CAN_MOUSE_STATE if mouse else 0)
         self._capabilities |= CAN_CLIPBOARD_BY_DEMAND | CAN_CLIPBOARD_SELECTION if clipboard else 0
-        registered = mouse and router is not None
-        self._unregister: Callable[[], None] | None = router.register(self) if registered and router else None
         self._guest = 0
         """What the guest's agent can, 0 while there is none."""
-        self._queue = bytearray()
-        self._scheduled = False
         self._position = {"x": 0, "y": 0}
         self._pressed = 0
         self._changed = False
@@ -177,23 +172,3 @@ class VdagentChardev(Chardev):
             y = self._position["y"] * (height - 1) // POSITION_MAX
             self._send(MOUSE_STATE, MOUSE.pack(x, y, self._pressed, 0))
         self._changed = False
-
-    def accept_input(self) -> None:
-        """Deliver what waits, soon."""
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._deliver)
-
-    def _deliver(self) -> None:
-        self._scheduled = False
-        while self._queue and self.frontend is not None and (room := self.frontend.can_receive()):
-            data = bytes(self._queue[:room])
-            del self._queue[:room]
-            self.frontend.receive(data)
-
-    def close(self) -> None:
-        """Leave the person's input to others."""
-        if self._unregister is not None:
-            self._unregister()
-            self._unregister = None
-        super().close()

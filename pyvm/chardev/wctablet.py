@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyvm.chardev.base import Buffer, Chardev
+from pyvm.chardev.base import Buffer
+from pyvm.chardev.input_peer import InputPeer
 from pyvm.input import POSITION_MAX, ButtonInput, InputEvent, InputKind, PositionInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyvm.input import InputRouter
     from pyvm.mainloop import MainLoop
 
@@ -34,7 +33,7 @@ QUEUE_LIMIT = 70
 """Most bytes of reports that wait for the guest."""
 
 
-class WctabletChardev(Chardev):
+class WctabletChardev(InputPeer):
     """The tablet at the far end of the guest's line; an input handler as :mod:`pyvm.input` says."""
 
     name = "QEMU Wacom Pen Tablet"
@@ -42,17 +41,12 @@ class WctabletChardev(Chardev):
 
     def __init__(self, label: str, loop: MainLoop, router: InputRouter | None) -> None:
         """`router` tells what the person does."""
-        super().__init__(label)
-        self._loop = loop
-        self._router = router
-        self._unregister: Callable[[], None] | None = None if router is None else router.register(self)
+        super().__init__(label, loop, router)
         self._reporting = False
         self._command = bytearray()
-        self._queue = bytearray()
         self._position = {"x": 0, "y": 0}
         self._pressed = 0
         self._changed = False
-        self._scheduled = False
 
     @property
     def filename(self) -> str:
@@ -122,25 +116,3 @@ class WctabletChardev(Chardev):
         buttons = self._pressed << BUTTON_SHIFT | y >> 14
         pressure = _PRESSURE_DOWN if self._pressed & TIP else 0
         return bytes((first, x >> 7 & 0x7F, x & 0x7F, buttons, y >> 7 & 0x7F, y & 0x7F, pressure))
-
-    # ---- The guest's side
-
-    def accept_input(self) -> None:
-        """Deliver what waits, soon."""
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._deliver)
-
-    def _deliver(self) -> None:
-        self._scheduled = False
-        while self._queue and self.frontend is not None and (room := self.frontend.can_receive()):
-            data = bytes(self._queue[:room])
-            del self._queue[:room]
-            self.frontend.receive(data)
-
-    def close(self) -> None:
-        """Leave the person's input to others."""
-        if self._unregister is not None:
-            self._unregister()
-            self._unregister = None
-        super().close()

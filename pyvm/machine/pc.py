@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
@@ -322,10 +322,16 @@ class Pc(Inspection):
         """Save the machine in a new folder, stopped for so long; raises SnapshotError, and goes on in any case."""
         from pyvm.migration.snapshot import save_machine
 
+        with self._held_up():
+            save_machine(self, path, list(arguments))
+
+    @contextmanager
+    def _held_up(self) -> Iterator[None]:
+        """Stop the guest for so long, if it runs."""
         running = self.lifecycle.states.running
         self.lifecycle.vm_stop(RunState.SAVE_VM)
         try:
-            save_machine(self, path, list(arguments))
+            yield
         finally:
             if running:
                 self.lifecycle.vm_start()
@@ -334,13 +340,8 @@ class Pc(Inspection):
         """Save the state of the machine without its memory in a file; raises OSError, and goes on in any case."""
         from pyvm.migration.snapshot import save_devices
 
-        running = self.lifecycle.states.running
-        self.lifecycle.vm_stop(RunState.SAVE_VM)
-        try:
+        with self._held_up():
             save_devices(self, path)
-        finally:
-            if running:
-                self.lifecycle.vm_start()
 
     def load_devices(self, path: str) -> None:
         """Load such a file into the stopped machine; raises ConfigError."""

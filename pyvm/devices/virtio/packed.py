@@ -84,7 +84,8 @@ class PackedRing(RingMemory):
         # Available: the AVAIL bit equals the wrap counter and the USED bit does not.
         available = PACKED_DESC_F_AVAIL if position & EVENT_WRAP_BIT else PACKED_DESC_F_USED
         if self._words[index * 8 + _FLAGS_WORD] & _OWNER_FLAGS != available:
-            self._want_notification(position)
+            if not self._want_notification(position):
+                return None
             # The driver, which runs meanwhile, may have looked there before, and have more by now.
             barrier()
             if self._words[index * 8 + _FLAGS_WORD] & _OWNER_FLAGS != available:
@@ -99,14 +100,19 @@ class PackedRing(RingMemory):
         self.next_avail = self._advance(position, chain.slots)
         return chain
 
-    def _want_notification(self, position: int) -> None:
-        """Ask the driver to notify when it makes the descriptor at `position` available (2.8.10)."""
+    def _want_notification(self, position: int) -> bool:
+        """Ask the driver to notify when it makes the descriptor at `position` available (2.8.10).
+
+        Return False where it was asked before.
+        """
         event = self._device_event
         flags = EVENT_FLAGS_DESC if self._event_idx else EVENT_FLAGS_ENABLE
-        if event[_EVENT_FLAGS] != flags or (self._event_idx and event[_EVENT_POSITION] != position):
-            event[_EVENT_POSITION] = position
-            event[_EVENT_FLAGS] = flags
-            self._written(self._device_event_gpa, EVENT_SIZE)
+        if event[_EVENT_FLAGS] == flags and not (self._event_idx and event[_EVENT_POSITION] != position):
+            return False
+        event[_EVENT_POSITION] = position
+        event[_EVENT_FLAGS] = flags
+        self._written(self._device_event_gpa, EVENT_SIZE)
+        return True
 
     def _walk(self, index: int, position: int) -> Chain:
         """Read a chain; its last descriptor holds the buffer ID."""
