@@ -39,7 +39,7 @@ MODULES = """
 virtio_pci virtio_console virtio_balloon virtio_rng virtio_blk virtio_net virtio_scsi virtio_input virtio_mem
 virtio_pmem qemu_fw_cfg button evdev psmouse ata_piix ata_generic ahci sd_mod sr_mod sg nvme e1000 ne2k_pci
 ext4 crc32c_generic vfat nls_cp437 nls_ascii isofs loop nbd virtiofs 9pnet_virtio 9p i6300esb
-acpi_memhotplug i2c_piix4 rtc_cmos serio_raw
+acpi_memhotplug i2c_piix4 rtc_cmos serio_raw vmw_vsock_virtio_transport
 """.split()
 """What a pyvm machine may have; those built into a kernel, or absent from it, are passed over."""
 

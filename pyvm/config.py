@@ -301,6 +301,8 @@ class MachineConfig:
     """Everything that the person at the prompt asked for."""
 
     board: BoardConfig = field(default_factory=BoardConfig)
+    accelerator: Literal["tcg", "qtest"] = "tcg"
+    """What runs guest code; with qtest nothing does, and guest time stands still until a client of it says so."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     smp: SmpConfig = field(default_factory=SmpConfig)
     cpu: CpuConfig = field(default_factory=CpuConfig)
@@ -328,6 +330,10 @@ class MachineConfig:
     vga: Literal["std", "none"] = "std"
     debugcon: str | None = None
     """The chardev of the debug console, where there is one."""
+    qtest: str | None = None
+    """The chardev with the client that drives devices, where there is one."""
+    qtest_log: str | None = None
+    """The file that notes what it says, or `none`; None: standard error."""
     monitors: list[MonitorConfig] = field(default_factory=list)
     name: str | None = None
     process_name: str | None = None

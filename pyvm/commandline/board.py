@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Literal
 
 from pyvm.commandline.descriptors import passed_fds
 from pyvm.commandline.groups import GROUPS
@@ -70,7 +71,7 @@ _PC_ONLY = frozenset({"acpi", "hpet", "pit", "i8042", "sata", "smbus", "smm", "v
 def configure(line: CommandLine, config: MachineConfig) -> None:
     """Fill in the records about the board."""
     _configure_board(line, config)
-    _check_accelerators(line)
+    config.accelerator = _accelerator(line)
     config.memory = _memory(line, config)
     config.smp = _smp(line, config)
     config.cpu = _cpu(line)
@@ -135,8 +136,8 @@ def _machine_property(board: BoardConfig, options: Options, key: str) -> None:
             raise options.error(f"{key}={value} is not supported by pyvm yet{hint}")
 
 
-def _check_accelerators(line: CommandLine) -> None:
-    """Refuse a command line on which TCG is not among the accelerators to try."""
+def _accelerator(line: CommandLine) -> Literal["tcg", "qtest"]:
+    """Return the first of the accelerators to try that there is; refuse a command line that names none."""
     machine = line.last("machine")
     wanted: list[tuple[str, Options]] = []
     if "accel" in machine:
@@ -152,9 +153,15 @@ def _check_accelerators(line: CommandLine) -> None:
     for name, options in wanted:
         if name not in _ACCELERATORS:
             raise options.error(f"invalid accelerator {name}")
-    if wanted and not any(name == "tcg" for name, _ in wanted):
+    for name, _ in wanted:
+        if name == "tcg":
+            return "tcg"
+        if name == "qtest":
+            return "qtest"
+    if wanted:
         name, options = wanted[0]
         raise options.error(f"accelerator {name} is not supported by pyvm (only tcg)")
+    return "tcg"
 
 
 def _memory(line: CommandLine, config: MachineConfig) -> MemoryConfig:

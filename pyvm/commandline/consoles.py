@@ -30,6 +30,7 @@ def configure(line: CommandLine, config: MachineConfig, *, terminal: bool) -> No
         else:
             _monitor(config, *given)
     _debugcon(line, config)
+    _qtest(line, config)
     _check_display(line)
     configure_vnc(line, config)
     _vga(line, config)
@@ -110,6 +111,13 @@ def _debugcon(line: CommandLine, config: MachineConfig) -> None:
         config.debugcon = _backend(config, text, "debugcon", origin)
 
 
+def _qtest(line: CommandLine, config: MachineConfig) -> None:
+    text, origin = line.values.get("qtest", (None, ""))
+    if text is not None:
+        config.qtest = _backend(config, text, "qtest", origin)
+        config.qtest_log = line.value("qtest-log")
+
+
 def _check_display(line: CommandLine) -> None:
     text, origin = line.values.get("display", ("none", ""))
     kind = text.partition(",")[0].partition("=")[0]
@@ -170,6 +178,8 @@ def _check_sharing(config: MachineConfig) -> None:
     users += [(monitor.chardev, monitor.origin) for monitor in config.monitors]
     if config.debugcon is not None:
         users.append((config.debugcon, "-debugcon"))
+    if config.qtest is not None:
+        users.append((config.qtest, "-qtest"))
     # A device's chardev is looked up, and missed, when the device is made.
     known = {chardev.id for chardev in config.chardevs}
     named = ((device.properties.get("chardev"), device.origin) for device in config.devices)

@@ -104,7 +104,7 @@ class Boot:
         board, boot = self.board, self.config.boot
         first, self._started = not self._started, True
         cmos.describe_boot_order(board.rtc, boot.once if first and boot.once else boot.order)
-        if boot.bios is not None:
+        if boot.bios is not None or self.config.accelerator == "qtest":
             return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()

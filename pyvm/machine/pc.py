@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
 from pyvm.chardev.registry import ChardevHost, ChardevSet
-from pyvm.clock import NANOSECONDS, RunningClock
+from pyvm.clock import NANOSECONDS
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
 from pyvm.cpu.vcpu import CpuEvents, VcpuSet
 from pyvm.devices.acpi_pm import SleepKind, WakeReason
 from pyvm.errors import ConfigError
 from pyvm.input import InputRouter, KeyboardInput, MouseInput
+from pyvm.machine.accelerators import make_clock, vcpu_class
 from pyvm.machine.backend_paths import name_backends
 from pyvm.machine.board import Board, BoardEvents
 from pyvm.machine.boot import Boot, describe
@@ -65,7 +66,7 @@ class Pc(Inspection):
 
     def __init__(self, config: MachineConfig) -> None:
         self.config = config
-        self.clock = RunningClock()
+        self.clock = make_clock(config)
         self.mainloop = MainLoop(self.clock)
         self.lock = self.mainloop.lock
         self.events = EventBus(self.mainloop)
@@ -151,6 +152,8 @@ class Pc(Inspection):
             self.complete()
         if config.vnc:
             self._open_vnc()
+        if config.qtest is not None:
+            self._open_qtest(config.qtest)
 
     def complete(self) -> None:
         """Plug devices in and run the firmware: from now on the machine exists.  Raises ConfigError."""
@@ -180,6 +183,11 @@ class Pc(Inspection):
         for options in self.config.vnc:
             self.vnc.open(options)
 
+    def _open_qtest(self, chardev: str) -> None:
+        from pyvm.machine.qtest import Qtest
+
+        self._give_back(Qtest(self, self._port(chardev), self.config.qtest_log).close)
+
     def _open_chardev(self, config: ChardevConfig) -> None:
         try:
             self.chardev_set.add(config.options)
@@ -190,7 +198,7 @@ class Pc(Inspection):
         smp = self.config.smp
         topology = Topology(smp.sockets, smp.cores, smp.threads)
         try:
-            return VcpuSet(
+            return vcpu_class(self.config)(
                 smp.cpus,
                 self._cpu_model(topology),
                 topology,

@@ -11,7 +11,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from pyvm.cpu.registers import RegisterState
+from pyvm.migration.components import MAIN_RAM, check_machine, load_state, marks_of_machine, memory_of, state_of
 from pyvm.migration.ram_file import RamPart, SavedRam, write_ram
 from pyvm.migration.state_file import SnapshotError, read_state, write_state
 from pyvm.state import StateError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pyvm.machine.pc import Pc
 
 _STATE, _RAM = "state", "ram"
-_MAIN = "pc.ram"
-_COMPONENT = "device/"
 
 
 # ---- Saving
@@ -40,10 +38,10 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
     except OSError as error:
         raise SnapshotError(f"{path}: {error.strerror}") from None
     try:
-        sections = _state_of(pc)
-        parts = write_ram(os.path.join(path, _RAM), _memory_of(pc), {_MAIN: pc.model.memory_fd})
+        sections = state_of(pc)
+        parts = write_ram(os.path.join(path, _RAM), memory_of(pc), {MAIN_RAM: pc.model.memory_fd})
         header = {
-            **_marks_of_machine(pc),
+            **marks_of_machine(pc),
             "arguments": arguments,
             "ram": [[part.name, part.offset, part.size] for part in parts],
             "images": _images_of(pc),
@@ -56,29 +54,7 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
 
 def save_devices(pc: Pc, path: str) -> None:
     """Write the state of a machine that is stopped, without its memory, to a file, old or new.  Raises OSError."""
-    write_state(path, _marks_of_machine(pc), _state_of(pc), new=False)
-
-
-def _marks_of_machine(pc: Pc) -> dict[str, Any]:
-    """Return by what one knows that another machine is of the same make."""
-    return {"board": pc.config.board.type, "cpu": pc.cpus.model.name, "cpus": pc.cpus.count}
-
-
-def _memory_of(pc: Pc) -> dict[str, memoryview]:
-    blocks = {_MAIN: memoryview(pc.memory.mapping)}
-    for vga in pc.displays():
-        blocks["vga.vram"] = vga.vram.view
-    return blocks
-
-
-def _state_of(pc: Pc) -> dict[str, Any]:
-    sections: dict[str, Any] = {
-        "clock": {"now": pc.clock.now()},
-        "cpus": [state.to_dict() for state in pc.cpus.save()],
-    }
-    for name, component in pc.board.components.items():
-        sections[_COMPONENT + name] = component.save().to_dict()
-    return sections
+    write_state(path, marks_of_machine(pc), state_of(pc), new=False)
 
 
 def _images_of(pc: Pc) -> list[list[Any]]:
@@ -141,7 +117,7 @@ class Snapshot:
 
     def ram(self, size: int) -> SavedRam:
         """Return the RAM of the machine, which has `size` bytes."""
-        part = self._parts.get(_MAIN)
+        part = self._parts.get(MAIN_RAM)
         if part is None or part.size != size:
             raise self._broken(f"the machine was saved with {part.size if part else 0:#x} bytes of RAM, not {size:#x}")
         try:
@@ -152,10 +128,10 @@ class Snapshot:
     def load(self, pc: Pc) -> None:
         """Make `pc`, which has the RAM already and does not run, the machine that was saved."""
         try:
-            _check_machine(pc, self._header, self._sections)
+            check_machine(pc, self._header, self._sections)
             self._check_images()
             self._load_memory(pc)
-            _load_state(pc, self._sections)
+            load_state(pc, self._sections)
         except StateError as error:
             raise self._broken(str(error)) from None
 
@@ -184,40 +160,13 @@ class Snapshot:
 def load_devices(pc: Pc, path: str) -> None:
     """Load what :func:`save_devices` wrote into a machine that does not run; a SnapshotError leaves it as it was."""
     header, sections = read_state(path)
-    before = _state_of(pc)
+    before = state_of(pc)
     try:
-        _check_machine(pc, header, sections)
-        _load_state(pc, sections)
+        check_machine(pc, header, sections)
+        load_state(pc, sections)
     except StateError as error:
-        _load_state(pc, before)
+        load_state(pc, before)
         raise SnapshotError(f"{path}: {error}") from None
-
-
-def _check_machine(pc: Pc, header: dict[str, Any], sections: dict[str, Any]) -> None:
-    for name, value in _marks_of_machine(pc).items():
-        if header.get(name) != value:
-            raise StateError(f"the machine was saved with {name} {header.get(name)!r}, not {value!r}")
-    saved = {name.removeprefix(_COMPONENT) for name in sections if name.startswith(_COMPONENT)}
-    for name in sorted(saved ^ pc.board.components.keys()):
-        raise StateError(f"the machine was saved {'with' if name in saved else 'without'} '{name}'")
-
-
-def _load_state(pc: Pc, sections: dict[str, Any]) -> None:
-    """Take over the clock, the vCPUs and all components.  Raises StateError."""
-    clock = sections.get("clock")
-    now = clock.get("now") if isinstance(clock, dict) else None
-    if not isinstance(now, int) or not 0 <= now < 1 << 63:
-        raise StateError("section 'clock' makes no sense")
-    states = sections.get("cpus")
-    if not isinstance(states, list) or len(states) != pc.cpus.count:
-        raise StateError("section 'cpus' makes no sense")
-    pc.clock.set(now)
-    pc.cpus.load([RegisterState.from_dict(state, f"cpu {index}") for index, state in enumerate(states)])
-    with pc.board.shadow.deferred():
-        for name, component in pc.board.components.items():
-            # What kind of record a component has is known by what it saves now.
-            kind: Any = type(component.save())
-            component.load(kind.from_dict(sections[_COMPONENT + name], name))
 
 
 def _copy_data(path: str, part: RamPart, target: memoryview) -> None:

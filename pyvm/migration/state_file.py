@@ -12,9 +12,6 @@ that are made of sections check each field themselves (:mod:`pyvm.state`).
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import os
 import struct
 import zlib
@@ -22,13 +19,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyvm.errors import ConfigError
+from pyvm.migration.values import decode_value, encode_value
 
 _FIXED = struct.Struct("<8sIII")
 _MAGIC = b"pyvmstat"
 _VERSION = 1
 _HEADER_LIMIT = 4 << 20
 _FILE_LIMIT = 256 << 20
-_BYTES = "base64"
 
 
 class SnapshotError(ConfigError):
@@ -37,9 +34,9 @@ class SnapshotError(ConfigError):
 
 def write_state(path: str, header: Mapping[str, Any], sections: Mapping[str, Any], *, new: bool = True) -> None:
     """Write a file, which must not be there yet if it is to be `new`.  Raises OSError."""
-    bodies = {name: _encode(value) for name, value in sections.items()}
+    bodies = {name: encode_value(value) for name, value in sections.items()}
     table = [[name, len(body), zlib.crc32(body)] for name, body in bodies.items()]
-    head = _encode({**header, "sections": table})
+    head = encode_value({**header, "sections": table})
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(_FIXED.pack(_MAGIC, _VERSION, len(head), zlib.crc32(head)))
@@ -99,33 +96,11 @@ def _table(header: Any) -> list[tuple[str, int, int]]:
     return entries
 
 
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, default=_plain_bytes, separators=(",", ":")).encode()
-
-
-def _plain_bytes(value: Any) -> dict[str, str]:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {_BYTES: base64.b64encode(value).decode()}
-    raise TypeError(f"a {type(value).__name__} cannot be saved")
-
-
 def _decode(body: memoryview, checksum: int, what: str) -> Any:
     data = bytes(body)
     if zlib.crc32(data) != checksum:
         raise SnapshotError(f"{what}: the checksum is wrong")
     try:
-        return json.loads(data, object_hook=_real_bytes)
-    except (ValueError, RecursionError) as error:
+        return decode_value(data)
+    except ValueError as error:
         raise SnapshotError(f"{what}: {error}") from None
-
-
-def _real_bytes(value: dict[str, Any]) -> Any:
-    if value.keys() != {_BYTES}:
-        return value
-    text = value[_BYTES]
-    if not isinstance(text, str):
-        raise ValueError("bytes that are none")
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None

@@ -86,8 +86,9 @@ class TestTerminal:
         screen.expect("root@pyvm-demo:[^#]*# ")
         screen.type("echo $((6*7)) $(nproc)\r")
         screen.expect(r"\n42 2\s")
-        # Ctrl-C is the guest's: it ends what runs there.
-        screen.type("echo sl''eeping; sleep 1000\r")
+        # Ctrl-C is the guest's: it ends what runs there.  That has to be in the foreground already: a shell that is
+        # about to start it takes the signal for itself.
+        screen.type("sh -c 'echo sl\"\"eeping; exec sleep 1000'\r")
         screen.expect(r"\nsleeping\s")
         screen.type("\x03")
         screen.expect("# ", SOON)

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -327,16 +328,16 @@ class TestDomain:
         assert libvirt.virsh("domstate", demo) == "running"
 
     def test_reset_and_reboot(self, libvirt: Libvirt, demo: str) -> None:
+        def agent(command: str, **arguments: object) -> Any:
+            """Return what the agent answered; None where it could not: the guest may be going down or coming up."""
+            text = json.dumps({"execute": command, "arguments": arguments})
+            status, answer, _ = libvirt.attempt("qemu-agent-command", demo, text)
+            return json.loads(answer)["return"] if status == 0 else None
+
         def boot_id() -> str:
-            words = {"path": "/proc/sys/kernel/random/boot_id"}
-            opened = libvirt.attempt(
-                "qemu-agent-command", demo, json.dumps({"execute": "guest-file-open", "arguments": words})
-            )
-            if opened[0]:
-                return ""
-            handle = json.loads(opened[1])["return"]
-            read = {"execute": "guest-file-read", "arguments": {"handle": handle}}
-            return str(json.loads(libvirt.virsh("qemu-agent-command", demo, json.dumps(read)))["return"]["buf-b64"])
+            handle = agent("guest-file-open", path="/proc/sys/kernel/random/boot_id")
+            read = None if handle is None else agent("guest-file-read", handle=handle)
+            return "" if read is None else str(read["buf-b64"])
 
         ids = [until(boot_id, "the guest")]
         for words in (("reset", demo), ("reboot", demo, "--mode", "agent"), ("reboot", demo, "--mode", "acpi")):
