@@ -35,6 +35,7 @@ _U64 = struct.Struct("<Q")
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 
 
 class GuestMemoryError(ValueError):
@@ -73,14 +74,16 @@ class GuestMemory:
     """Guest RAM as devices see it.
 
     `blocks` must be in order of GPA.  Addresses come from the guest: every method checks that the whole range is RAM
-    of one block and raises :class:`GuestMemoryError` otherwise.
+    of one block and raises :class:`GuestMemoryError` otherwise.  Modules of memory can be plugged in above all of it
+    while the guest runs; their blocks are in :attr:`modules`.
     """
 
     def __init__(self, size: int, blocks: list[RamBlock], backing: RamBacking | None = None) -> None:
         """The RAM is made here, or is `backing`, which then stays open when this is closed."""
         self.size = size
+        """Bytes of RAM without modules."""
         self.blocks = blocks
-        self._starts = [block.gpa for block in blocks]
+        self.modules: list[RamBlock] = []
         self.fd = -1
         if backing is None:
             self.fd, self.mapping = _made_memory(size)
@@ -92,7 +95,33 @@ class GuestMemory:
         """Told (GPA, length) after each write by a device."""
         self.on_vector: Callable[[Vector, int], None] = self._each_piece
         """Told (vector, bytes) when a device has written to the start of a vector: a CPU is faster with all at once."""
-        self._places = tuple((block.gpa, block.size, block.offset) for block in blocks)
+        self._note_blocks()
+
+    def _note_blocks(self) -> None:
+        """Prepare for looking up addresses."""
+        self._all = [*self.blocks, *self.modules]
+        self._starts = [block.gpa for block in self._all]
+        self._places = tuple((block.gpa, block.size, block.offset) for block in self._all)
+
+    @property
+    def all_blocks(self) -> list[RamBlock]:
+        """All RAM, that of modules included, in order of GPA."""
+        return list(self._all)
+
+    @property
+    def total(self) -> int:
+        """Bytes of RAM, that of modules included."""
+        return self.size + sum(block.size for block in self.modules)
+
+    def plug(self, block: RamBlock) -> None:
+        """Let devices use a module, which is above all RAM that is no module."""
+        self.modules = sorted([*self.modules, block], key=lambda module: module.gpa)
+        self._note_blocks()
+
+    def unplug(self, block: RamBlock) -> None:
+        """Let devices use a module no more."""
+        self.modules.remove(block)
+        self._note_blocks()
 
     def _each_piece(self, vector: Vector, length: int) -> None:
         for gpa, size in vector.pieces:
@@ -108,6 +137,14 @@ class GuestMemory:
             os.close(self.fd)
             self.fd = -1
 
+    def clear(self) -> None:
+        """Let all of it be zeros; nothing runs meanwhile."""
+        self._discard(0, self.size)
+        for module in self.modules:
+            self._discard(module.offset, module.size)
+        for block in self._all:
+            self.on_write(block.gpa, block.size)
+
     def rest_on(self, backing: RamBacking) -> None:
         """Other memory of the host has taken the place of this one, at the same addresses."""
         self._discard = backing.discard
@@ -116,7 +153,7 @@ class GuestMemory:
         """Return the offset in the mapping of the `length` bytes at `gpa`, all of them RAM of one block."""
         index = bisect.bisect_right(self._starts, gpa) - 1
         if index >= 0 and length >= 0:
-            block = self.blocks[index]
+            block = self._all[index]
             if gpa + length <= block.end:
                 return gpa - block.gpa + block.offset
         raise GuestMemoryError(gpa, length)
@@ -203,6 +240,18 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
+def map_fixed(address: int, size: int, flags: int, fd: int = -1, offset: int = 0) -> None:
+    """Map memory, readable and writable, at an address of this process, over what is there.  Raises OSError."""
+    libc = _libc()
+    libc.mmap.restype = ctypes.c_void_p
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    place = ctypes.c_void_p(address)
+    flags |= _MAP_FIXED | _MAP_NORESERVE
+    if libc.mmap(place, ctypes.c_size_t(size), access, flags, fd, ctypes.c_long(offset)) != address:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
 def _made_memory(size: int) -> tuple[int, mmap.mmap]:
     fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
     try:
@@ -216,14 +265,16 @@ def _made_memory(size: int) -> tuple[int, mmap.mmap]:
 class DeviceRam:
     """Memory on a device that the guest uses like its own: a frame buffer, or ROM.
 
-    `mapping` is what a CPU maps, `view` its bytes; `size` is in bytes, whole pages.
+    `mapping` is what a CPU maps, `view` its bytes; `size` is in bytes, whole pages.  `fd` is the file that is mapped:
+    what was never written is a hole in it.
     """
 
     def __init__(self, size: int) -> None:
+        self.fd = -1
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"device memory of {size} bytes is not whole pages")
         self.size = size
-        self.mapping = mmap.mmap(-1, size)
+        self.fd, self.mapping = _made_memory(size)
         self.view = memoryview(self.mapping)
 
     def read(self, offset: int, size: int) -> int:
@@ -241,6 +292,16 @@ class DeviceRam:
         """Give the memory back; nothing may use it any more."""
         self.view.release()
         self.mapping.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        """A machine whose making failed has nobody who would close it."""
+        self._close_file()
 
 
 def pc_ram_blocks(size: int) -> list[RamBlock]:

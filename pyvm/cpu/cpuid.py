@@ -19,6 +19,8 @@ LINEAR_ADDRESS_BITS = 48
 Entry = tuple[int, int, int, int, int, int]
 """Leaf, subleaf, EAX, EBX, ECX, EDX."""
 
+INVARIANT_TSC = "invtsc"
+_INVARIANT_TSC_BIT = 1 << 8
 _XCR0_X87_SSE = 3
 _XCR0_PKRU = 1 << 9
 
@@ -50,6 +52,13 @@ class CpuModel:
     xlevel: int = 0x8000000A
     features: set[str] = field(default_factory=set)
     hypervisor_leaves: bool = True
+    steady_tsc: bool = True
+    """Whether the guest is told that its TSC never changes its pace, also where `invtsc` was not asked for.
+
+    One clock is the TSC of all vCPUs here.  An operating system that is not told so distrusts the TSC of a
+    multiprocessor and reads a much slower clock.  As a feature it would be said to clients too, and libvirt neither
+    saves nor migrates a machine that has it.
+    """
     missing: list[str] = field(default_factory=list)
     """Features that were asked for and that the translator cannot do."""
 
@@ -101,7 +110,7 @@ def base_model(name: str) -> CpuModel:
     if name == "base":
         return CpuModel(name, "", 0, 0, 0, "", 0, 0)
     if name == "max":
-        everything = available_features() - {"tsc-deadline", "x2apic", "ht", "cmp-legacy", "monitor"}
+        everything = available_features() - {INVARIANT_TSC, "tsc-deadline", "x2apic", "ht", "cmp-legacy", "monitor"}
         return CpuModel(name, brand="QEMU TCG CPU version 2.5+", features=everything)
     return _named_model(name)
 
@@ -150,6 +159,8 @@ def _set_feature(model: CpuModel, name: str, enabled: bool) -> None:
     if name not in feature_bits.FEATURES:
         raise CpuModelError(f"Property '{model.name}-x86_64-cpu.{name}' not found")
     (model.features.add if enabled else model.features.discard)(name)
+    if name == INVARIANT_TSC:
+        model.steady_tsc = enabled
 
 
 def build_model(option: str, topology: Topology) -> CpuModel:
@@ -160,9 +171,7 @@ def build_model(option: str, topology: Topology) -> CpuModel:
     """
     name, *flags = option.split(",")
     model = base_model(name)
-    # One guest clock that never changes its pace is the TSC of all vCPUs: an operating system that is not told so
-    # distrusts the TSC of a multiprocessor, and reads a much slower clock instead.
-    model.features |= {"hypervisor", "invtsc"}
+    model.features.add("hypervisor")
     enforce = False
     for text in flags:
         if text:
@@ -275,7 +284,7 @@ def _extended_leaves(model: CpuModel, topology: Topology, words: list[int]) -> l
         (0x80000004, ANY_SUBLEAF, brand[8], brand[9], brand[10], brand[11]),
         (0x80000005, ANY_SUBLEAF, 0x01FF01FF, 0x01FF01FF, 0x40020140, 0x40020140),
         (0x80000006, ANY_SUBLEAF, 0, 0x42004200, 0x02008140, 0x00808140),
-        (0x80000007, ANY_SUBLEAF, 0, 0, 0, words[8]),
+        (0x80000007, ANY_SUBLEAF, 0, 0, 0, words[8] | (_INVARIANT_TSC_BIT if model.steady_tsc else 0)),
         (
             0x80000008,
             ANY_SUBLEAF,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class _Callbacks:
         self._events = events
         self._memory_find = memory.find
         self._port_find = ports.find
-        self.lapics: list[Lapic] = []
+        self.lapics: Mapping[int, Lapic] = {}
         self.current: Callable[[], int] = lambda: 0
 
     def port_read(self, port: int, size: int) -> int | memoryview:
@@ -193,7 +193,7 @@ class VcpuSet:
     """All vCPUs of a machine.
 
     Methods are called with the machine lock held.  The machine makes the local APICs on :meth:`port` and hands them
-    over with :meth:`attach_lapics` before the first start.
+    over with :meth:`attach_lapics` before the first start.  There may be more places for vCPUs than vCPUs.
     """
 
     def __init__(
@@ -207,12 +207,15 @@ class VcpuSet:
         mmio: IoSpace,
         ports: IoSpace,
         events: CpuEvents,
+        places: int | None = None,
     ) -> None:
-        self.count = count
+        self.present = list(range(count))
+        """The places in which there are vCPUs, in the order in which they came."""
         self.model = model
-        self.apic_ids = apic_ids(count, topology)
+        self.apic_ids = apic_ids(places or count, topology)
+        """The APIC ID of each place."""
         self._callbacks = _Callbacks(lock, mmio, ports, events)
-        self._engine = open_engine(count, self._callbacks, TSC_HZ)
+        self._engine = open_engine(len(self.apic_ids), self._callbacks, TSC_HZ)
         self._callbacks.current = lambda: self._engine.current
         self._events = events
         self._memory = memory
@@ -280,9 +283,27 @@ class VcpuSet:
         """Return what the local APIC of vCPU `index` drives."""
         return LapicPort(self._engine, index)
 
-    def attach_lapics(self, lapics: list[Lapic]) -> None:
-        """Connect the local APICs, one for each vCPU."""
+    def attach_lapics(self, lapics: Mapping[int, Lapic]) -> None:
+        """Connect the local APICs, one for each place that ever had a vCPU; the mapping may grow."""
         self._callbacks.lapics = lapics
+
+    @property
+    def count(self) -> int:
+        """How many vCPUs there are."""
+        return len(self.present)
+
+    def plug(self, index: int) -> None:
+        """Put a vCPU, which waits to be started, into a place that is free; not on the vCPU thread."""
+        with self.paused():
+            self._engine.reset_vcpu(index)
+            self._engine.interrupt(index, False)
+        self.present.append(index)
+
+    def unplug(self, index: int) -> None:
+        """Take a vCPU away, whatever it does; not the first."""
+        self.present.remove(index)
+        self._engine.interrupt(index, False)
+        self._engine.init(index)
 
     @property
     def current(self) -> int:
@@ -326,6 +347,12 @@ class VcpuSet:
             if running and not self._stopping:
                 self._phase = _Phase.RUNNING
                 self._changed.notify_all()
+
+    def go_on(self) -> None:
+        """Let guest code run again that :meth:`stop` has held up, while the machine runs."""
+        if not self._stopping:
+            self._phase = _Phase.RUNNING
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Stop guest code and return when none runs any more; not on the vCPU thread."""
@@ -375,7 +402,7 @@ class VcpuSet:
 
     def reset(self) -> None:
         """Put all vCPUs into their power-on state."""
-        for index in range(self.count):
+        for index in range(len(self.apic_ids)):
             self._engine.reset_vcpu(index)
             self._engine.interrupt(index, False)
 
@@ -404,14 +431,31 @@ class VcpuSet:
 
     def save(self) -> list[RegisterState]:
         """Return the state of all vCPUs; stopped only."""
-        return [RegisterState.from_engine(self._engine.get_state(index)) for index in range(self.count)]
+        return [RegisterState.from_engine(self._engine.get_state(index)) for index in sorted(self.present)]
 
     def load(self, states: list[RegisterState]) -> None:
         """Take over the state of all vCPUs; stopped only.  Raises :class:`pyvm.state.StateError`."""
         for state in states:
             state.check()
-        for index, state in enumerate(states):
+        for index, state in zip(sorted(self.present), states, strict=True):
             self._engine.set_state(index, state.to_engine())
+
+    # ---- Writes to guest RAM
+
+    def log_writes(self) -> None:
+        """Begin to note which pages of RAM the guest and its devices write; nothing is noted yet."""
+        with self.paused():
+            self._engine.dirty_start(memoryview(self._memory.mapping)[: self._memory.size])
+
+    def take_writes(self, log: bytearray) -> int:
+        """Move what was noted to `log`, a bit for each page, and begin anew; return how many pages were written."""
+        with self.paused():
+            return self._engine.dirty_take(log)
+
+    def forget_writes(self) -> None:
+        """Note no writes any more."""
+        with self.paused():
+            self._engine.dirty_stop()
 
     def counters(self) -> dict[str, int]:
         """Return how often guest code left for the machine, by cause."""

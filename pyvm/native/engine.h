@@ -13,7 +13,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_VCPUS = 64, MAX_REGIONS = 32, MAX_OVERLAYS = 96, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
+enum { MAX_VCPUS = 255, MAX_REGIONS = 32, MAX_OVERLAYS = 96, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
 
 /* Why run() returned. */
 enum { EXIT_STOPPED, EXIT_TRIPLE_FAULT, EXIT_FAILED };
@@ -38,6 +38,7 @@ typedef struct {
     uint64_t start, end;
     void *memory_region; /* Unicorn's own object for it */
     uint64_t ram_address; /* Unicorn's number for the first byte; RAM only */
+    void *host;           /* where its bytes are; RAM only */
     bool is_ram;
 } Region;
 
@@ -93,6 +94,9 @@ typedef struct Engine {
     uint64_t tlb_flushes;
     uint64_t overwritten_page; /* whose code was hit lately by stores at addresses that are not executed, */
     int overwritten_times;     /* and how often */
+    uint64_t *dirty_log; /* a bit for each page of guest RAM that was written; NULL where nobody asks */
+    uint64_t dirty_pages;
+    uintptr_t dirty_host; /* where that RAM is */
     pthread_mutex_t lock;
     Range invalidations[MAX_INVALIDATIONS];
     int invalidation_count;
@@ -203,6 +207,8 @@ typedef struct {
     void (*tlb_flush)(void *);
     void (*tlb_protect_code)(void *, uint64_t);
     void (*tlb_set_dirty)(void *, uint64_t);
+    void (*invalidate_page_fast)(void *, void *, uint64_t, int, uintptr_t);
+    void (*store_physical)(void *, uint64_t, uint32_t);
     uint32_t (*compute_flags)(Env *, int);
     void (*update_cr0)(Env *, uint32_t);
     void (*update_dr7)(Env *, uint32_t);
@@ -280,6 +286,14 @@ void firmware_serve(Engine *engine);
 
 /* store.c */
 void store_note_block(Engine *engine, const void *block);
+void store_make_all_slow(Engine *engine);
+
+/* dirty.c */
+bool dirty_start(Engine *engine, void *host, uint64_t size);
+void dirty_stop(Engine *engine);
+uint64_t dirty_take(Engine *engine, uint8_t *target);
+void dirty_note(Engine *engine, uintptr_t host, uint64_t length);
+void dirty_note_physical(Engine *engine, uint64_t gpa, uint64_t length);
 
 /* callbacks.c */
 void callback_settle_stream(Engine *engine);

@@ -62,6 +62,7 @@ bool memory_map_ram(Engine *engine, uint64_t gpa, uint64_t size, void *host, boo
     uint32_t protection = PROTECTION_READ | PROTECTION_EXECUTE | (writable ? PROTECTION_WRITE : 0);
     if (!check_error(unicorn.uc_mem_map_ptr(engine->uc, gpa, size, protection, host), gpa)) return false;
     region->is_ram = true;
+    region->host = host;
     region->ram_address = unicorn.ram_address_of(engine->uc, host);
     if (!memory_note_ram(engine, region, size)) return false;
     take_region(engine, region);
@@ -168,6 +169,7 @@ static bool note_invalidation(Engine *engine, const Region *region, uint64_t gpa
  */
 void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
     if (!length || !engine->uc) return;
+    dirty_note_physical(engine, gpa, length);
     bool any = false;
     for (int i = 0; i < engine->region_count; i++) any |= note_invalidation(engine, &engine->regions[i], gpa, length);
     for (int i = 0; i < engine->overlay_count; i++)

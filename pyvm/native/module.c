@@ -165,6 +165,7 @@ static void engine_dealloc(EngineObject *self) {
     free(engine->code_pages);
     free(engine->code_parts);
     free(engine->plain_at);
+    dirty_stop(engine);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -535,6 +536,36 @@ static PyObject *engine_invalidate_vector(EngineObject *self, PyObject *const *a
     Py_RETURN_NONE;
 }
 
+/* ---- Writes to RAM */
+
+static PyObject *engine_dirty_start(EngineObject *self, PyObject *buffer) {
+    Py_buffer ram;
+    if (!require_stopped(&self->engine) || PyObject_GetBuffer(buffer, &ram, PyBUF_WRITABLE)) return NULL;
+    bool done = dirty_start(&self->engine, ram.buf, (uint64_t)ram.len);
+    PyBuffer_Release(&ram); /* the machine keeps the mapping alive as long as the engine */
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_dirty_stop(EngineObject *self, PyObject *unused) {
+    (void)unused;
+    if (atomic_load(&self->engine.running) && !require_stopped(&self->engine)) return NULL;
+    dirty_stop(&self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_dirty_take(EngineObject *self, PyObject *target) {
+    Py_buffer log;
+    if (!require_stopped(&self->engine) || PyObject_GetBuffer(target, &log, PyBUF_WRITABLE)) return NULL;
+    PyObject *result = NULL;
+    if ((uint64_t)log.len == (self->engine.dirty_pages + 7) / 8)
+        result = PyLong_FromUnsignedLongLong(dirty_take(&self->engine, log.buf));
+    else
+        PyErr_SetString(PyExc_ValueError, "the log needs a bit for each page");
+    PyBuffer_Release(&log);
+    return result;
+}
+
 /* ---- Figures */
 
 static PyObject *engine_counters(EngineObject *self, PyObject *unused) {
@@ -585,6 +616,10 @@ static PyMethodDef engine_methods[] = {
      "invalidate(gpa, length)\n\nDrop translations of RAM that a device wrote; from any thread."},
     {"invalidate_vector", (PyCFunction)(void (*)(void))engine_invalidate_vector, METH_FASTCALL,
      "invalidate_vector(vector, length)\n\nThe same for the first bytes of a request's segments."},
+    {"dirty_start", (PyCFunction)engine_dirty_start, METH_O, "dirty_start(buffer)\n\nNote which pages of it are written."},
+    {"dirty_stop", (PyCFunction)engine_dirty_stop, METH_NOARGS, "dirty_stop()\n\nNote nothing any more."},
+    {"dirty_take", (PyCFunction)engine_dirty_take, METH_O,
+     "dirty_take(log) -> int\n\nMove what was noted to log, a bit for each page; return how many they are."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},
     {NULL, NULL, 0, NULL},
 };

@@ -38,7 +38,8 @@ int overlay_make(Engine *engine, uint64_t gpa, uint64_t size, void *host, bool w
     }
     FIELD(region, uint32_t, MEMORY_PERMISSIONS) = PERMIT_ALL;
     if (host && !writable) unicorn.memory_set_readonly(region, true);
-    *overlay = (Overlay){.region = {.start = gpa, .end = gpa + size, .memory_region = region, .is_ram = host}, .shown = true};
+    *overlay = (Overlay){.region = {.start = gpa, .end = gpa + size, .memory_region = region, .is_ram = host, .host = host},
+                         .shown = true};
     if (host) overlay->region.ram_address = unicorn.memory_ram_address(region);
     if (host && !memory_note_ram(engine, &overlay->region, size)) return -1;
     changed(engine);

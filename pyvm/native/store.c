@@ -112,6 +112,9 @@ static void make_all_slow(char *tlb) {
     }
 }
 
+/* Let the next store to each page be seen. */
+void store_make_all_slow(Engine *engine) { make_all_slow((char *)engine->env - TLB_BEFORE_ENV); }
+
 /* Replaces Unicorn's function of this name: the first code of a page is being translated. */
 EXPORT void tlb_protect_code_x86_64(void *uc, uint64_t ram_address) {
     Engine *engine = current_engine;
@@ -169,6 +172,7 @@ static void *beside_code(Env *env, uint64_t address, unsigned size, uint32_t ope
     if (!entry) return NULL;
     uint64_t page = ram >> PAGE_SHIFT;
     if (page >= engine->code_page_count || engine->code_parts[page] & parts(offset, size)) return NULL;
+    if (engine->dirty_log) dirty_note(engine, (uintptr_t)(address + FIELD(entry, uint64_t, TLB_ENTRY_HOST)), 1);
     if (!has_code(engine, page)) {
         note_plain(engine, page, address);
         FIELD(entry, uint64_t, TLB_ENTRY_WRITE) &= ~(uint64_t)TLB_NOTDIRTY;

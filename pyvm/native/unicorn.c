@@ -62,6 +62,8 @@ static const struct {
     F(tlb_flush, "tlb_flush_x86_64"),
     F(tlb_protect_code, "tlb_protect_code_x86_64"),
     F(tlb_set_dirty, "tlb_set_dirty_x86_64"),
+    F(invalidate_page_fast, "tb_invalidate_phys_page_fast_x86_64"),
+    F(store_physical, "x86_stl_phys_notdirty_x86_64"),
     F(compute_flags, "cpu_cc_compute_all_x86_64"),
     F(update_cr0, "cpu_x86_update_cr0_x86_64"),
     F(update_dr7, "cpu_x86_update_dr7_x86_64"),

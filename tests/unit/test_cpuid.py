@@ -124,6 +124,12 @@ def test_bits_are_where_the_manuals_have_them(feature: str, leaf: int, register:
     assert (word.leaf, word.register, number) == (leaf, register, bit)
 
 
+def test_the_guest_knows_that_its_tsc_is_steady_and_clients_see_what_was_asked_for() -> None:
+    for option, told, shown in (("qemu64", 1, False), ("qemu64,+invtsc", 1, True), ("max,invtsc=off", 0, False)):
+        assert Table(option)(0x80000007)[3] == told << 8
+        assert ("invtsc" in build_model(option, Topology()).features) is shown
+
+
 def test_known_models() -> None:
     """What QEMU 7.2 shows: vendor, signature, brand."""
     qemu64 = Table("qemu64")

@@ -114,7 +114,7 @@ def test_64_processors() -> None:
             rig.engine.nmi(64)
 
 
-@pytest.mark.parametrize("count", [0, -1, 65, 1 << 30])
+@pytest.mark.parametrize("count", [0, -1, 256, 1 << 30])
 def test_engines_with_too_few_or_too_many_processors(count: int) -> None:
-    with pytest.raises(ValueError, match="1 to 64"):
+    with pytest.raises(ValueError, match="1 to 255"):
         open_engine(count, Devices(), 10**9)
