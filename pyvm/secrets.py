@@ -26,6 +26,8 @@ class Secrets:
 
     def __init__(self) -> None:
         self._secrets: dict[str, bytes] = {}
+        self.credentials: dict[str, object] = {}
+        """Objects of the `tls-creds` types, in programs that have no other place for them."""
 
     def add(self, identifier: str, properties: Mapping[str, Any]) -> None:
         """Take in a secret, and read its file.  Raises ConfigError."""

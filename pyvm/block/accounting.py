@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -84,7 +84,17 @@ class _Histogram:
 class BlockStats:
     """The counters of one disk, each a list by :class:`Operation`."""
 
-    def __init__(self, *, account_invalid: bool = True, account_failed: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        account_invalid: bool = True,
+        account_failed: bool = True,
+        now: Callable[[], int] = time.monotonic_ns,
+        latency: int | None = None,
+    ) -> None:
+        """`now` returns the time in ns; `latency` is what each request takes by agreement, None: what it takes."""
+        self._now = now
+        self._latency = latency
         self.account_invalid = account_invalid
         self.account_failed = account_failed
         self.bytes = [0] * len(Operation)
@@ -102,33 +112,35 @@ class BlockStats:
 
     def start(self) -> int:
         """Return what :meth:`done` and :meth:`fail` need to know of the start of a request."""
-        return time.monotonic_ns()
+        return self._now()
 
     def done(self, operation: int, length: int, started: int) -> None:
         """A request was carried out."""
-        now = time.monotonic_ns()
+        now = self._now()
         self.bytes[operation] += length
         self.operations[operation] += 1
-        self.total_time[operation] += now - started
+        elapsed = now - started if self._latency is None else self._latency
+        self.total_time[operation] += elapsed
         self._last_access = now
         if self._detailed:
-            self._note(operation, now - started, now)
+            self._note(operation, elapsed, now)
 
     def fail(self, operation: int, started: int) -> None:
         """A request failed, and its device hears of that."""
         self.failed[operation] += 1
         if self.account_failed:
-            now = time.monotonic_ns()
-            self.total_time[operation] += now - started
+            now = self._now()
+            elapsed = now - started if self._latency is None else self._latency
+            self.total_time[operation] += elapsed
             self._last_access = now
             if self._detailed:
-                self._note(operation, now - started, now)
+                self._note(operation, elapsed, now)
 
     def refuse(self, operation: int) -> None:
         """A request was not one: outside of the disk, or not in whole blocks."""
         self.invalid[operation] += 1
         if self.account_invalid:
-            self._last_access = time.monotonic_ns()
+            self._last_access = self._now()
 
     def merge(self, operation: int, count: int) -> None:
         """A device carried out `count` more requests together with another one."""
@@ -145,7 +157,7 @@ class BlockStats:
 
     def add_interval(self, seconds: int) -> None:
         """Tell about the requests of the last `seconds` apart (`stats-intervals`)."""
-        now = time.monotonic_ns()
+        now = self._now()
         self._intervals.append((seconds, [_TimedAverage(seconds * _NANOSECONDS, now) for _ in Operation]))
         self._detailed = True
 
@@ -171,7 +183,7 @@ class BlockStats:
             report[f"invalid_{prefix}_operations"] = self.invalid[operation]
         report["wr_highest_offset"] = self.highest_offset
         if self._last_access:
-            report["idle_time_ns"] = time.monotonic_ns() - self._last_access
+            report["idle_time_ns"] = self._now() - self._last_access
         report["account_invalid"] = self.account_invalid
         report["account_failed"] = self.account_failed
         report["timed_stats"] = [self._interval_report(*interval) for interval in self._intervals]
@@ -182,7 +194,7 @@ class BlockStats:
 
     def _interval_report(self, seconds: int, averages: list[_TimedAverage]) -> dict[str, Any]:
         report: dict[str, Any] = {"interval_length": seconds}
-        now = time.monotonic_ns()
+        now = self._now()
         for operation in (Operation.READ, Operation.WRITE, Operation.FLUSH):
             prefix = _PREFIX[operation]
             lowest, highest, average, total, elapsed = averages[operation].read(now)

@@ -53,6 +53,9 @@ class BlockBackend:
     `node` None is a drive without a medium.  `read_only` says what the drive is where the medium would let it write.
     """
 
+    movable = False
+    """Whether another context may serve it, where somebody else who uses its node wants that."""
+
     def __init__(
         self,
         node: Node | None = None,
@@ -79,12 +82,13 @@ class BlockBackend:
         self.detect_zeroes: DetectZeroes = detect_zeroes or (node.detect_zeroes if node is not None else "off")
         self.removable = removable
         """Whether the medium can be changed; the device says so."""
+        self.share_rw = False  # whether the device lets others write to the image, too
         self.only_reads = False
         """Whether the device never writes, whatever the medium: a CD-ROM drive."""
         self.retained = MediumOptions()
         self.events = events
         self.context: Context = context or InlineContext()
-        self.stats = BlockStats()
+        self.stats = BlockStats(now=events.now, latency=events.latency)
         self.device: BackendDevice | None = None
         self._device_id: str | Callable[[], str] = ""
         self.io_status_enabled = False
@@ -103,6 +107,7 @@ class BlockBackend:
         """Whether a device hears of a read that was carried out at once."""
         self._at_hand: Callable[[int, Buffers], bool] | None = None
         """Reads what needs no waiting, where the node can tell."""
+        self.on_eject: list[Callable[[], None]] = []  # called once when the medium goes, before it does
         self._graph = graph
         self._access = UNUSED
         self._user: User | None = None
@@ -160,13 +165,16 @@ class BlockBackend:
 
     def _set_node(self, node: Node | None) -> None:
         """Use another node from now on.  Raises BlockError, with nothing changed, where others are against that."""
+        if node is None:
+            while self.on_eject:
+                self.on_eject.pop()()
         if self._graph is not None:
             if node is None:
                 if self._user is not None:
                     self._graph.detach(self._user)
                 self._user = None
             elif self._user is None:
-                self._user = self._graph.attach(node, self._description(), self._access)
+                self._user = self._graph.attach(node, self._description(), self._access, waits=True)
             else:
                 self._graph.move(self._user, node)
         self._node = node
@@ -410,16 +418,13 @@ class BlockBackend:
     # ---- The device
 
     def attach(self, device: BackendDevice, identifier: str = "", *, share_rw: bool = False) -> None:
-        """Let `device` use the drive; raises BlockError where another one does, or where somebody uses its image.
-
-        With `share_rw` others may write to the image at the same time.
-        """
+        """Let `device` use the drive, with `share_rw` beside others; raises BlockError where one is against that."""
         if self.device is not None:
             raise BlockError(f"Drive '{self.name}' is already in use by another device")
         self.device = device
         self.device_id = identifier or self.device_id
         try:
-            self._use(self._device_access(share_rw))
+            self._use(self._device_access(share_rw or self.share_rw))
         except BlockError:
             self.device = None
             self.device_id = ""
@@ -566,6 +571,12 @@ class BlockBackend:
         self._at_hand = node.read_at_hand
         for request in self.held:
             request.node = node
+        self.update_gates()
+
+    def reopened(self, node: Node) -> None:
+        """The medium was given other options."""
+        self.detect_zeroes = node.detect_zeroes
+        self._read_only = self._read_only and self.device is not None  # one that comes later sees what the medium is
         self.update_gates()
 
     def replace_node(self, node: Node) -> Node | None:

@@ -75,7 +75,7 @@ def store(image: Qcow2Node) -> None:
     from pyvm.block.drivers.qcow2 import bitmaps as stored
 
     contents: dict[str, Any] = {}
-    for bitmap in reversed(image.dirty_bitmaps):
+    for bitmap in image.dirty_bitmaps:
         if bitmap.persistent and not bitmap.inconsistent and not bitmap.skip_store:
             contents[bitmap.name] = (bitmap.granularity.bit_length() - 1, bitmap.recording, _content(bitmap))
     try:

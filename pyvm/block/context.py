@@ -42,7 +42,8 @@ class Work(ABC):
         """Tell whoever waits for it; with the machine lock held."""
 
 
-def _run(work: Work) -> None:
+def run(work: Work) -> None:
+    """Do what is to be done, with the context's lock held."""
     try:
         work.run()
     except Exception:  # noqa: BLE001 - a broken driver must not take the thread with it
@@ -71,7 +72,7 @@ class InlineContext:
             while self._queue:
                 work = self._queue.popleft()
                 with self.lock:
-                    _run(work)
+                    run(work)
                 work.complete()
         finally:
             self._running = before
@@ -79,6 +80,10 @@ class InlineContext:
     def attempt(self, action: Callable[[], bool]) -> bool:
         """Nothing is attempted, as there is no thread whose waking would be spared."""
         del action
+        return False
+
+    def borrow(self) -> bool:
+        """Return False: work is done where it is given."""
         return False
 
     def settle(self, settled: Callable[[], bool]) -> None:
@@ -127,6 +132,14 @@ class IoContext:
         finally:
             self.lock.release()
 
+    def borrow(self) -> bool:
+        """Let the caller's thread do work itself, where nothing comes before it; return whether it may.
+
+        Then it holds :attr:`lock`, does the work without the machine lock, releases the lock, and completes the work
+        with the machine lock.  Whoever settles meanwhile waits for the lock, and so for the work.
+        """
+        return not self._awake and self.lock.acquire(blocking=False)
+
     def _start(self) -> None:
         self.thread = threading.Thread(target=self._serve, name=self.name or "block", daemon=True)
         self.thread.start()
@@ -158,7 +171,7 @@ class IoContext:
             if not queue:
                 return
             work = queue.popleft()
-            _run(work)
+            run(work)
             finished.append(work)
             if monotonic_ns() >= end:
                 return

@@ -241,20 +241,16 @@ def _typed(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any
 def _backing_size(filename: str, backing: str, given: str | None) -> int:
     """Open the backing file as the new image will, and return its size.  Raises BlockError."""
     from pyvm.block.open import open_image
-    from pyvm.block.probe import PROBE_SIZE, probe_format
+    from pyvm.block.options import beside
 
-    path = local_path(backing)
-    if not os.path.isabs(path):
-        path = os.path.join(os.path.dirname(local_path(filename)), path)
+    path = beside(filename, backing)
     try:
         node = open_image(path, name="", format=given, read_only=True, warn=lambda text: None)
     except BlockError as error:
         raise BlockError(f"{error}\nCould not open backing image.") from None
     try:
         if given is None:
-            with open(path, "rb") as file:
-                found = probe_format(file.read(PROBE_SIZE), path)
-            raise BlockError(f"Backing file specified without backing format\nDetected format of {found}.")
+            raise BlockError(f"Backing file specified without backing format\nDetected format of {node.driver}.")
         return node.size
     finally:
         node.close()

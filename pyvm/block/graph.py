@@ -9,10 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.block.errors import BlockError
-from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, PERMISSION_NAMES, Access, Node, Permission
+from pyvm.block.node import (
+    ALL_PERMISSIONS,
+    NO_PERMISSIONS,
+    PERMISSION_NAMES,
+    UNUSED,
+    Access,
+    Node,
+    Permission,
+    take_order,
+)
 from pyvm.options import is_identifier
 from pyvm.records import record
 from pyvm.secrets import Secrets
@@ -40,6 +50,8 @@ class User:
     order: int = 0
     stays: bool = False
     """Whether it stays with its node where another one takes the place of that."""
+    waits: bool = False
+    """Whether it does nothing before the guest is there: a device, while a machine arrives."""
 
 
 class _Use(NamedTuple):
@@ -67,13 +79,17 @@ class BlockGraph:
         """How files of the host are opened by their names."""
         self.secrets = secrets or Secrets()
         """Passwords and keys that options of nodes name."""
+        self.find_object: Callable[[str], object] = self.secrets.credentials.get
+        """Returns an object of a user by its ID, None without: credentials that options of nodes name."""
+        self.find_fd: Callable[[str], int | None] = lambda name: None
+        """Gives away a descriptor to which whoever opens nodes now gave a name; None without."""
         self._users: list[User] = []
-        self._orders: dict[Node, int] = {}
-        self._next_order = 0
         self._ranks: dict[Node, int] = {}
         self._next_rank = 0
         self._next_name = 0
         self._applied: dict[Node, Access] = {}
+        self.inactive = False
+        """Whether images that are opened may be in use by another process: see :mod:`pyvm.block.activation`."""
         self.drive_of: Callable[[Node], str] = lambda node: ""
         """Returns the name of the drive that has a node as its medium; empty where none does."""
         self._blockers: list[tuple[Node, object, str]] = []
@@ -128,7 +144,6 @@ class BlockGraph:
     def add(self, node: Node, rank: int | None = None) -> None:
         """Take in a node that was opened, under the name that it has; `rank` is where it is listed."""
         self.nodes[node.name] = node
-        self._orders[node] = self._take_order()
         self._ranks[node] = self.take_rank() if rank is None else rank
         node.on_released = self._forget
 
@@ -141,14 +156,9 @@ class BlockGraph:
         """Return the nodes that clients may see, in the order in which they were opened from the top down."""
         return sorted((node for node in self.nodes.values() if not node.hidden), key=lambda node: self._ranks[node])
 
-    def _take_order(self) -> int:
-        self._next_order += 1
-        return self._next_order
-
     def _forget(self, node: Node) -> None:
         """A node was closed."""
         self.nodes.pop(node.name, None)
-        self._orders.pop(node, None)
         self._ranks.pop(node, None)
         self._applied.pop(node, None)
 
@@ -159,9 +169,11 @@ class BlockGraph:
     def check_free(self, node: Node) -> None:
         """Raise BlockError where what is on top of `node`, or a job, needs it as it is."""
         self.check_unblocked(node)
-        for parent, label in reversed(list(self.parents(node))):
-            if label == "backing" and not parent.is_filter:
-                raise BlockError(f"Node '{node.name}' is busy: node is used as backing hd of '{parent.name}'")
+        links = [(child.order, parent) for parent in self.nodes.values() for child in parent.children
+                 if child.node is node and child.label == "backing" and not parent.is_filter]  # fmt: skip
+        if links:
+            latest = max(links, key=lambda link: link[0])[1]
+            raise BlockError(f"Node '{node.name}' is busy: node is used as backing hd of '{latest.name}'")
 
     def check_unblocked(self, node: Node) -> None:
         """Raise BlockError where somebody wants `node` to stay as it is."""
@@ -191,7 +203,7 @@ class BlockGraph:
         node = self.nodes.get(name)
         if node is None:
             raise BlockError(f"Failed to find node with node-name='{name}'")
-        if self.users(node):
+        if any(user.name == "root" for user in self.users(node)):
             raise BlockError(f"Node {name} is in use")
         self.check_free(node)
         if node not in self.monitor_nodes:
@@ -217,11 +229,23 @@ class BlockGraph:
         """Return who uses a node from outside of the graph."""
         return [user for user in self._users if user.node is node]
 
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Let requests pass meanwhile that wait in filters for their turn: somebody waits for their thread."""
+        waiting = [node for node in self.nodes.values() if node.driver == "throttle"]
+        for node in waiting:
+            node.begin_drain()
+        try:
+            yield
+        finally:
+            for node in waiting:
+                node.end_drain()
+
     # ---- Permissions
 
-    def attach(self, node: Node, description: str, access: Access, name: str = "root") -> User:
+    def attach(self, node: Node, description: str, access: Access, name: str = "root", *, waits: bool = False) -> User:
         """Let somebody use `node`.  The reference to it is the caller's."""
-        user = User(node, description, access, name, self._take_order())
+        user = User(node, description, access, name, take_order(), waits=waits)
         self._users.append(user)
         try:
             self.refresh()
@@ -271,6 +295,7 @@ class BlockGraph:
         `reopened` are nodes that were just made read-only or writable.
         """
         wanted = self._compute(reopened)
+        wanted = {node: UNUSED if node.inactive else access for node, access in wanted.items()}
         done: list[tuple[Node, Access]] = []
         try:
             for node, access in wanted.items():
@@ -293,7 +318,8 @@ class BlockGraph:
         """Return what is done with each node altogether."""
         uses: dict[Node, list[_Use]] = {node: [] for node in self.nodes.values()}
         for user in self._users:
-            uses.setdefault(user.node, []).append(_Use(user.description, user.name, user.access, user.order))
+            access = UNUSED if user.waits and self.inactive else user.access
+            uses.setdefault(user.node, []).append(_Use(user.description, user.name, access, user.order))
         computed: dict[Node, Access] = {}
         for node in self._parents_first():
             access = _combine(node, uses.get(node, []), reopened=node in reopened)
@@ -303,7 +329,7 @@ class BlockGraph:
                     f"node '{node.name}'",
                     child.label,
                     node.child_access(child, access.used, access.shared),
-                    self._orders.get(node, 0),
+                    child.order,
                 )
                 uses.setdefault(child.node, []).append(use)
         return computed

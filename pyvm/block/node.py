@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from enum import Enum, IntFlag
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pyvm.block.errors import BlockError
@@ -105,13 +106,17 @@ def backing_access() -> Access:
     return Access(Permission.CONSISTENT_READ, ALL_PERMISSIONS & ~(Permission.WRITE | Permission.RESIZE))
 
 
-class Child(NamedTuple):
-    """An edge of the graph."""
+class Child:
+    """An edge of the graph.  `name` is what the parent calls this child, where that is not what the role says."""
 
-    role: Role
-    node: Node
-    name: str = ""
-    """What the parent calls this child, where that is not what the role says."""
+    __slots__ = ("name", "node", "order", "role")
+
+    def __init__(self, role: Role, node: Node, name: str = "") -> None:
+        self.role = role
+        self.node = node
+        self.name = name
+        self.order = take_order()
+        """Edges and users of a node are looked at by age."""
 
     @property
     def label(self) -> str:
@@ -120,6 +125,14 @@ class Child(NamedTuple):
 
 
 _CHILD_NAMES = {Role.FILTERED: "file", Role.STORAGE: "file", Role.DATA_FILE: "data-file", Role.BACKING: "backing"}
+
+
+def take_order() -> int:
+    """Return a number greater than all before."""
+    return next(_ORDERS)
+
+
+_ORDERS = count(1)
 
 
 class Extent(NamedTuple):
@@ -147,6 +160,10 @@ class Node(ABC):
     """Called with the members of BLOCK_IMAGE_CORRUPTED when the image is found damaged; plain data never is."""
     is_filter: ClassVar[bool] = False
     """Whether it shows the data of its child, and adds no layer of its own."""
+    inactive = False
+    """Whether another process may be using the image: nothing is written, and what was read may be out of date."""
+    unallocated_is_zero: ClassVar[bool] = True
+    """Whether what it does not have reads as zeros where nothing is below it."""
     hidden: ClassVar[bool] = False
     """Whether it is a help that QEMU does without: no client sees it."""
 
@@ -348,6 +365,11 @@ class Node(ABC):
         """End :meth:`begin_drain`."""
         for child in self.children:
             child.node.end_drain()
+
+    def cancel_in_flight(self) -> None:
+        """Let requests fail now that wait for something outside to come back.  From any thread."""
+        for child in self.children:
+            child.node.cancel_in_flight()
 
     def drop_cache(self) -> None:
         """Forget what is cached of the image outside of this process: it was changed elsewhere."""

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from pyvm.block.errors import BlockError
-from pyvm.block.graph import BlockGraph, OpenFile
+from pyvm.block.graph import BlockGraph
 from pyvm.block.node import UNUSED, Access, DetectZeroes, Node, backing_access, disk_access, storage_access
 from pyvm.block.options import (
     GENERIC,
@@ -23,15 +23,17 @@ from pyvm.block.options import (
     Option,
     Settings,
     Tree,
+    beside,
     check_tree,
     convert,
     find_driver,
+    named_child,
     parse_by,
     parse_filename,
     parse_pseudo,
     protocol_of,
 )
-from pyvm.block.probe import PROBE_SIZE, probe_format
+from pyvm.block.probe import PROBE_SIZE, find_format, probe_format
 
 FORMATS = ("raw", "qcow2", "luks")
 ONLY_FORMATS = "raw, qcow2 and luks"
@@ -131,6 +133,7 @@ class Opener:
         self.dialect = dialect
         self.warn = warn
         self._prefix = prefix
+        self._opened: set[Node] = set()  # children that were described where they are used, and not just named
 
     def open(self, filename: str | None, tree: Tree, *, access: Access | None = None, aio: str | None = None) -> Node:
         """Open a root node; it belongs to the caller.  Raises BlockError.
@@ -236,6 +239,9 @@ class Opener:
             if isinstance(error, OSError):
                 raise BlockError(f"Could not open '{settings.path}': {error.strerror}") from None
             raise
+        for child in children.values():
+            if child in self._opened:
+                child.inherits_from = node
         return self._take_in(node, settings, {"driver": driver.name, **own}, rank)
 
     def _take_in(self, node: Node, settings: Settings, options: dict[str, Any], rank: int | None = None) -> Node:
@@ -267,8 +273,9 @@ class Opener:
             settings.path = filename
         elif isinstance(tree.get("filename"), str):
             settings.path = tree["filename"]
-        if inherited.aio is not None and "aio" in driver.options:
-            tree.setdefault("aio", inherited.aio)
+        of_drive = inherited.aio if "aio" in driver.options and "aio" not in tree else None
+        if of_drive is not None:
+            tree["aio"] = of_drive
         rank = self.graph.take_rank()
         children = self._other_children(driver, tree, self._below(settings, inherited), place)
         if "filename" in driver.options:
@@ -278,7 +285,10 @@ class Opener:
             if _identity(settings.path) in place.above:
                 raise BlockError(f"'{settings.path}' is in its own backing chain")
         own = self._own_options(driver, tree)
-        return self._finish(driver, settings, own, children, rank)
+        node = self._finish(driver, settings, own, children, rank)
+        if of_drive is not None:
+            del node.options["aio"]  # nobody said that of this node
+        return node
 
     # ---- Formats and filters
 
@@ -345,7 +355,11 @@ class Opener:
         children: dict[str, Node] = {}
         try:
             for key, option in driver.options.items():
-                if option.kind not in ("node", "nodes") or key in ("file", "data-file") or key not in tree:
+                if option.kind not in ("node", "nodes") or key in ("file", "data-file"):
+                    continue
+                if f"x-{key}" in tree:
+                    tree[key] = named_child(str(tree.pop(f"x-{key}")), tree.get(key))
+                if key not in tree:
                     continue
                 value = tree.pop(key)
                 several = list(value.values()) if isinstance(value, dict) else value
@@ -364,7 +378,9 @@ class Opener:
         if isinstance(value, str):
             return self.graph.find(value).hold()
         inner = _Place(self._child_name(place, label), UNUSED, place.above)
-        return self._open(None, _structure(value, label, "BlockdevRef"), below, inner)
+        node = self._open(None, _structure(value, label, "BlockdevRef"), below, inner)
+        self._opened.add(node)
+        return node
 
     def _open_file(
         self,
@@ -405,7 +421,7 @@ class Opener:
         """Find out the format before the file is opened: how it is locked depends on it."""
         if _identity(path) in place.above:
             raise BlockError(f"'{path}' is in its own backing chain")
-        found = _find_format(path, self.graph.open_file)
+        found = find_format(path, self.graph.open_file)
         if found not in FORMATS:
             raise BlockError(f"'{path}': format '{found}' is not supported by pyvm yet (only {ONLY_FORMATS})")
         return found in _STORED
@@ -521,7 +537,7 @@ class Opener:
                 if not tree:
                     return None
             else:
-                path = _beside(file.path, header.backing_file)
+                path = beside(file.path, header.backing_file)
                 if header.backing_format is not None:
                     tree.setdefault("driver", header.backing_format)
         below = below._replace(read_only=True, auto_read_only=False)
@@ -567,32 +583,3 @@ def _identity(path: str) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
-
-
-def _find_format(path: str, open_file: OpenFile) -> str:
-    flags = os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        try:
-            descriptor = open_file(path, flags | os.O_RDONLY)
-        except PermissionError:
-            descriptor = open_file(path, flags | os.O_RDWR)  # a descriptor may be there for this alone
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BlockError(f"Could not open '{path}': {reason}") from None
-    try:
-        return probe_format(os.pread(descriptor, PROBE_SIZE, 0), path)
-    except OSError:
-        # A directory or a pipe; opening it as a file says so.
-        return "raw"
-    finally:
-        os.close(descriptor)
-
-
-def _beside(image: str, path: str) -> str:
-    """Return the name of a file that an image names: a relative path starts where the image is."""
-    if path.startswith("json:"):
-        return path
-    protocol = protocol_of(path)
-    if protocol is None or protocol.name == "file":
-        return os.path.join(os.path.dirname(image), path.removeprefix("file:"))
-    return path

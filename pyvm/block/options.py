@@ -189,6 +189,11 @@ _ROWS = (
             "image": _FILE,
             "config": _STRING,
             "align": _INTEGER,
+            "max-transfer": _INTEGER,
+            "opt-write-zero": _INTEGER,
+            "max-write-zero": _INTEGER,
+            "opt-discard": _INTEGER,
+            "max-discard": _INTEGER,
             # The driver itself checks the members: with `-drive` they are text.
             "inject-error": Option("any"),
             "set-state": Option("any"),
@@ -216,6 +221,25 @@ _ROWS = (
             "read-pattern": _choice("quorum", "fifo"),
         },
     ),
+    Driver(
+        "blklogwrites",
+        "filter",
+        f"{_PACKAGE}.blklogwrites",
+        options={
+            "file": _FILE,
+            "log": _FILE,
+            "log-sector-size": _INTEGER,
+            "log-append": _BOOLEAN,
+            "log-super-update-interval": _INTEGER,
+        },
+    ),
+    Driver("compress", "filter", f"{_PACKAGE}.compress", options={"file": _FILE}),
+    Driver(
+        "preallocate",
+        "filter",
+        f"{_PACKAGE}.preallocate",
+        options={"file": _FILE, "prealloc-align": _INTEGER, "prealloc-size": _INTEGER},
+    ),
     Driver("snapshot-access", "filter", f"{_PACKAGE}.snapshot_access", options={"file": _FILE}),
     Driver("nbd", "protocol", f"{_PACKAGE}.nbd", options=_NBD, prefixes=("nbd", "nbd+tcp", "nbd+unix")),
     Driver("ssh", "protocol", f"{_PACKAGE}.ssh", options=_SSH, prefixes=("ssh",)),
@@ -223,7 +247,6 @@ _ROWS = (
     Driver("https", "protocol", f"{_PACKAGE}.http", "make_https", _HTTPS, prefixes=("https",)),
 )
 _MISSING_PROTOCOLS = {
-    "blklogwrites": (),
     "blkreplay": (),
     "ftp": ("ftp",),
     "ftps": ("ftps",),
@@ -235,7 +258,6 @@ _MISSING_PROTOCOLS = {
     "vvfat": ("fat",),
 }
 _MISSING_FORMATS = "bochs cloop dmg parallels qcow qed replication vdi vhdx vmdk vpc".split()
-_MISSING_FILTERS = "compress preallocate".split()
 
 
 def _build() -> dict[str, Driver]:
@@ -244,8 +266,6 @@ def _build() -> dict[str, Driver]:
         table[name] = Driver(name, "protocol", prefixes=prefixes)
     for name in _MISSING_FORMATS:
         table[name] = Driver(name, "format")
-    for name in _MISSING_FILTERS:
-        table[name] = Driver(name, "filter")
     return table
 
 
@@ -352,7 +372,7 @@ def _check_reference(value: Any, option: Option, dialect: Dialect, path: str, ke
     if isinstance(value, dict):
         return check_tree(value, dialect, f"{path}{key}.")
     if isinstance(value, str):
-        return None if not value and option.kind == "node-or-null" else value
+        return value
     if value is None and option.kind == "node-or-null":
         return None
     expected = "BlockdevRef" if option.kind == "node" else "BlockdevRefOrNull"
@@ -409,6 +429,22 @@ def parse_filename(name: str) -> tuple[Driver, Tree]:
     return driver, parse_by(driver, name)
 
 
+def named_child(name: str, options: Any) -> Any:
+    """Return the options of a child that the name of its parent names, with those that were given.  Raises BlockError.
+
+    The name is that of the child's file where a format was given.
+    """
+    driver, own = parse_filename(name)
+    if options is None:
+        return {**own, "driver": driver.name}
+    if not isinstance(options, dict):
+        return options
+    chosen = DRIVERS.get(str(options.get("driver", driver.name)))
+    if chosen is not None and chosen.kind != "protocol":
+        return {"file": {**own, "driver": driver.name}, **options}
+    return {**own, "driver": driver.name, **options}
+
+
 def parse_by(driver: Driver, name: str) -> Tree:
     """Return the options that a file name stands for to one driver.  Raises BlockError."""
     from importlib import import_module
@@ -428,6 +464,21 @@ def protocol_of(name: str) -> Driver | None:
     if driver is None:
         raise BlockError(f"Unknown protocol '{protocol}'")
     return driver
+
+
+def beside(image: str, path: str) -> str:
+    """Return the name of a file that an image names: a relative path starts where the image is.  Raises BlockError."""
+    protocol, colon, rest = path.partition(":")
+    if not path or (colon and "/" not in protocol and protocol != "file"):
+        return path
+    if colon and protocol == "file":
+        path = rest
+    if path.startswith("/"):
+        return path
+    if image.startswith("json:"):
+        raise BlockError(f"Cannot use relative backing file names for '{image}'")
+    base = image.removeprefix("file:")
+    return base[: max(base.rfind("/"), base.find(":") if "/" not in base.partition(":")[0] else -1) + 1] + path
 
 
 def _local_driver(path: str) -> Driver:

@@ -5,7 +5,11 @@ Only what the guest cannot have written may be believed: see :class:`pyvm.block.
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
+
+from pyvm.block.errors import BlockError
 
 PROBE_SIZE = 512
 """How much of an image is looked at."""
@@ -42,3 +46,23 @@ def probe_format(head: bytes, path: str = "") -> str:
     if len(head) >= _VDI_OFFSET + _VDI.size and _VDI.unpack_from(head, _VDI_OFFSET)[0] == _VDI_SIGNATURE:
         return "vdi"
     return "dmg" if path.endswith(".dmg") else "raw"
+
+
+def find_format(path: str, open_file: Callable[[str, int], int]) -> str:
+    """Return the format of a file, which `open_file` opens; raises BlockError."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        try:
+            descriptor = open_file(path, flags | os.O_RDONLY)
+        except PermissionError:
+            descriptor = open_file(path, flags | os.O_RDWR)  # a descriptor may be there for this alone
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BlockError(f"Could not open '{path}': {reason}") from None
+    try:
+        return probe_format(os.pread(descriptor, PROBE_SIZE, 0), path)
+    except OSError:
+        # A directory or a pipe; opening it as a file says so.
+        return "raw"
+    finally:
+        os.close(descriptor)

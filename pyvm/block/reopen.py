@@ -14,20 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyvm.block.context import Context
 from pyvm.block.errors import BlockError
 from pyvm.block.filename import flatten
 from pyvm.block.graph import BlockGraph
 from pyvm.block.node import Node, NodeOptions, Role
 from pyvm.block.options import DRIVERS, GENERIC, Tree
+from pyvm.wire_order import wire_order
 
 _CHANGEABLE: dict[str, tuple[str, ...]] = {
-    "file": (),
-    "host_device": (),
-    "host_cdrom": (),
+    "file": ("x-check-cache-dropped",),
+    "host_device": ("x-check-cache-dropped",),
+    "host_cdrom": ("x-check-cache-dropped",),
     "null-co": (),
     "null-aio": (),
     "nbd": (),
     "raw": ("offset", "size"),
+    "blkdebug": (),
+    "luks": (),
+    "preallocate": ("prealloc-align", "prealloc-size"),
     "throttle": ("throttle-group",),
     "qcow2": (
         "lazy-refcounts",
@@ -43,6 +48,7 @@ _CHANGEABLE: dict[str, tuple[str, ...]] = {
     ),
 }
 """Drivers that can be given other options, and which of their own."""
+_REPLACEABLE = ("backing", "file")
 _INHERITED = ("read-only", "auto-read-only", "cache.direct", "cache.no-flush", "discard")
 _DEFAULTS: dict[str, Any] = {
     "read-only": False,
@@ -67,6 +73,8 @@ class _Entry:
     new: NodeOptions
     keep: bool
     backing_said: bool
+    fixed: Tree
+    """What must be as it was: the node's name, and options for children that this node did not open."""
 
 
 class Reopener:
@@ -80,6 +88,16 @@ class Reopener:
     def nodes(self) -> list[Node]:
         """The nodes that are changed."""
         return [entry.node for entry in self._entries]
+
+    def check_contexts(self, context_of: Callable[[Node], Context], main: Context) -> None:
+        """Refuse links between nodes of devices whose requests different threads carry out."""
+        for entry in self._entries:
+            for child in entry.children.values():
+                if child is None:
+                    continue
+                one, other = context_of(entry.node), context_of(child)
+                if one is not other and main not in (one, other):
+                    raise BlockError("Cannot change iothread of active block backend")
 
     def add(self, tree: Tree) -> None:
         """Change the node that the options name."""
@@ -107,11 +125,14 @@ class Reopener:
         children, own, inner = self._children(node, rest)
         said = {**inherited, **given}
         new = _settle(node, said, own, keep=keep)
-        self._entries.append(_Entry(node, given, own, children, new, keep, "backing" in rest or keep))
+        opened = {edge.label for edge in node.children if _shown(edge.node).inherits_from is node}
+        foreign = {label: options for label, options in inner.items() if label not in opened}
+        fixed = dict(flatten(foreign))
+        if not keep and "node-name" in tree:
+            fixed["node-name"] = tree["node-name"]
+        self._entries.append(_Entry(node, given, own, children, new, keep, "backing" in rest or keep, fixed))
         for edge in node.children:
-            child = edge.node
-            while child.hidden and child.file is not None:
-                child = child.file
+            child = _shown(edge.node)
             if child.inherits_from is not node or edge.label in children:
                 continue
             named = isinstance(rest.get(edge.label), str)
@@ -130,9 +151,12 @@ class Reopener:
                 own[key] = value
             elif isinstance(value, dict):
                 inner[key] = value
-            elif value is None or value == "":
+            elif value is None:
                 if present.get(key) is not None:
                     replaced[key] = None
+            elif key not in _REPLACEABLE:
+                if key not in present or _shown(present[key]).name != value:
+                    own[key] = value  # which is refused as a change
             else:
                 child = self._graph.nodes.get(value)
                 if child is None:
@@ -184,12 +208,11 @@ class Reopener:
             self._check_child(node, key, child)
         if entry.given.get("force-share", False) != node.force_share:
             raise BlockError("Cannot change the option 'force-share'")
-        old = dict(flatten(before))
-        for key, value in flatten(own):
-            if key.partition(".")[0] not in mutable and key != "driver" and old.get(key) != value:
+        old = {**dict(flatten(before)), "driver": node.driver, "node-name": node.name}
+        asked = {**dict(flatten(own)), **entry.fixed}
+        for key in wire_order(asked):
+            if key.partition(".")[0] not in mutable and old.get(key) != asked[key]:
                 raise BlockError(f"Cannot change the option '{key}'")
-        if entry.own.get("driver", node.driver) != node.driver:
-            raise BlockError("Cannot change the option 'driver'")
 
     def _check_child(self, node: Node, key: str, child: Node | None) -> None:
         old = next((edge.node for edge in node.children if edge.label == key), None)
@@ -213,6 +236,13 @@ class Reopener:
             replaced += [edge.node for edge in node.children if edge.label == key]
             undo.append(_replace(node, key, child))
         undo.append(node.reopen(self._graph, entry.new))
+
+
+def _shown(node: Node) -> Node:
+    """Return the node that clients see."""
+    while node.hidden and node.file is not None:
+        node = node.file
+    return node
 
 
 def _split(tree: Tree) -> tuple[Tree, Tree]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyvm.block.breakpoints import Suspended
 from pyvm.block.context import Work
 from pyvm.block.errors import BlockError
 from pyvm.block.node import DetectZeroes, Node
@@ -45,6 +47,10 @@ class BackendEvents:
     """Takes an event and its data."""
     stop: Callable[[], None] = lambda: None
     """The guest must stop (run state `io-error`), as a request cannot go on."""
+    now: Callable[[], int] = monotonic_ns
+    """The time that requests are accounted for by, in ns."""
+    latency: int | None = None
+    """What each is said to have taken, where no time passes by itself."""
 
 
 @record
@@ -73,6 +79,7 @@ class Request(Work):
         "node",
         "offset",
         "started",
+        "suspended",
         "unmap",
     )
 
@@ -91,6 +98,7 @@ class Request(Work):
         self.error = 0
         self.gate = 0
         self.started = 0
+        self.suspended: Suspended | None = None
 
     def run(self) -> None:
         """Carry it out."""
@@ -102,6 +110,8 @@ class Request(Work):
             self.error = error.errno or errno.EIO
         except BlockError:
             self.error = errno.EIO
+        except Suspended as stop:
+            self.suspended = stop
         else:
             self.error = 0
 
@@ -127,4 +137,8 @@ class Request(Work):
 
     def complete(self) -> None:
         """Tell the drive."""
-        self.backend.ended(self)
+        stop, self.suspended = self.suspended, None
+        if stop is not None:
+            stop.park(lambda: self.backend.context.submit(self))
+        else:
+            self.backend.ended(self)

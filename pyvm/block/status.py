@@ -47,6 +47,7 @@ def chain_status(node: Node, offset: int, length: int, base: Node | None = None)
     end = skip_filters(base)
     length = min(length, node.size - offset)
     depth = 0
+    zero = end is None
     while layer is not None and layer is not end:
         there = layer.size - offset
         if there <= 0:
@@ -55,10 +56,11 @@ def chain_status(node: Node, offset: int, length: int, base: Node | None = None)
         if extent.allocated:
             return _found(extent, depth, layer)
         length = extent.length
+        zero = end is None and layer.unallocated_is_zero
         layer = backing_of(layer)
         depth += 1
     # Nobody has it: zeros, unless there is a layer below `base` to look into.
-    return ChainExtent(length, False, end is None, depth - 1, False, None, None, None)
+    return ChainExtent(length, False, zero, depth - 1, False, None, None, None)
 
 
 def _found(extent: Extent, depth: int, layer: Node) -> ChainExtent:

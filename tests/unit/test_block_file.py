@@ -112,9 +112,13 @@ def test_a_window_of_a_file(image: Path) -> None:
     node.write(0, b"w" * 512)
     node.write_zeroes(512, 512, True)
     node.discard(1024, 512)
-    for action in (node.read, lambda offset, length: node.write_zeroes(offset, length, False)):
-        with pytest.raises(OSError, match="Input/output"):
-            action(1536, 1024)
+    assert node.read(1536, 1024) == before[2560:3072].ljust(1024, b"\0")
+    with pytest.raises(OSError, match="No space left"):
+        node.write_zeroes(1536, 1024, False)
+    with pytest.raises(OSError, match="No space left"):
+        node.write(2048, b"w")
+    with pytest.raises(OSError, match="Input/output"):
+        node.read(-512, 512)
     node.flush()
     node.close()
     assert image.read_bytes()[:1536] == before[:1024] + b"w" * 512

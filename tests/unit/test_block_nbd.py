@@ -366,14 +366,15 @@ def test_names_of_open_exports(name: str) -> None:
         ({"server": {"path": "a"}}, "Parameter 'type' is missing"),
         ({"server": {"type": "inet", "host": "a"}}, "Parameter 'port' is missing"),
         ({"server": {"type": "unix", "path": "a", "host": "a"}}, "Parameter 'host' is unexpected"),
-        ({"server": {"type": "fd", "str": "a"}}, "'server.type=fd' is not supported by pyvm yet"),
+        ({"server": {"type": "fd", "str": "a"}}, "Unable to parse FD number a"),
+        ({"server": {"type": "vsock", "cid": "2", "port": "1"}}, "'server.type=vsock' is not supported by pyvm yet"),
         (
             {"server": {"type": "unix", "path": "a"}, "path": "a"},
             "'server' and path/host/port cannot be used at the same time",
         ),
         (
             {"server": {"type": "unix", "path": "a"}, "tls-creds": "a"},
-            "'tls-creds' is not supported by pyvm yet: NBD connections are not encrypted",
+            "No TLS credentials with id 'a'",
         ),
         (
             {"server": {"type": "unix", "path": "a", "abstract": "maybe"}},
@@ -410,6 +411,29 @@ def test_opening_by_name_and_options(make_server: Callable[..., Server]) -> None
     assert not graph.nodes
 
 
+def test_names_that_do_not_say_all() -> None:
+    for server in (
+        {"type": "inet", "host": "::1", "port": "1", "ipv6": True},
+        {"type": "unix", "path": "a", "abstract": True},
+    ):
+        assert not make_filename(find_address({"server": server}), "disk")
+
+
+def test_a_connection_that_is_there(make_server: Callable[..., Server]) -> None:
+    ours, theirs = socket.socketpair()
+    server = make_server()
+    thread = threading.Thread(target=server.serve, args=(theirs,))
+    thread.start()
+    graph = BlockGraph()
+    graph.find_fd = {"name": ours.detach()}.get
+    options = {"driver": "nbd", "node-name": "a", "server": {"type": "fd", "str": "name"}, "export": "disk"}
+    node = open_node(options, graph)
+    assert node.read(0, 512) == bytes(512)
+    node.release()
+    thread.join()
+    assert not node.filename
+
+
 def test_tcp(make_server: Callable[..., Server]) -> None:
     server = make_server()
     tcp = socket.create_server(("127.0.0.1", 0))
@@ -421,10 +445,8 @@ def test_tcp(make_server: Callable[..., Server]) -> None:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    node = NbdNode(
-        find_address({"server": {"type": "inet", "host": "localhost", "port": str(port), "ipv6": False}}), "disk"
-    )
-    assert node.filename == f"nbd://localhost:{port}/disk"
+    node = NbdNode(find_address({"server": {"type": "inet", "host": "127.0.0.1", "port": str(port)}}), "disk")
+    assert node.filename == f"nbd://127.0.0.1:{port}/disk"
     assert node.read(0, 512) == bytes(512)
     node.close()
     thread.join()

@@ -21,6 +21,7 @@ from pyvm.block.errors import BlockError
 from pyvm.block.locking import ImageLocks
 from pyvm.block.node import (
     ALL_PERMISSIONS,
+    UNUSED,
     Access,
     DetectZeroes,
     Extent,
@@ -244,7 +245,12 @@ class FileNode(Node):
             return
         self._write(offset, buffers)
 
+    def _check_ours(self) -> None:
+        if self.inactive:
+            raise OSError(errno.EPERM, "the image is in use by another process")
+
     def _write(self, offset: int, buffers: Buffers) -> None:
+        self._check_ours()
         self._written = True
         self.note_write(offset + total(buffers))
         for start in range(0, len(buffers), _IOV_LIMIT):
@@ -295,6 +301,7 @@ class FileNode(Node):
         """Let the range take no room where that was asked for and the host can do it; it reads as zeros then."""
         if not self.unmap or not self._can_discard or not length:
             return
+        self._check_ours()
         try:
             self._punch(offset, length)
         except OSError as error:
@@ -325,6 +332,7 @@ class FileNode(Node):
         """Let the range read as zeros; with `unmap` it takes no room where the host can do that.  Raises OSError."""
         if not length:
             return
+        self._check_ours()
         modes = [FALLOC_FL_ZERO_RANGE]
         if unmap and self.unmap:
             modes.insert(0, FALLOC_FL_PUNCH_HOLE)
@@ -338,6 +346,11 @@ class FileNode(Node):
             count = min(len(zeros), end - offset)
             self._write(offset, [zeros[:count]])
             offset += count
+
+    @property
+    def zeroes_fast(self) -> bool:
+        """Whether zeros need not be written, as far as one knows."""
+        return any(self._can_zero.values())
 
     def _try_zero(self, mode: int, offset: int, length: int) -> bool:
         self.note_write(offset + length)
@@ -380,6 +393,7 @@ class FileNode(Node):
 
     def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
         """Make the file `size` bytes long.  Raises OSError, or BlockError for what cannot be."""
+        self._check_ours()
         present = self.length()
         if preallocation not in ("off", "falloc", "full"):
             raise BlockError(f"Unsupported preallocation mode: {preallocation}")
@@ -422,9 +436,33 @@ class FileNode(Node):
         return True
 
     def drop_cache(self) -> None:
-        """Forget what the host's page cache has of the file."""
+        """Forget what the host's page cache has of the file, and how long it was."""
+        self._size = -(-self.length() // SECTOR) * SECTOR
         if not self.direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if self.options.get("x-check-cache-dropped"):
+                check_cache_dropped(self._fd)
+
+
+def check_cache_dropped(fd: int) -> None:
+    """Raise OSError where the host's page cache has something of a file."""
+    import ctypes
+    import mmap
+
+    size = os.fstat(fd).st_size
+    if not size:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
+        pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+        start = ctypes.c_char.from_buffer(mapping)
+        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), pages)
+        del start  # the mapping cannot be closed before
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    if any(page & 1 for page in pages.raw):
+        raise OSError(errno.EIO, "page cache still in use!")
 
 
 def _no_duplicate(path: str, flags: int, error: OSError) -> str:
@@ -443,16 +481,14 @@ def make(
 ) -> FileNode:
     """Open a host file; see :mod:`pyvm.block.options`."""
     del children
-    if own.get("x-check-cache-dropped"):
-        raise BlockError("x-check-cache-dropped=on is not supported by pyvm yet")
     if "pr-manager" in own:
         raise BlockError(f"No persistent reservation manager with id '{own['pr-manager']}'")
-    return kind(
+    node = kind(
         own["filename"],
         name=settings.name,
         read_only=settings.read_only,
         unmap=settings.unmap,
-        access=settings.access,
+        access=UNUSED if graph.inactive else settings.access,
         direct=settings.direct,
         no_flush=settings.no_flush,
         auto_read_only=settings.auto_read_only,
@@ -462,3 +498,5 @@ def make(
         locking=own.get("locking", "auto"),
         open_file=graph.open_file,
     )
+    node.inactive = graph.inactive
+    return node

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pyvm.block.drivers.nbd_connection import Connection
+from pyvm.block.drivers.nbd_handshake import Wrap
 from pyvm.block.drivers.nbd_options import find_address, make_filename, parse_filename
 from pyvm.block.drivers.nbd_protocol import BASE_ALLOCATION, STATE_HOLE, STATE_ZERO, TransmissionFlag
 from pyvm.block.drivers.nbd_reconnect import Reconnector, connect, connect_within
@@ -42,10 +43,11 @@ class NbdNode(Node):
 
     `reconnect_delay`: for how many seconds requests wait for a server that is gone; `open_timeout`: for how many
     seconds the first connection is tried; `context`: the block status to ask for; `timeout`: for how many seconds
-    the server may be silent.  Raises BlockError.
+    the server may be silent; `wrap`: what encrypts connections.  Raises BlockError.
     """
 
     driver: ClassVar[str] = "nbd"
+    unallocated_is_zero: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class NbdNode(Node):
         open_timeout: int = 0,
         context: str = BASE_ALLOCATION,
         timeout: float = REQUEST_TIMEOUT,
+        wrap: Wrap | None = None,
     ) -> None:
         super().__init__(name, read_only=read_only, unmap=unmap)
         self.auto_read_only = auto_read_only
@@ -68,11 +71,12 @@ class NbdNode(Node):
         self._export = export
         self._context = context
         self._timeout = timeout
+        self._wrap = wrap
         self._reconnect_delay = reconnect_delay
         self._give_up = 0.0
         self._reconnector: Reconnector | None = None
         self._connection: Connection | None = connect_within(
-            lambda limit: connect(address, export, context, timeout, limit), open_timeout
+            lambda limit: connect(address, export, context, timeout, limit, wrap), open_timeout
         )
         info = self._info = self._connection.info
         if info.read_only and not read_only:
@@ -110,6 +114,13 @@ class NbdNode(Node):
             self._reconnector.close()
             self._reconnector = None
 
+    def cancel_in_flight(self) -> None:
+        """Let requests fail that wait for the server to come back.  From any thread."""
+        self._give_up = 0.0
+        reconnector = self._reconnector
+        if reconnector is not None:
+            reconnector.hurry()
+
     # ---- The connection
 
     def _call(self, request: Callable[[Connection], _T]) -> _T:
@@ -139,7 +150,7 @@ class NbdNode(Node):
 
     def _reconnect(self) -> Connection:
         """Connect again; what is there must be what was there.  Raises BlockError."""
-        connection = connect(self._address, self._export, self._context, self._timeout)
+        connection = connect(self._address, self._export, self._context, self._timeout, wrap=self._wrap)
         info, before = connection.info, self._info
         if info.size != before.size or (info.read_only and not self.read_only):
             connection.close()
@@ -294,7 +305,10 @@ class NbdNode(Node):
         if offset + count == self._info.size and count < length:
             # Zeros fill up the last sector.
             count = min(length, self.size - offset)
-        return Extent(count, not flags & STATE_HOLE, bool(flags & STATE_ZERO), True, offset, self)
+        data, zero = not flags & STATE_HOLE, bool(flags & STATE_ZERO)
+        if not data and not zero:
+            return Extent(count, data, zero, False)  # nobody knows what is there, or where
+        return Extent(count, data, zero, True, offset, self)
 
     def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
         """Refuse: the length of an export is the server's.  Raises BlockError."""
@@ -306,12 +320,10 @@ class NbdNode(Node):
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> NbdNode:
     """Open an export; see :mod:`pyvm.block.options`."""
-    del children, graph
-    for name in ("tls-creds", "tls-hostname"):
-        if name in own:
-            raise BlockError(f"'{name}' is not supported by pyvm yet: NBD connections are not encrypted")
+    del children
+    address = find_address(own, graph.find_fd)
     return NbdNode(
-        find_address(own),
+        address,
         own.get("export", ""),
         name=settings.name,
         read_only=settings.read_only,
@@ -320,4 +332,15 @@ def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], gra
         reconnect_delay=own.get("reconnect-delay", 0),
         open_timeout=own.get("open-timeout", 0),
         context=own.get("x-dirty-bitmap", BASE_ALLOCATION),
+        wrap=_encryption(own, address, graph),
     )
+
+
+def _encryption(own: dict[str, Any], address: ServerAddress, graph: BlockGraph) -> Wrap | None:
+    """Return what encrypts connections as the options say.  Raises BlockError."""
+    name, hostname = own.get("tls-creds"), own.get("tls-hostname")
+    if name is None:
+        return None
+    from pyvm.block.drivers.nbd_tls import client_wrap
+
+    return client_wrap(graph.find_object(name), name, graph.secrets, hostname or address.host or None)

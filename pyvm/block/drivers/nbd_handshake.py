@@ -6,6 +6,8 @@ only newstyle or oldstyle is talked to as well.  Nothing that the server says is
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyvm.block.drivers.nbd_protocol import (
@@ -37,10 +39,10 @@ from pyvm.block.drivers.nbd_protocol import (
     OptionType,
     TransmissionFlag,
 )
-from pyvm.block.drivers.nbd_stream import ConnectionLost, Stream
+from pyvm.block.drivers.nbd_stream import ConnectionLost, Socket, Stream
 from pyvm.block.errors import BlockError
 
-_MAX_REPLIES = 256
+MAX_REPLIES = 256
 """Most replies to one option that are looked at."""
 _MAX_ALIGNMENT = 64 << 10
 _INT64_MAX = (1 << 63) - 1
@@ -79,26 +81,34 @@ class ExportInfo:
         return TransmissionFlag.READ_ONLY in self.flags
 
 
-def negotiate(stream: Stream, export: str, context: str = BASE_ALLOCATION) -> ExportInfo:
-    """Agree with the server on `export` and how it is used.
+Wrap = Callable[[socket.socket], Socket]
+"""Does the TLS handshake on a socket, and returns what takes its place."""
+
+
+def negotiate(stream: Stream, export: str, context: str = BASE_ALLOCATION, *, wrap: Wrap | None = None) -> ExportInfo:
+    """Agree with the server on `export` and how it is used; with `wrap`, encrypted or not at all.
 
     `context` is the name of the block status wanted.  Raises BlockError where the server refuses or breaks the
     protocol, ConnectionLost where it goes away.
     """
-    return _Handshake(stream, export, context).run()
+    return Handshake(stream, export, context, wrap).run()
 
 
-class _Handshake:
-    def __init__(self, stream: Stream, export: str, context: str) -> None:
+class Handshake:
+    """The handshake for one export; see :func:`negotiate`."""
+
+    def __init__(self, stream: Stream, export: str, context: str, wrap: Wrap | None = None) -> None:
         self._stream = stream
         self._name = export.encode("utf-8", "surrogateescape")
         self._context = context.encode("utf-8", "surrogateescape")
+        self._wrap = wrap
         self._no_zeroes = False
         self._info = ExportInfo()
         if max(len(self._name), len(self._context)) > MAX_STRING:
             raise BlockError("export name too long to send to server")
 
     def run(self) -> ExportInfo:
+        """Shake hands; return what the server says about the export."""
         magic, style = GREETING.unpack(self._stream.receive(GREETING.size))
         if magic != INIT_MAGIC:
             raise BlockError("Bad initial magic received: 0x%016x" % magic)  # noqa: UP031 - shorter
@@ -112,6 +122,7 @@ class _Handshake:
         return self._info
 
     def _oldstyle(self) -> None:
+        self._require_plain()
         if self._name:
             raise BlockError("Server does not support non-empty export names")
         self._info.size, _, flags = OLDSTYLE_REPLY.unpack(self._stream.receive(OLDSTYLE_REPLY.size))
@@ -124,6 +135,8 @@ class _Handshake:
         agreed = HandshakeFlag(flags & known)
         self._no_zeroes = HandshakeFlag.NO_ZEROES in agreed
         self._stream.send(CLIENT_FLAGS.pack(agreed))
+        if HandshakeFlag.FIXED_NEWSTYLE not in agreed:
+            self._require_plain()
         if HandshakeFlag.FIXED_NEWSTYLE in agreed:
             try:
                 if self._fixed_newstyle():
@@ -135,10 +148,28 @@ class _Handshake:
 
     def _fixed_newstyle(self) -> bool:
         """Return whether an export was agreed on; the server may not know how."""
+        self._encrypt()
         self._info.structured = self._simple_option(OptionType.STRUCTURED_REPLY)
         if self._info.structured:
             self._choose_context()
         return self._go()
+
+    def _require_plain(self) -> None:
+        if self._wrap is not None:
+            raise BlockError("Server does not support STARTTLS")
+
+    def _encrypt(self) -> None:
+        """Speak TLS from now on, where that is wanted."""
+        if self._wrap is None:
+            return
+        option = OptionType.STARTTLS
+        self._send_option(option)
+        kind, data = self._reply(option)
+        if kind != OptionReply.ACK:
+            raise self._refused(option, kind, data)
+        if data:
+            raise BlockError("Start TLS response was not zero")
+        self._stream.encrypt(self._wrap)
 
     def _check(self) -> None:
         info = self._info
@@ -202,7 +233,7 @@ class _Handshake:
         data = LENGTH.pack(len(self._name)) + self._name
         data += LENGTH.pack(1) + LENGTH.pack(len(self._context)) + self._context
         self._send_option(option, data)
-        for _ in range(_MAX_REPLIES):
+        for _ in range(MAX_REPLIES):
             kind, reply = self._reply(option)
             if kind == OptionReply.ACK:
                 return
@@ -224,7 +255,7 @@ class _Handshake:
         wanted = COUNT.pack(1) + COUNT.pack(Info.BLOCK_SIZE)
         self._send_option(option, LENGTH.pack(len(self._name)) + self._name + wanted)
         described = False
-        for _ in range(_MAX_REPLIES):
+        for _ in range(MAX_REPLIES):
             kind, data = self._reply(option)
             if kind == OptionReply.ACK:
                 if not described:

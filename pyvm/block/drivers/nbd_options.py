@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from pyvm.block.drivers.nbd_stream import ServerAddress
 from pyvm.block.errors import BlockError
 from pyvm.block.options import Dialect, Option, convert
+from pyvm.chardev.address import FdAddress, FindFd, inherited_socket
+from pyvm.chardev.base import ChardevError
 
 DEFAULT_PORT = "10809"
 _EXPORT = ":exportname="
@@ -23,7 +25,7 @@ _INET = {
     "keep-alive": Option("boolean"),
 }
 _UNIX = {"path": Option(required=True), "abstract": Option("boolean"), "tight": Option("boolean")}
-_TYPES = {"inet": _INET, "unix": _UNIX}
+_TYPES = {"inet": _INET, "unix": _UNIX, "fd": {"str": Option(required=True)}}
 
 
 def parse_filename(name: str) -> dict[str, Any]:
@@ -71,7 +73,9 @@ def _parse_url(name: str) -> dict[str, Any]:
 
 
 def make_filename(address: ServerAddress, export: str) -> str:
-    """Return the name by which a person would open an export."""
+    """Return the name by which a person would open an export; empty where there is none that says all."""
+    if address.connection is not None or address.abstract or (address.ipv4, address.ipv6) != (None, None):
+        return ""
     path = f"/{quote(export)}" if export else ""
     if address.path is not None:
         return f"nbd+unix://{path}?socket={address.path}"
@@ -79,14 +83,14 @@ def make_filename(address: ServerAddress, export: str) -> str:
     return f"nbd://{host}:{address.port}{path}"
 
 
-def find_address(own: dict[str, Any]) -> ServerAddress:
-    """Return where the options say that the server is.  Raises BlockError."""
+def find_address(own: dict[str, Any], find_fd: FindFd | None = None) -> ServerAddress:
+    """Return where the options say that the server is; `find_fd` knows the names of descriptors.  Raises BlockError."""
     server = own.get("server")
     path, host, port = own.get("path"), own.get("host"), own.get("port")
     if server is not None:
         if (path, host, port) != (None, None, None):
             raise BlockError("'server' and path/host/port cannot be used at the same time")
-        return _read_server(server)
+        return _read_server(server, find_fd)
     if path is not None and host is not None:
         raise BlockError("path and host may not be used at the same time")
     if path is not None:
@@ -98,14 +102,14 @@ def find_address(own: dict[str, Any]) -> ServerAddress:
     raise BlockError("NBD server address missing")
 
 
-def _read_server(server: Any) -> ServerAddress:
+def _read_server(server: Any, find_fd: FindFd | None) -> ServerAddress:
     if not isinstance(server, dict):
         raise BlockError("Invalid parameter type for 'server', expected: SocketAddress")
     kind = server.get("type")
     if kind is None:
         raise BlockError("Parameter 'type' is missing")
-    if kind in ("vsock", "fd"):
-        raise BlockError(f"'server.type={kind}' is not supported by pyvm yet")
+    if kind == "vsock":
+        raise BlockError("'server.type=vsock' is not supported by pyvm yet")
     if kind not in _TYPES:
         raise BlockError(f"Parameter 'type' does not accept value '{kind}'")
     members = _TYPES[kind]
@@ -118,6 +122,12 @@ def _read_server(server: Any) -> ServerAddress:
             values[key] = convert(server[key], option, Dialect.DRIVE, f"server.{key}", key)
         elif option.required:
             raise BlockError(f"Parameter '{key}' is missing")
+    if kind == "fd":
+        try:
+            connection = inherited_socket(FdAddress(values["str"]), find_fd)
+        except ChardevError as error:
+            raise BlockError(str(error)) from None
+        return ServerAddress(descriptor=values["str"], connection=connection)
     # Connections are always kept alive.
     values.pop("keep-alive", None)
     return ServerAddress(**values)

@@ -218,3 +218,16 @@ _ERRORS = {
 def to_errno(error: int) -> int:
     """Return the host's errno for an error of the protocol; EINVAL for one that it does not know."""
     return _ERRORS.get(error, errno.EINVAL)
+
+
+_NUMBERS = {
+    **{number: error for error, number in _ERRORS.items()},
+    errno.EROFS: 1,
+    errno.EFBIG: 28,
+    errno.EDQUOT: 28,
+}
+
+
+def from_errno(number: int) -> int:
+    """Return the error of the protocol for one of the host's; EINVAL where there is none."""
+    return _NUMBERS.get(number, 22)

@@ -7,20 +7,27 @@ import time
 from collections.abc import Callable
 
 from pyvm.block.drivers.nbd_connection import Connection
-from pyvm.block.drivers.nbd_handshake import negotiate
+from pyvm.block.drivers.nbd_handshake import Wrap, negotiate
 from pyvm.block.drivers.nbd_stream import ConnectionLost, ServerAddress, Stream
 from pyvm.block.errors import BlockError
 
 HANDSHAKE_TIMEOUT = 30.0
 """How long an attempt to connect may take, in seconds."""
+_LEAST = 0.1
+"""How long each attempt may take, however late it is."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 16.0
 
 
 def connect(
-    address: ServerAddress, export: str, context: str, timeout: float, limit: float = HANDSHAKE_TIMEOUT
+    address: ServerAddress,
+    export: str,
+    context: str,
+    timeout: float,
+    limit: float = HANDSHAKE_TIMEOUT,
+    wrap: Wrap | None = None,
 ) -> Connection:
-    """Return a connection to an export.  Raises BlockError.
+    """Return a connection to an export, with `wrap` an encrypted one.  Raises BlockError.
 
     Later on the server may be silent for `timeout` seconds; now everything must be done in `limit` seconds.
     """
@@ -28,7 +35,7 @@ def connect(
     stream = Stream(address.connect(limit), timeout)
     try:
         stream.deadline = deadline
-        info = negotiate(stream, export, context)
+        info = negotiate(stream, export, context, wrap=wrap)
         stream.end_deadline()
     except ConnectionLost as error:
         stream.close()
@@ -49,7 +56,7 @@ def connect_within(attempt: Callable[[float], Connection], seconds: int) -> Conn
     while True:
         left = deadline - time.monotonic()
         try:
-            return attempt(min(HANDSHAKE_TIMEOUT, left) if seconds else HANDSHAKE_TIMEOUT)
+            return attempt(min(HANDSHAKE_TIMEOUT, max(left, _LEAST)) if seconds else HANDSHAKE_TIMEOUT)
         except BlockError:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -71,6 +78,8 @@ class Reconnector:
         self._changed = threading.Condition()
         self._result: Connection | None = None
         self._closed = False
+        self._hurried = False
+        """Whether nobody is to wait any more."""
         threading.Thread(target=self._run, name="nbd-connect", daemon=True).start()
 
     def _run(self) -> None:
@@ -97,9 +106,15 @@ class Reconnector:
     def wait(self, seconds: float) -> Connection | None:
         """Return the connection, the caller's from now on, once there is one; None where there is none in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._result is not None, max(0.0, seconds))
+            self._changed.wait_for(lambda: self._result is not None or self._hurried, max(0.0, seconds))
             result, self._result = self._result, None
             return result
+
+    def hurry(self) -> None:
+        """Let whoever waits go without a connection; attempts are made all the same."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Make no more attempts, and close what nobody took."""

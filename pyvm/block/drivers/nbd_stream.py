@@ -1,4 +1,4 @@
-"""A socket to an NBD server, as the client uses it: whole messages, and nothing waits for ever."""
+"""A socket between an NBD client and a server: whole messages, and nothing waits for longer than it may."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers, behind, total
@@ -18,8 +21,27 @@ _MICROSECONDS = 1_000_000
 _TIMEVAL = struct.Struct("@ll")
 
 
+class Socket(Protocol):
+    """What is needed of a socket, whether it is a plain one or encrypts what it sends."""
+
+    def recvmsg_into(self, buffers: Buffers, ancbufsize: int = 0, flags: int = 0, /) -> tuple[int, Any, int, Any]:
+        """Receive into buffers; the first number is how many bytes."""
+
+    def sendmsg(self, buffers: Buffers, ancdata: tuple[()] = (), flags: int = 0, /) -> int:
+        """Send some of the buffers' bytes; return how many."""
+
+    def setsockopt(self, level: int, name: int, value: bytes, /) -> None:
+        """Set an option of the socket."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End the connection."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
 class ConnectionLost(OSError):  # noqa: N818 - it is what happened
-    """The connection is of no use any more: the server closed it, said nothing for too long, or broke the protocol."""
+    """The connection is of no use any more: it was closed, silent for too long, or the protocol was broken."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EIO, os.strerror(errno.EIO))
@@ -28,7 +50,7 @@ class ConnectionLost(OSError):  # noqa: N818 - it is what happened
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a server listens: `path` of a Unix socket, or `host` and `port`."""
+    """Where a server listens: `path` of a Unix socket, `host` and `port`, or a connection that is there already."""
 
     host: str = ""
     port: str = ""
@@ -37,14 +59,21 @@ class ServerAddress:
     ipv6: bool | None = None
     abstract: bool = False
     tight: bool = True
+    descriptor: str = ""
+    """What the connection that is there is called."""
+    connection: socket.socket | None = None
 
     @property
     def text(self) -> str:
         """How errors show it."""
+        if self.connection is not None:
+            return self.descriptor
         return self.path if self.path is not None else f"{self.host}:{self.port}"
 
     def connect(self, timeout: float) -> socket.socket:
         """Return a connected socket.  `timeout` is in seconds.  Raises BlockError."""
+        if self.connection is not None:
+            return self._take_connection()
         try:
             return self._connect_tcp(timeout) if self.path is None else self._connect_unix(timeout)
         except socket.gaierror as error:
@@ -53,6 +82,12 @@ class ServerAddress:
             # A path that is too long and a time-out have no errno.
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise BlockError(f"Failed to connect to '{self.text}': {reason}") from None
+
+    def _take_connection(self) -> socket.socket:
+        assert self.connection is not None
+        if self.connection.fileno() < 0:
+            raise BlockError(f"Failed to connect to '{self.text}': the connection was used already")
+        return socket.socket(fileno=self.connection.detach())
 
     def _connect_unix(self, timeout: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -98,20 +133,33 @@ class ServerAddress:
 class Stream:
     """Sends and receives whole messages; every failure is a :class:`ConnectionLost`.
 
-    `timeout`, in seconds, is how long the server may be silent.  :attr:`deadline`, where it is set, is a time on
-    the monotonic clock by which everything must be done.
+    `timeout`, in seconds, is how long the other side may be silent, which errors call `peer`; None: for ever.
+    :attr:`deadline`, where it is set, is a time on the monotonic clock by which everything must be done.
     """
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, timeout: float | None, peer: str = "server") -> None:
+        self._socket: Socket = sock
         self._timeout = timeout
+        self._peer = peer
         self.deadline: float | None = None
         # The kernel keeps the time, so that a call can wait for a whole message.
         sock.settimeout(None)
         self._set_timeout(timeout)
 
-    def _set_timeout(self, seconds: float) -> None:
-        microseconds = max(1, int(seconds * _MICROSECONDS))
+    def encrypt(self, wrap: Callable[[socket.socket], Socket]) -> None:
+        """Speak TLS from now on: `wrap` does the handshake, and returns what takes the socket's place.
+
+        Raises ConnectionLost where it fails with an OSError; other errors are the caller's.
+        """
+        assert isinstance(self._socket, socket.socket)
+        self._check_deadline()
+        try:
+            self._socket = wrap(self._socket)
+        except BlockingIOError:
+            raise ConnectionLost(f"the {self._peer} is silent") from None
+
+    def _set_timeout(self, seconds: float | None) -> None:
+        microseconds = max(1, int(seconds * _MICROSECONDS)) if seconds is not None else 0
         value = _TIMEVAL.pack(*divmod(microseconds, _MICROSECONDS))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
@@ -125,8 +173,8 @@ class Stream:
         if self.deadline is not None:
             left = self.deadline - time.monotonic()
             if left <= 0:
-                raise ConnectionLost("the server took too long")
-            self._set_timeout(min(left, self._timeout))
+                raise ConnectionLost(f"the {self._peer} took too long")
+            self._set_timeout(left if self._timeout is None else min(left, self._timeout))
 
     def receive(self, count: int) -> bytes:
         """Return the next `count` bytes."""
@@ -142,14 +190,27 @@ class Stream:
             try:
                 count = self._socket.recvmsg_into(buffers[:_IOV_LIMIT], 0, socket.MSG_WAITALL)[0]
             except BlockingIOError:
-                raise ConnectionLost("the server is silent") from None
+                raise ConnectionLost(f"the {self._peer} is silent") from None
             except OSError as error:
                 raise ConnectionLost(error.strerror or str(error)) from None
             if not count:
-                raise ConnectionLost("the server closed the connection")
+                raise ConnectionLost(f"the {self._peer} closed the connection")
             left -= count
             if left:
                 buffers = behind(buffers, count)
+
+    def receive_some(self, buffer: memoryview) -> int:
+        """Wait for bytes, and put into a buffer what there is; return how many."""
+        self._check_deadline()
+        try:
+            count = self._socket.recvmsg_into((buffer,))[0]
+        except BlockingIOError:
+            raise ConnectionLost(f"the {self._peer} is silent") from None
+        except OSError as error:
+            raise ConnectionLost(error.strerror or str(error)) from None
+        if not count:
+            raise ConnectionLost(f"the {self._peer} closed the connection")
+        return count
 
     def send(self, *buffers: memoryview | bytes) -> None:
         """Send all buffers."""
@@ -160,12 +221,17 @@ class Stream:
             try:
                 count = self._socket.sendmsg(rest[:_IOV_LIMIT], (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                raise ConnectionLost("the server takes nothing") from None
+                raise ConnectionLost(f"the {self._peer} takes nothing") from None
             except OSError as error:
                 raise ConnectionLost(error.strerror or str(error)) from None
             left -= count
             if left:
                 rest = behind(rest, count)
+
+    def shut_down(self) -> None:
+        """End the connection, from any thread: who waits for it finds it lost."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""

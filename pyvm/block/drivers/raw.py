@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Child, DetectZeroes, Extent, Node, NodeOptions, Preallocation, Role
 from pyvm.block.probe import PROBE_SIZE, probe_format
-from pyvm.block.vectors import Buffers, Cursor, is_zero, total
+from pyvm.block.vectors import Buffers, Cursor, fill_zero, is_zero, total
 
 if TYPE_CHECKING:
     from pyvm.block.graph import BlockGraph
@@ -52,7 +52,7 @@ class RawNode(Node):
         self.detect_zeroes = detect_zeroes
         self._file = file
         self._offset = offset
-        self._probed = probed
+        self.probed = probed
         self._given_size = size
         self._check_window(file, offset, size)
         self._size = self._whole_size()
@@ -93,6 +93,11 @@ class RawNode(Node):
             return self._given_size
         return -((self._offset - self._file.length()) // SECTOR) * SECTOR
 
+    def drop_cache(self) -> None:
+        """Forget how long the file was."""
+        super().drop_cache()
+        self._size = self._whole_size()
+
     def replace_child(self, old: Node, new: Node) -> None:
         """Put `new` in the place of the child `old`."""
         super().replace_child(old, new)
@@ -105,10 +110,18 @@ class RawNode(Node):
         return self._size
 
     def readv(self, offset: int, buffers: Buffers) -> None:
-        """Fill all buffers from `offset` on."""
-        self.check_range(offset, total(buffers))
+        """Fill all buffers from `offset` on; behind the end there are zeros for a format that grows."""
+        length = total(buffers)
+        if offset < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        inside = max(min(length, self._size - offset), 0)
+        if inside < length:
+            cursor = Cursor(buffers)
+            buffers = cursor.take(inside)
+            fill_zero(cursor.take(length - inside))
         self._file.debug_event("read_aio")
-        self._file.readv(self._offset + offset, buffers)
+        if inside:
+            self._file.readv(self._offset + offset, buffers)
 
     def read_at_hand(self, offset: int, buffers: Buffers) -> bool:
         """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
@@ -117,15 +130,26 @@ class RawNode(Node):
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on; EPERM where a guessed format would change."""
         length = total(buffers)
-        self.check_write(offset, length)
+        self._check_change(offset, length)
         self.note_write(offset + length)
         self._file.debug_event("write_aio")
-        if self._probed and offset < PROBE_SIZE and length:
+        if self.probed and offset < PROBE_SIZE and length:
             buffers = self._checked_head(offset, length, buffers)
         if self.detect_zeroes != "off" and is_zero(buffers):
             self._file.write_zeroes(self._offset + offset, length, self.detect_zeroes == "unmap")
         else:
             self._file.writev(self._offset + offset, buffers)
+        if offset + length > self._size:
+            self._size = self._whole_size()
+
+    def _check_change(self, offset: int, length: int) -> None:
+        """Raise OSError unless the range may be written; a format may let its file grow, if the size was not given."""
+        if self.read_only:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if offset < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self._given_size is not None and offset + length > self._given_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _checked_head(self, offset: int, length: int, buffers: Buffers) -> Buffers:
         """Return the buffers with a copy of the first sector that has been looked at, so it cannot change again."""
@@ -149,10 +173,12 @@ class RawNode(Node):
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros."""
-        self.check_write(offset, length)
+        self._check_change(offset, length)
         if length:
             self.note_write(offset + length)
             self._file.write_zeroes(self._offset + offset, length, unmap and self.unmap)
+        if offset + length > self._size:
+            self._size = self._whole_size()
 
     def block_status(self, offset: int, length: int) -> Extent:
         """Return what the file says: all that is in it is data of this image."""

@@ -127,6 +127,11 @@ class BackupJob(BlockJob):
             self._raise_failure()
         self.check_still_wanted()
 
+    def refuse_soft_cancel(self, force: bool) -> bool:
+        """It always gives up at once."""
+        self.target.cancel_in_flight()
+        return super().refuse_soft_cancel(force)
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure

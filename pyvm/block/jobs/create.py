@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CREATABLE = ("file", "luks", "qcow2")
 """Drivers of which images can be made."""
 _SECTOR = 512
+_INT64_MAX = (1 << 63) - 1
+_LARGEST_DISK = _INT64_MAX >> 30 << 30
 
 
 class CreateJob(Job):
@@ -83,7 +85,7 @@ def _make_file(options: Mapping[str, Any]) -> None:
 
 
 def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
-    from pyvm.block.drivers.qcow2.creation import read_options
+    from pyvm.block.drivers.qcow2.creation import ImageTooLargeError, read_options
 
     given: dict[str, Any] = {
         name.replace("-", "_"): value
@@ -98,7 +100,10 @@ def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None
     if "data-file" in options:
         data = job.open(options["data-file"])
         given["data_file"] = data.filename
-    wanted = read_options(given, options["size"])
+    try:
+        wanted = read_options(given, options["size"])
+    except ImageTooLargeError:
+        raise BlockError(f"Could not resize image: {_why_too_large(options['size'])}") from None
     crypto, passphrase = b"", None
     if wanted.encrypt is not None:
         from pyvm.block.luks import find_passphrase, format_volume
@@ -107,6 +112,15 @@ def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None
         crypto = format_volume(wanted.encrypt, passphrase)
     file = job.open(options["file"])
     return lambda: _write_qcow2(file, data, wanted, crypto, passphrase)
+
+
+def _why_too_large(size: int) -> str:
+    """Return what QEMU says, which makes an empty image and then lets it grow."""
+    if size > _INT64_MAX:
+        return "Image size cannot be negative"
+    if size > _LARGEST_DISK:
+        return f"offset({size}) exceeds maximum({_LARGEST_DISK})"
+    return "Failed to grow the L1 table: File too large"
 
 
 def _write_qcow2(file: Node, data: Node | None, wanted: Any, crypto: bytes, passphrase: bytes | None) -> None:

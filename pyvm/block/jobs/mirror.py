@@ -312,6 +312,8 @@ class MirrorJob(BlockJob):
 
     def refuse_soft_cancel(self, force: bool) -> bool:
         """Once the copy is up to date, it ends in good order unless it is forced not to."""
+        if force or not self.ready:
+            self.target.cancel_in_flight()
         return force or not self.ready
 
     def complete(self) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+from pyvm.block.breakpoints import Suspended
 from pyvm.block.context import Context, Work
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ Step = Callable[[], Any]
 class Io(Wait):
     """Steps of I/O in a context, one after the other; requests of the guest come in between.
 
-    The result is the list of what the steps returned.  The first that raises ends it.
+    The result is the list of what the steps returned.  The first that raises ends it; so does somebody who wants the
+    job to pause or to give up, so that steps that were not taken are for another time.
     """
 
     def __init__(self, context: Context, steps: list[Step]) -> None:
@@ -84,7 +86,8 @@ class Io(Wait):
     def step_done(self, result: Any, error: Exception | None) -> None:
         """One step is over; called with the machine lock held, on the context's thread."""
         self.results.append(result)
-        if error is None and len(self.results) < len(self._steps):
+        job = self._job
+        if error is None and len(self.results) < len(self._steps) and not job.pauses and not job.stopping:
             self.context.submit(_StepWork(self, self._steps[len(self.results)]))
         else:
             self._end(error)
@@ -142,18 +145,21 @@ class Aside(Wait):
 
 
 class _StepWork(Work):
-    __slots__ = ("_error", "_io", "_result", "_step")
+    __slots__ = ("_error", "_io", "_result", "_step", "_suspended")
 
     def __init__(self, io: Io, step: Step) -> None:
         self._io = io
         self._step = step
         self._result: Any = None
         self._error: Exception | None = None
+        self._suspended: Suspended | None = None
 
     def run(self) -> None:
         """Do the step."""
         try:
             self._result = self._step()
+        except Suspended as stop:
+            self._suspended = stop
         except Exception as error:  # noqa: BLE001 - it is the job's to look at
             self._error = error
 
@@ -162,4 +168,8 @@ class _StepWork(Work):
 
     def complete(self) -> None:
         """Tell the job."""
+        stop, self._suspended = self._suspended, None
+        if stop is not None:
+            stop.park(lambda: self._io.context.submit(self))
+            return
         self._io.step_done(self._result, self._error)

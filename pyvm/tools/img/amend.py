@@ -33,7 +33,9 @@ def run(argv: list[str]) -> int:
     quiet = "q" in arguments
     cache = arguments.cache("t", "writeback", "Invalid cache option: {}")
     options = split_options(text)
-    node = ImageChoice.of(arguments).open(arguments.operands[0], writable=True, resize=True, cache=cache, quiet=quiet)
+    node = ImageChoice.of(arguments).open(
+        arguments.operands[0], writable=True, resize=True, cache=cache, quiet=quiet, bitmaps=False
+    )
     progress = Progress("p" in arguments and not quiet)
     try:
         image = as_qcow2(node)

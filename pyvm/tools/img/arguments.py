@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.records import field, record
 from pyvm.secrets import Secrets
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
+
+if TYPE_CHECKING:
+    from pyvm.config import ObjectConfig
 
 IMAGE_LONG = {"object": "object=", "image-opts": "image-opts"}
 """Long options of almost every subcommand."""
@@ -26,7 +29,7 @@ class Cache(NamedTuple):
     no_flush: bool = False
 
 
-_CACHE_MODES = {
+CACHE_MODES = {
     "none": Cache(direct=True),
     "off": Cache(direct=True),
     "directsync": Cache(writeback=False, direct=True),
@@ -72,9 +75,9 @@ class Arguments:
     def cache(self, name: str, default: str, message: str, status: int = 1) -> Cache:
         """Return the cache mode of option `name`; `message` is the error's, with ``{}`` for the mode."""
         mode = self.get(name) or default
-        if mode not in _CACHE_MODES:
+        if mode not in CACHE_MODES:
             raise ImgError(message.format(mode), status)
-        return _CACHE_MODES[mode]
+        return CACHE_MODES[mode]
 
     def creation_options(self) -> str | None:
         """Return the parameters of all ``-o`` options as one text; None where there is none."""
@@ -85,7 +88,7 @@ class Arguments:
         return ",".join(texts) if texts else None
 
     def add_objects(self) -> None:
-        """Make the objects given with ``--object``: only secrets have a use here.  Raises ConfigError."""
+        """Make the objects given with ``--object``: secrets and credentials have a use here.  Raises ConfigError."""
         if "object" not in self:
             return
         from pyvm.commandline.groups import GROUPS
@@ -96,6 +99,21 @@ class Arguments:
             record = make_object(parse(GROUPS["object"], text, ""))
             if record.type == "secret":
                 self.secrets.add(record.id, record.properties)
+            elif record.type.startswith("tls-creds-"):
+                _add_credentials(self.secrets, record)
+
+
+def _add_credentials(secrets: Secrets, record: ObjectConfig) -> None:
+    from pyvm.errors import ConfigError
+    from pyvm.machine.object_kinds import TlsCredentialsObject
+    from pyvm.machine.user_objects import ObjectHost
+    from pyvm.monitor.errors import QmpError
+
+    try:
+        made = TlsCredentialsObject(ObjectHost(secrets), record.type, record.id, dict(record.properties))
+    except QmpError as error:
+        raise ConfigError(error.description) from None
+    secrets.credentials[record.id] = made
 
 
 def _ends_in_comma(text: str) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-PROGRAM = "pyvm-img"
+PROGRAM = "qemu-img" if os.path.basename(sys.argv[0]) == "qemu-img" else "pyvm-img"
+"""The name it was called by: scripts that run it as qemu-img look for that in messages."""
 
 
 def complain(text: str) -> None:

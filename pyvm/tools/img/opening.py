@@ -56,13 +56,14 @@ class ImageChoice:
         exclusive: bool = False,
         no_io: bool = False,
         for_check: bool = False,
+        bitmaps: bool = True,
     ) -> Node:
         """Open an image, which belongs to the caller; raises ImgError.
 
         `backing` False leaves closed what is below it.  `options` are added to those of the node.  `complaint` is what
         the error begins with.  Others may write to a raw image meanwhile, unless it is opened `exclusive`.
         With `no_io` it is only looked at: what is encrypted needs no key.  `for_check` opens it even if its tables are
-        damaged.
+        damaged.  Without `bitmaps`, those in the image stay as they are, as data is not written.
         """
         complaint = complaint or f"Could not open '{filename}'"
         from pyvm.block.errors import BlockError
@@ -89,6 +90,10 @@ class ImageChoice:
             raise ImgError(f"{complaint}: {error}") from None
         except OSError as error:
             raise ImgError(f"{complaint}: {error.strerror}") from None
+        if writable and bitmaps and not no_io and not for_check:
+            from pyvm.block.bitmap_loading import load_bitmaps
+
+            load_bitmaps(node)
         return node
 
     def open_for_check(self, filename: str, *, writable: bool, cache: Cache) -> Qcow2Node | None:

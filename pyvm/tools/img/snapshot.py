@@ -26,7 +26,9 @@ def run(argv: list[str]) -> int:
     filename = arguments.operand()
     arguments.add_objects()
     action, name = actions[0] if actions else ("l", "")
-    node = ImageChoice.of(arguments).open(filename, writable=action != "l", quiet="q" in arguments)
+    node = ImageChoice.of(arguments).open(
+        filename, writable=action != "l", quiet="q" in arguments, bitmaps=action == "a"
+    )
     try:
         image = as_qcow2(node)
         if action == "l":

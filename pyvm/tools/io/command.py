@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import getopt
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyvm.tools.io.numbers import Usage
 from pyvm.tools.io.session import Session
 
-PROGRAM = "pyvm-io"
+PROGRAM = "qemu-io" if os.path.basename(sys.argv[0]) == "qemu-io" else "pyvm-io"
+"""The name it was called by: scripts that run it as qemu-io look for that in messages."""
 ANY = -1
 """No upper limit of arguments."""
 

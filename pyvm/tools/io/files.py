@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.backend import BlockBackend
+from pyvm.block.bitmap_loading import load_bitmaps
 from pyvm.block.errors import BlockError
 from pyvm.errors import ConfigError
 from pyvm.records import replace
@@ -25,6 +26,7 @@ def open_backend(session: Session, how: HowOpened) -> None:
     from pyvm.block.context import InlineContext, IoContext
 
     node = how.open()
+    load_bitmaps(node)
     context = IoContext(session.lock) if session.lock is not None else InlineContext()
     session.backend = BlockBackend(node, context, write_cache=how.write_cache)
     session.opened = how

@@ -9,6 +9,7 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.block.backend import BlockBackend
+from pyvm.block.breakpoints import Suspended
 from pyvm.block.context import Work
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node
@@ -110,7 +111,7 @@ class Session:
 class _Request(Work):
     """A request that nobody waits for."""
 
-    __slots__ = ("_backend", "_completed", "_error", "_node", "_request")
+    __slots__ = ("_backend", "_completed", "_error", "_node", "_request", "_suspended")
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class _Request(Work):
         self._request = request
         self._completed = completed
         self._error = 0
+        self._suspended: Suspended | None = None
 
     def run(self) -> None:
         try:
@@ -132,11 +134,17 @@ class _Request(Work):
             self._error = error.errno or errno.EIO
         except BlockError:
             self.fail()
+        except Suspended as stop:
+            self._suspended = stop
 
     def fail(self) -> None:
         self._error = errno.EIO
 
     def complete(self) -> None:
+        stop, self._suspended = self._suspended, None
+        if stop is not None:
+            stop.park(lambda: self._backend.context.submit(self))
+            return
         self._backend.in_flight -= 1
         self._completed(self._error)
 

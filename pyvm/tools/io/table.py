@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyvm.block.backend import BlockBackend
+from pyvm.block.breakpoints import Suspended
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node
 from pyvm.tools.io import asynchronous, debug, files, layout, process, reading, writing
@@ -84,7 +85,8 @@ def _find_problem(session: Session, command: Command, name: str, count: int) -> 
 
 def _call(session: Session, command: Command, name: str, given: Sequence[str]) -> bool:
     try:
-        if command.writes and session.backend is not None and session.backend.read_only:
+        # What a drive is for its device does not matter here.
+        if command.writes and session.backend is not None and session.node.read_only:
             raise BlockError("Block node is read-only")
         command.run(session, parse(command, name, given))
     except Usage as error:
@@ -97,6 +99,10 @@ def _call(session: Session, command: Command, name: str, given: Sequence[str]) -
             session.out(f"{error}\n")
         return False
     except BlockError as error:
+        complain(session, str(error))
+        return False
+    except Suspended as error:
+        # Whoever could let it go would have to type behind it.
         complain(session, str(error))
         return False
     except BrokenPipeError:

@@ -145,8 +145,13 @@ def store_all(disk: Disk, contents: dict[str, tuple[int, bool, bytes]]) -> None:
     For each name: granularity in bits, whether it follows all writes, and content.  Raises OSError, or BlockError.
     """
     known = {it.name: it for it in disk.bitmaps}
-    kept = [it for it in disk.bitmaps if it.name not in contents]
-    for name, (granularity_bits, auto, _) in contents.items():
+    # Those that the image has already keep their places in its directory.
+    kept = []
+    for name in [*known, *(name for name in contents if name not in known)]:
+        if name not in contents:
+            kept.append(known[name])
+            continue
+        granularity_bits, auto, _ = contents[name]
         extra = known[name].extra if name in known else b""
         kept.append(Bitmap(name, 0, 0, BITMAP_AUTO if auto else 0, granularity_bits, extra=extra))
     if kept or disk.bitmaps:

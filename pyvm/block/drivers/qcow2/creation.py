@@ -175,6 +175,10 @@ def _encryption(given: Mapping[str, Any]) -> LuksOptions | None:
 _NEEDS_V3 = "with compatibility level 1.1 and above (use version=v3 or greater)"
 
 
+class ImageTooLargeError(BlockError):
+    """No tables can describe a disk of that size."""
+
+
 def _check_together(options: CreateOptions) -> None:
     old = options.version < 3
     if options.extended_l2 and old:
@@ -193,6 +197,8 @@ def _check_together(options: CreateOptions) -> None:
             "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or"
             " greater)"
         )
+    if options.backing_format and not options.backing_file:
+        raise BlockError("Backing format cannot be used without backing file")
     if options.data_file_raw and not options.data_file:
         raise BlockError("data-file-raw requires data-file")
     if options.data_file_raw and options.backing_file:
@@ -210,7 +216,9 @@ def _l1_entries(options: CreateOptions) -> int:
     covered = options.cluster_size * (options.cluster_size // options.l2_entry_size)
     entries = -(-options.size // covered)
     if options.size > MAX_SIZE or entries * 8 > MAX_L1_BYTES:
-        raise BlockError("The image size is too large for file format 'qcow2' (try using a larger cluster size)")
+        raise ImageTooLargeError(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)"
+        )
     return entries
 
 

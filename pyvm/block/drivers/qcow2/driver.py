@@ -83,6 +83,7 @@ class Qcow2Node(Node):
         super().__init__(name, read_only=file.read_only, unmap=file.unmap if unmap is None else unmap)
         self._header = header
         self._file = file
+        self.inactive = file.inactive
         self.path = file.path
         chosen = read_options(options or {}, header, unmap=self.unmap)
         self.encryption: Encryption | None = None
@@ -121,6 +122,9 @@ class Qcow2Node(Node):
                 raise BlockError("Device is not read-only")
             self._show_snapshot(snapshots.find(disk, snapshot))
         if self.read_only:
+            return
+        if self.inactive:
+            disk.open_for_writing()
             return
         if header.incompatible_features & Incompatible.CORRUPT:
             raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
@@ -189,6 +193,8 @@ class Qcow2Node(Node):
         self.children = [child for child in self.children if child.role is not Role.BACKING]
         if backing is not None:
             self.children.append(Child(Role.BACKING, backing))
+            if _comes_from(backing, self):
+                backing.inherits_from = self
         self.disk.reader.backing = backing
 
     # ---- What it is
@@ -464,7 +470,8 @@ class Qcow2Node(Node):
 
     def close(self) -> None:
         """Write what is left, so that nothing is leaked; errors stay silent, as nobody waits for the data."""
-        if not self.read_only and not self._for_check and self.children and not self.disk.image.broken:
+        unused = self.read_only or self._for_check or self.inactive
+        if not unused and self.children and not self.disk.image.broken:
             try:
                 if self.before_settling is not None:
                     self.before_settling()
@@ -573,3 +580,16 @@ class Qcow2Node(Node):
         self._check_operation()
         self.disk.image.check_changeable()
         vmstate.write(self, offset, buffers, self._write)
+
+    def drop_vmstate(self, size: int) -> None:
+        """Forget the `size` bytes of VM state behind the end of the disk; snapshots keep theirs.  Raises OSError."""
+        self._check_operation()
+        vmstate.drop(self, size)
+
+
+def _comes_from(node: Node, parent: Node) -> bool:
+    """Return whether a node was opened for `parent`, directly or through others."""
+    origin = node.inherits_from
+    while origin is not None and origin is not parent:
+        origin = origin.inherits_from
+    return origin is not None

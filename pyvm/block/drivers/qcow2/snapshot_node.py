@@ -57,6 +57,13 @@ class SnapshotNode(Node):
         self.check_range(offset, length)
         self._reader.readv(offset, length, buffers)
 
+    def read_vmstate(self, offset: int, buffers: Buffers) -> None:
+        """Fill the buffers with the state of a VM that the snapshot keeps, which starts behind its disk."""
+        disk = self._disk
+        disk.image.check_usable()
+        start = disk.l1_entries(self._size) * disk.mapping.table_span()
+        self._reader.readv(start + offset, total(buffers), buffers)
+
     def block_status(self, offset: int, length: int) -> Extent:
         """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
         length = min(length, self.size - offset)

@@ -86,9 +86,7 @@ def create(
         disk.put_snapshots([*disk.snapshots, snapshot])
     disk.map_tables()
     if vm_state_size:
-        # The disk does not need it any more, and the next snapshot would have to share it.
-        node.forget(vmstate.start(disk), -(-vm_state_size // node.cluster_size) * node.cluster_size)
-        disk.settle()
+        vmstate.drop(node, vm_state_size)  # the next snapshot would have to share it
     return snapshot
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 
+from pyvm.block.breakpoints import Suspended
 from pyvm.block.drivers.qcow2.compressed import CompressedClusters
 from pyvm.block.drivers.qcow2.image import Image
 from pyvm.block.drivers.qcow2.mapping import Kind, Mapping, Place
@@ -137,7 +138,7 @@ class Updater:
             last = (inside + count - 1) >> self._bits
             whole = any(self._has_old(place, number) for number in {0, last})
             self._write_around(host + inside, offset, count, cursor, whole=whole)
-        except OSError:
+        except (OSError, Suspended):
             if not self._external:
                 self._refcounts.undo(host, clusters)
             raise

@@ -39,6 +39,13 @@ def read(node: Qcow2Node, offset: int, buffers: Buffers) -> None:
     disk.reader.readv(_place(disk, offset, length), length, buffers)
 
 
+def drop(node: Qcow2Node, size: int) -> None:
+    """Forget the first `size` bytes of the state: the disk does not need them.  Raises OSError."""
+    cluster = node.cluster_size
+    node.forget(start(node.disk), -(-size // cluster) * cluster)
+    node.disk.settle()
+
+
 def write(node: Qcow2Node, offset: int, buffers: Buffers, write_disk: Callable[[int, int, Buffers], None]) -> None:
     """Write the state at `offset`; `write_disk` writes behind the end of the disk as well.  Raises OSError."""
     disk = node.disk

@@ -1,0 +1,1 @@
+"""``pyvm-nbd``: serve an image to NBD clients, or list what a server has."""
