@@ -61,7 +61,7 @@ NO_OFFLOADS = Offloads()
 
 
 class FrameFilter(Protocol):
-    """Somebody who sees the frames of a client go by."""
+    """Somebody who sees the frames of a client go by, or takes them."""
 
     kind: str
     id: str
@@ -73,6 +73,9 @@ class FrameFilter(Protocol):
     def frame(self, frame: Frame, *, received: bool) -> None:
         """A frame was sent by the client, or `received` by it."""
 
+    def takes(self, frame: Frame, offload: Offload | None, *, received: bool) -> bool:
+        """Take a frame that the client sends or is to receive; return False to let it pass."""
+
 
 class NetClient:
     """One end of a link.
@@ -82,6 +85,8 @@ class NetClient:
 
     offloads: bool = False
     """Whether :meth:`receive` takes frames with an :class:`Offload`."""
+    queues: int = 1
+    """How many queues there are at this end; the frames of a flow keep to one."""
 
     def __init__(self, name: str, kind: str, model: str = "") -> None:
         self.name = name
@@ -104,6 +109,11 @@ class NetClient:
         """Take a frame from the peer; return False where there is no room, and call `peer.resume` later."""
         raise NotImplementedError
 
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        """Do the same for a frame on one of several queues."""
+        del queue
+        return self.receive(frame, offload)
+
     def batch_end(self) -> None:
         """The peer has no more frames for now."""
 
@@ -124,19 +134,50 @@ class NetClient:
 
     # For subclasses and owners
 
-    def send(self, frame: Frame, offload: Offload | None = None) -> bool:
+    def send(self, frame: Frame, offload: Offload | None = None, queue: int = 0) -> bool:
         """Send a frame to the peer; return False where it has no room, and the sender is to keep the frame."""
         peer = self.peer
         if peer is None or self.link_down or peer.link_down:
             return True
-        if not peer.receive(frame, offload):
-            return False
         if self.filters or peer.filters:
-            for watcher in self.filters:
-                watcher.frame(frame, received=False)
-            for watcher in peer.filters:
-                watcher.frame(frame, received=True)
+            return self._filter(peer, frame, offload, queue, None)
+        return peer.receive_on(queue, frame, offload) if queue else peer.receive(frame, offload)
+
+    def _filter(
+        self, peer: NetClient, frame: Frame, offload: Offload | None, queue: int, behind: FrameFilter | None
+    ) -> bool:
+        """Send a frame through all filters, or those `behind` one of them."""
+        way = [(item, False) for item in self.filters] + [(item, True) for item in reversed(peer.filters)]
+        if behind is not None:
+            way = way[1 + next((at for at, (item, _) in enumerate(way) if item is behind), -1) :]
+        for at, (item, received) in enumerate(way):
+            if item.takes(frame, offload, received=received):
+                way = way[:at]
+                break
+        else:
+            if not peer.receive_on(queue, frame, offload):
+                return False
+        for watcher, received in way:
+            watcher.frame(frame, received=received)
         return True
+
+    def send_behind(self, behind: FrameFilter, frame: Frame, offload: Offload | None, *, received: bool) -> bool:
+        """Let a frame go on behind a filter of this client: to it where it is `received`, to its peer otherwise.
+
+        Returns False where there is no room for it now.
+        """
+        peer = self.peer
+        if peer is None or self.link_down or peer.link_down:
+            return True
+        if received:
+            return peer._filter(self, frame, offload, 0, behind)
+        return self._filter(peer, frame, offload, 0, behind)
+
+    def end_passed(self) -> None:
+        """Say to both sides that no more frames follow for now."""
+        self.send_end()
+        if self.peer is not None:
+            self.peer.send_end()
 
     def send_end(self) -> None:
         """Say that no more frames follow for now."""

@@ -24,7 +24,7 @@ def _no_chardev(text: str, label: str) -> Chardev:
 
 
 def _no_fd(name: str) -> int:
-    raise ConfigError(f"No file descriptor named {name} found")
+    raise ConfigError(f"Invalid file descriptor number '{name}'")
 
 
 @record

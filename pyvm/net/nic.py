@@ -15,6 +15,9 @@ class Card(Protocol):
     def receive(self, frame: Frame, offload: Offload | None) -> bool:
         """Take a frame; return False where there is no room now, and then call `resume` of the link's peer."""
 
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        """Take a frame on one of several queues."""
+
     def send_waiting(self) -> None:
         """The peer takes frames again."""
 
@@ -32,6 +35,9 @@ class _NoCard:
     """Stands in until the card is there."""
 
     def receive(self, frame: Frame, offload: Offload | None) -> bool:
+        return True
+
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
         return True
 
     def send_waiting(self) -> None:
@@ -66,6 +72,10 @@ class NicClient(NetClient):
     def receive(self, frame: Frame, offload: Offload | None) -> bool:
         """Hand a frame to the card."""
         return self.card.receive(frame, offload)
+
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        """Hand a frame to one of the card's queues."""
+        return self.card.receive_on(queue, frame, offload)
 
     def resume(self) -> None:
         """Let the card send what it kept."""

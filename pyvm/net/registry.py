@@ -112,6 +112,8 @@ class NetSet:
                 text += _line(client)
             if client.peer is not None and client.kind == "nic":
                 text += f" \\ {_line(client.peer)}"
+                for queue in range(1, client.peer.queues):
+                    text += f"{client.name}: index={queue},type=nic,\n \\ {_line(client.peer, queue)}"
         return text
 
     def warnings(self) -> Iterator[str]:
@@ -136,7 +138,8 @@ class NetSet:
             self.remove(self._clients[-1])
 
 
-def _line(client: NetClient) -> str:
+def _line(client: NetClient, queue: int | None = None) -> str:
+    index = client.queue_index if queue is None else queue
     filters = "".join(f"  - {item.id}: type={item.kind}{item.description}\n" for item in client.filters)
-    head = f"{client.name}: index={client.queue_index},type={client.kind},{client.info}\n"
+    head = f"{client.name}: index={index},type={client.kind},{client.info}\n"
     return head + (f"filters:\n{filters}" if filters else "")

@@ -11,7 +11,8 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF, _TUNGETIFF, _TUNGETFEATURES = 0x400454CA, 0x800454D2, 0x800454CF
 _TUNSETOFFLOAD, _TUNSETSNDBUF, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D4, 0x400454D8
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
+_MOST_QUEUES = 256
+"""What Linux has of an interface."""
 _INTERFACE = struct.Struct("16sH22x")
 _F_CSUM, _F_TSO4, _F_TSO6, _F_TSO_ECN = 1, 2, 4, 8
 _INT = struct.Struct("i")
@@ -38,107 +41,135 @@ _NAME_LIMIT = 15
 _DEFAULT_SCRIPT = "/etc/qemu-ifup"
 _DEFAULT_DOWNSCRIPT = "/etc/qemu-ifdown"
 _NO_SCRIPT = ("no", "")
+_WITH_FDS = ("ifname", "script", "downscript", "vnet_hdr", "helper", "queues", "vhostfd")
 _WITH_FD = ("ifname", "script", "downscript", "vnet_hdr", "helper", "queues", "fds", "vhostfds")
 
 
-class TapNet(NetClient):
-    """A link to an interface; with `header` each frame has a virtio header before it."""
+class _Queue:
+    """One descriptor of an interface, which hands out the frames of some flows."""
 
-    def __init__(self, name: str, loop: MainLoop, fd: int, *, header: bool, info: str) -> None:
-        super().__init__(name, "tap")
-        self.info = info
-        self.offloads = header
-        self.down_script: tuple[str, str] | None = None
-        """What to run with which interface when this goes away."""
+    def __init__(self, net: TapNet, loop: MainLoop, number: int, fd: int) -> None:
+        self.fd = fd
+        self._net = net
         self._loop = loop
-        self._fd = fd
-        self._header = header
+        self._number = number
         self._held: tuple[memoryview, Offload | None] | None = None
         os.set_blocking(fd, False)
         loop.add_reader(fd, self._readable)
 
-    def peer_changed(self) -> None:
-        """Let the kernel leave to the peer what that takes."""
-        if not self._header or self._fd < 0:
-            return
-        wanted = self.peer_offloads
-        bits = 0
-        if wanted.checksum:
-            bits = _F_CSUM | (_F_TSO4 if wanted.tso4 else 0) | (_F_TSO6 if wanted.tso6 else 0)
-            bits |= _F_TSO_ECN if wanted.ecn and bits != _F_CSUM else 0
-        try:
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, bits)
-        except OSError:
-            pass  # an old kernel, which then does all by itself
-
-    def receive(self, frame: Frame, offload: Offload | None) -> bool:
+    def write(self, parts: Sequence[Frame]) -> bool:
         """Hand a frame to the kernel; what it does not take for good is lost."""
-        parts = [_HEADER.pack(*offload) if offload else _NO_HEADER, frame] if self._header else [frame]
         try:
-            os.writev(self._fd, parts)
+            os.writev(self.fd, parts)
         except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._fd, self._room)
+            self._loop.add_writer(self.fd, self._room)
             return False
         except OSError:
             return True  # the interface is down, or the frame makes no sense to the kernel
         return True
 
     def _room(self) -> None:
-        self._loop.remove_writer(self._fd)
-        if self.peer is not None:
-            self.peer.resume()
+        self._loop.remove_writer(self.fd)
+        if self._net.peer is not None:
+            self._net.peer.resume()
 
     def _readable(self) -> None:
+        header = self._net.header
         for _ in range(_BATCH):
             try:
-                data = memoryview(os.read(self._fd, MAX_FRAME + _HEADER.size))
+                data = memoryview(os.read(self.fd, MAX_FRAME + _HEADER.size))
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                self._loop.remove_reader(self._fd)
+                self._loop.remove_reader(self.fd)
                 break
             offload = None
-            if self._header:
+            if header:
                 if data[:2] != _NO_HEADER[:2]:
                     offload = Offload(*_HEADER.unpack_from(data))
                 data = data[_HEADER.size :]
-            if not self.send(data, offload):
+            if not self._net.send(data, offload, self._number):
                 self._held = (data, offload)
-                self._loop.remove_reader(self._fd)
+                self._loop.remove_reader(self.fd)
                 break
-        self.send_end()
+        self._net.send_end()
 
     def resume(self) -> None:
         """The peer takes frames again."""
-        if self._held is not None and self.send(*self._held):
+        if self._held is not None and self._net.send(*self._held, self._number):
             self._held = None
-            if self._fd >= 0:
-                self._loop.add_reader(self._fd, self._readable)
+            if self.fd >= 0:
+                self._loop.add_reader(self.fd, self._readable)
+
+    def close(self) -> None:
+        """Let the descriptor go."""
+        self._loop.remove_reader(self.fd)
+        self._loop.remove_writer(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
+class TapNet(NetClient):
+    """A link to an interface, with a queue for each descriptor.
+
+    With `header` each frame has a virtio header before it.
+    """
+
+    def __init__(self, name: str, loop: MainLoop, fds: Sequence[int], *, header: bool, info: str) -> None:
+        super().__init__(name, "tap")
+        self.info = info
+        self.offloads = self.header = header
+        self.queues = len(fds)
+        self.down_script: tuple[str, str] | None = None
+        """What to run with which interface when this goes away."""
+        self._queues = [_Queue(self, loop, number, fd) for number, fd in enumerate(fds)]
+
+    def peer_changed(self) -> None:
+        """Let the kernel leave to the peer what that takes."""
+        if not self.header:
+            return
+        wanted = self.peer_offloads
+        bits = 0
+        if wanted.checksum:
+            bits = _F_CSUM | (_F_TSO4 if wanted.tso4 else 0) | (_F_TSO6 if wanted.tso6 else 0)
+            bits |= _F_TSO_ECN if wanted.ecn and bits != _F_CSUM else 0
+        for queue in self._queues:
+            with suppress(OSError):  # an old kernel, which then does all by itself
+                fcntl.ioctl(queue.fd, _TUNSETOFFLOAD, bits)
+
+    def receive(self, frame: Frame, offload: Offload | None) -> bool:
+        """Hand a frame to the kernel."""
+        return self.receive_on(0, frame, offload)
+
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        """Hand a frame to the kernel by the queue of that number, by which the answers then come."""
+        parts = [_HEADER.pack(*offload) if offload else _NO_HEADER, frame] if self.header else [frame]
+        return self._queues[queue % self.queues].write(parts)
+
+    def resume(self) -> None:
+        """The peer takes frames again."""
+        for queue in self._queues:
+            queue.resume()
 
     def close(self) -> None:
         """Let the interface go."""
-        if self._fd < 0:
-            return
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-        fd, self._fd = self._fd, -1
-        if self.down_script is not None:
-            try:
+        queues, self._queues = self._queues, []
+        if queues and self.down_script is not None:
+            with suppress(ConfigError):  # nobody is there to be told, and the interface goes in any case
                 _run(*self.down_script)
-            except ConfigError:
-                pass  # nobody is there to be told, and the interface goes in any case
-        os.close(fd)
+        for queue in queues:
+            queue.close()
 
 
 def make_tap(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClient:
     """Return a back end `tap`; raises ConfigError."""
-    for unsupported in ("vhost", "vhostfd", "vhostfds", "vhostforce", "helper", "br", "fds"):
+    for unsupported in ("vhost", "vhostfd", "vhostfds", "vhostforce", "helper", "br"):
         if options.get(unsupported):
             raise ConfigError(f"{unsupported} is not supported by pyvm yet")
-    if options.get("queues", 1) > 1:
-        raise ConfigError("queues is not supported by pyvm yet (only 1)")
     if options.get("fd") is not None:
         return _inherited(host, name, options)
+    if options.get("fds") is not None:
+        return _inherited_queues(host, name, options)
     return _opened(host, name, options)
 
 
@@ -148,6 +179,26 @@ def _inherited(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClien
             "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and vhostfds= are invalid with fd="
         )
     fd = take_fd(host, options["fd"])
+    header = _check_fd(name, fd)
+    return TapNet(name, host.loop, [fd], header=header, info=f"fd={fd}")
+
+
+def _inherited_queues(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClient:
+    if any(options.get(other) is not None for other in _WITH_FDS):
+        raise ConfigError(
+            "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, and vhostfd= are invalid with fds="
+        )
+    fds = [take_fd(host, text) for text in options["fds"].split(":")]
+    if len(fds) > _MOST_QUEUES:
+        raise ConfigError(f"fds= has more than {_MOST_QUEUES} descriptors")
+    headers = [_check_fd(name, fd) for fd in fds]
+    if len(set(headers)) > 1:
+        raise ConfigError("vnet_hdr not consistent across given tap fds")
+    return TapNet(name, host.loop, fds, header=headers[0], info=f"fd={fds[0]}")
+
+
+def _check_fd(name: str, fd: int) -> bool:
+    """Make a descriptor ready; return whether its frames have headers.  Raises ConfigError."""
     try:
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
@@ -161,35 +212,57 @@ def _inherited(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClien
     header = bool(flags & _IFF_VNET_HDR)
     if header:
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(_HEADER.size))
-    return TapNet(name, host.loop, fd, header=header, info=f"fd={fd}")
+    return header
 
 
 def _opened(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClient:
     wanted = options.get("ifname") or ""
     if len(os.fsencode(wanted)) > _NAME_LIMIT:
         raise ConfigError(f"interface name '{wanted}' is longer than {_NAME_LIMIT} characters")
-    fd, interface, header = _open_interface(wanted, options.get("vnet_hdr", True))
+    count = options.get("queues", 1)
+    if not 1 <= count <= _MOST_QUEUES:
+        raise ConfigError(f"queues must be between 1 and {_MOST_QUEUES}")
+    fds, interface, header = _open_queues(wanted, options.get("vnet_hdr", True), count)
     script = options.get("script", _DEFAULT_SCRIPT)
     down = options.get("downscript", _DEFAULT_DOWNSCRIPT)
     try:
         if options.get("sndbuf"):
-            fcntl.ioctl(fd, _TUNSETSNDBUF, _INT.pack(min(options["sndbuf"], 0x7FFFFFFF)))
+            for fd in fds:
+                fcntl.ioctl(fd, _TUNSETSNDBUF, _INT.pack(min(options["sndbuf"], 0x7FFFFFFF)))
         if script not in _NO_SCRIPT:
             _run(script, interface)
     except (OSError, ConfigError) as error:
-        os.close(fd)
+        _close(fds)
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"TUNSETSNDBUF ioctl failed: {error.strerror}") from None
     info = f"ifname={interface},script={script},downscript={down}"
-    client = TapNet(name, host.loop, fd, header=header, info=info)
+    client = TapNet(name, host.loop, fds, header=header, info=info)
     if down not in _NO_SCRIPT:
         client.down_script = (down, interface)
     return client
 
 
-def _open_interface(wanted: str, header: bool) -> tuple[int, str, bool]:
-    """Return descriptor and name of a new interface, and whether its frames have headers."""
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _open_queues(wanted: str, header: bool, count: int) -> tuple[list[int], str, bool]:
+    """Return the descriptors of an interface's queues, its name, and whether its frames have headers."""
+    fds: list[int] = []
+    try:
+        for _ in range(count):
+            fd, wanted, header = _open_interface(wanted, header, several=count > 1)
+            fds.append(fd)
+    except ConfigError:
+        _close(fds)
+        raise
+    return fds, wanted, header
+
+
+def _open_interface(wanted: str, header: bool, *, several: bool) -> tuple[int, str, bool]:
+    """Return descriptor and name of a new interface, or one more descriptor; and whether its frames have headers."""
     try:
         fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -197,7 +270,7 @@ def _open_interface(wanted: str, header: bool) -> tuple[int, str, bool]:
     try:
         (features,) = struct.unpack("I", fcntl.ioctl(fd, _TUNGETFEATURES, bytes(4)))
         header = header and bool(features & _IFF_VNET_HDR)
-        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0)
+        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0) | (_IFF_MULTI_QUEUE if several else 0)
         made = fcntl.ioctl(fd, _TUNSETIFF, _INTERFACE.pack(os.fsencode(wanted or "tap%d"), flags))
         if header:
             fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(_HEADER.size))

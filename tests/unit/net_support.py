@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,16 +12,21 @@ from pyvm.clock import ManualClock, RunningClock
 from pyvm.errors import ConfigError
 from pyvm.mainloop import MainLoop
 from pyvm.net import packets as p
+from pyvm.net import packets6 as p6
 from pyvm.net.client import NO_OFFLOADS, Frame, NetClient, Offload, Offloads
 from pyvm.net.user.backend import UserBackend
-from pyvm.net.user.config import UserConfig
+from pyvm.net.user.config import UserConfig, user_config
 from pyvm.net.user.resolver import HostResolver
 from pyvm.net.user.translation import Translation
 
 GUEST_MAC = bytes.fromhex("525400123456")
 GUEST_IP = bytes((10, 0, 2, 15))
+GUEST_IP6 = bytes.fromhex("fec0000000000000505400fffe123456")
+GATEWAY6 = bytes.fromhex("fec00000000000000000000000000002")
+DNS6 = bytes.fromhex("fec00000000000000000000000000003")
 GATEWAY = bytes((10, 0, 2, 2))
 DNS = bytes((10, 0, 2, 3))
+LOOPBACK = "127.0.0.1"
 PATIENCE = 5.0
 
 
@@ -33,6 +39,8 @@ class Peer(NetClient):
         super().__init__(name, kind)
         self.frames: list[bytes] = []
         self.offload: list[Offload | None] = []
+        self.received_on: list[int] = []
+        """Which queue each frame came on that did not come on the first."""
         self.room = True
         self.resumed = 0
         self.batches = 0
@@ -43,6 +51,10 @@ class Peer(NetClient):
         self.frames.append(bytes(frame))
         self.offload.append(offload)
         return True
+
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        self.received_on.append(queue)
+        return self.receive(frame, offload)
 
     def batch_end(self) -> None:
         self.batches += 1
@@ -95,22 +107,36 @@ class Guest(Peer):
         self.network = network
         self.connect(network)
 
-    def ip(self, destination: bytes, protocol: int, payload: bytes, source: bytes = GUEST_IP) -> None:
-        """Send a packet to the gateway."""
-        header = p.ipv4_header(source, destination, protocol, len(payload), 1)
-        frame = p.ETHERNET.pack(self.network.mac, GUEST_MAC, p.ETHERTYPE_IPV4) + header + payload
+    def ip(self, destination: bytes, protocol: int, payload: bytes, source: bytes | None = None) -> None:
+        """Send a packet to the gateway, of the version that the destination is of."""
+        source = source or own_address(destination)
+        if len(destination) == p6.ADDRESS_LENGTH:
+            hops = p6.NEIGHBOUR_HOP_LIMIT
+            header = p6.ipv6_header(source, destination, protocol, len(payload), hops)
+            frame = p.ETHERNET.pack(self.network.mac6, GUEST_MAC, p.ETHERTYPE_IPV6) + header + payload
+        else:
+            header = p.ipv4_header(source, destination, protocol, len(payload), 1)
+            frame = p.ETHERNET.pack(self.network.mac, GUEST_MAC, p.ETHERTYPE_IPV4) + header + payload
         self.send(frame)
         self.send_end()
 
     def udp(
-        self, destination: bytes, port: int, data: bytes, source_port: int = 1000, source: bytes = GUEST_IP
+        self, destination: bytes, port: int, data: bytes, source_port: int = 1000, source: bytes | None = None
     ) -> None:
         """Send a datagram."""
+        source = source or own_address(destination)
         self.ip(destination, p.PROTO_UDP, p.udp_datagram(source, source_port, destination, port, data), source)
 
     def packets(self, protocol: int) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Yield source, destination and payload of the packets that came, with their checksums verified."""
         for frame in self.frames:
+            if frame[12:14] == b"\x86\xdd" and frame[20] == protocol:
+                _, length, _, _, source, target = p6.IPV6.unpack_from(frame, 14)
+                payload = frame[14 + p6.IPV6.size :]
+                assert length == len(payload)
+                if self._is_complete(frame):
+                    assert (p.pseudo_sum(source, target, protocol, length) + p.words_sum(payload)) % 0xFFFF == 0
+                yield source, target, payload
             if frame[12:14] != b"\x08\x00" or frame[23] != protocol:
                 continue
             packet = frame[14:]
@@ -135,6 +161,28 @@ class Guest(Peer):
         return found
 
 
+def options(**values: object) -> UserConfig:
+    """Return what options of the back end `user` mean."""
+    return user_config({name.replace("_", "-"): value for name, value in values.items()})
+
+
+@contextmanager
+def listener(host: str = LOOPBACK) -> Iterator[socket.socket]:
+    """Have a socket of the host that takes connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        made.bind((host, 0))
+        made.listen()
+        made.settimeout(5)
+        yield made
+
+
+def own_address(destination: bytes) -> bytes:
+    """Return the guest's address of the version that another is of."""
+    return GUEST_IP6 if len(destination) == p6.ADDRESS_LENGTH else GUEST_IP
+
+
 def no_chardev(text: str, label: str) -> Chardev:
     raise ConfigError(f"{label}: there is no {text}")
 
@@ -157,6 +205,7 @@ def user_network(
     guest.tell_offloads(offloads)
     if known:
         network.learn(GUEST_IP, GUEST_MAC)
+        network.learn(GUEST_IP6, GUEST_MAC)
     try:
         yield guest
     finally:
@@ -189,7 +238,7 @@ class TcpClient:
         number = self.sequence if sequence is None else sequence
         fields = (self.own_port, self.port, number & 0xFFFFFFFF, self.acknowledged if flags & p.TCP_ACK else 0)
         segment = p.TCP.pack(*fields, header_length << 2, flags, self.window, 0, 0) + options + data
-        total = p.pseudo_sum(GUEST_IP, self.other, p.PROTO_TCP, len(segment)) + p.words_sum(segment)
+        total = p.pseudo_sum(own_address(self.other), self.other, p.PROTO_TCP, len(segment)) + p.words_sum(segment)
         segment = segment[:16] + p.checksum(total).to_bytes(2, "big") + segment[18:]
         self.guest.ip(self.other, p.PROTO_TCP, segment)
 

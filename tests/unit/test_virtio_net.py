@@ -34,8 +34,17 @@ class Card(Harness):
     client: NicClient
 
 
-def card(features: int = USUAL, *, offloads: bool = True, packed: bool = False, size: int = 16, **options: Any) -> Card:
+def card(
+    features: int = USUAL,
+    *,
+    offloads: bool = True,
+    packed: bool = False,
+    size: int = 16,
+    queues: int = 1,
+    **options: Any,
+) -> Card:
     peer = Peer()
+    peer.queues = queues
     peer.offloads = offloads
     client = NicClient("nic0", "virtio-net-pci", MAC)
     client.connect(peer)
@@ -446,6 +455,57 @@ def test_no_driver_does_harm(data: st.DataObject) -> None:
         h.kick(ring)
     h.device.set_status(0)
     assert not h.device.broken
+
+
+# ---- Several queues
+
+
+def command_on(h: Card, index: int, data: bytes) -> int:
+    buffer = h.rings[index].add([bytes((r.CTRL_MQ, r.MQ_VQ_PAIRS_SET)), data], [1])
+    h.kick(index)
+    h.rings[index].collect()
+    return buffer.data(h.memory)[0]
+
+
+def test_each_pair_carries_the_frames_of_a_queue_of_the_peer() -> None:
+    h = card(USUAL | r.F_MQ, queues=4, mq=True)
+    assert len(h.device.queues) == 9
+    assert h.device.config_read(8, 2) == 4
+    buffers = [h.rings[index].add([], [1526]) for index in (0, 2, 4)]
+    h.rings[3].add([HEADER, frame()])
+    h.kick(3)
+    assert h.peer.frames == []  # the driver has not said that it uses this pair
+    assert [command_on(h, 8, number.to_bytes(2, "little")) for number in (0, 5, 3)] == [1, 1, 0]
+    assert h.peer.received_on == [1]
+    h.rings[5].add([HEADER, frame()])
+    h.kick(5)
+    assert h.peer.received_on == [1, 2]
+    for queue, buffer in enumerate(buffers):
+        assert h.peer.send(frame(), None, queue)
+        assert h.rings[2 * queue].collect() == [buffer]
+    h.device.set_status(0)
+    assert h.device.save().pairs == 1
+
+
+def test_a_driver_that_does_not_know_of_pairs_has_control_behind_the_first() -> None:
+    h = card(USUAL, queues=2, mq=True)
+    assert command(h, r.CTRL_RX, r.RX_PROMISC, b"\0") == 0
+    assert command(h, r.CTRL_MQ, r.MQ_VQ_PAIRS_SET, b"\2\0") == 1
+    buffer = h.rings[RX].add([], [1526])
+    assert h.peer.send(frame(), None, 1)
+    assert h.rings[RX].collect() == [buffer]
+
+
+def test_pairs_survive_and_cannot_be_more_than_there_are() -> None:
+    h = card(USUAL | r.F_MQ, queues=2, mq=True)
+    assert command_on(h, 4, b"\2\0") == 0
+    state: NetState = h.device.save()
+    assert state.pairs == 2
+    h.device.load(state)
+    assert h.device.save() == state
+    state.pairs = 3
+    with pytest.raises(StateError):
+        h.device.load(state)
 
 
 # ---- State

@@ -125,11 +125,11 @@ class VirtioBalloon(VirtioDevice[BalloonState]):
     @property
     def actual(self) -> int:
         """Return the guest's memory in bytes, less the balloon."""
-        return max(self.memory.size - self._actual * PAGE_SIZE, 0)
+        return max(self.memory.total - self._actual * PAGE_SIZE, 0)
 
     def set_target(self, target: int) -> None:
         """Ask the guest to inflate or deflate until it has `target` bytes; all it has where that is more."""
-        self._num_pages = (self.memory.size - min(max(target, 0), self.memory.size)) // PAGE_SIZE
+        self._num_pages = (self.memory.total - min(max(target, 0), self.memory.total)) // PAGE_SIZE
         self.config_changed()
 
     @property
@@ -300,7 +300,7 @@ class VirtioBalloon(VirtioDevice[BalloonState]):
 
     def check_device(self, state: BalloonState) -> None:
         """Raise :class:`StateError` where polling would not go on, or the balloon is larger than memory."""
-        if state.num_pages > self.memory.size // PAGE_SIZE:
+        if state.num_pages > self.memory.total // PAGE_SIZE:
             raise StateError(f"{self.name}: target of {state.num_pages} pages is more than there is memory")
         if (state.interval == 0) != (state.next_poll is None):
             raise StateError(f"{self.name}: polling interval and time of the next poll disagree")

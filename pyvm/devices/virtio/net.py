@@ -1,7 +1,10 @@
 """Virtio network card (virtio 1.2, section 5.1): frames between guest RAM and a network client.
 
-Queues: 0 receive, 1 transmit, 2 control.  Checksums and segmentation are left to the other side where it can do that:
-a frame then has up to 64 KiB, and its header says what is left to do.
+Queues: 0 receive, 1 transmit, and so on for each pair that the other side has; then control.  A driver that does not
+know of pairs has the first one, and control at 2.
+
+Checksums and segmentation are left to the other side where it can do that: a frame then has up to 64 KiB, and its
+header says what is left to do.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any, ClassVar
 from pyvm.clock import Clock
 from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio import net_registers as r
-from pyvm.devices.virtio.constants import F_VERSION_1, ID_NET, STATUS_DRIVER_OK
+from pyvm.devices.virtio.constants import F_VERSION_1, ID_NET, MAX_QUEUES, STATUS_DRIVER_OK
 from pyvm.devices.virtio.device import VirtioDevice, VirtioState
 from pyvm.devices.virtio.net_control import NetControl
 from pyvm.devices.virtio.net_filter import MAC_LENGTH, TABLE_LIMIT, VLANS, RxFilter
@@ -20,9 +23,11 @@ from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.ring import Chain
 from pyvm.net.client import ETHERNET_HEADER, MAX_FRAME, NO_OFFLOADS, Frame, Offload, Offloads
 from pyvm.net.nic import NicClient
-from pyvm.state import StateError, array, flag, sequence, uint
+from pyvm.state import StateError, array, flag, integer, sequence, uint
 
-_RX, _TX, _CONTROL = range(3)
+_PAIR = 2
+"""Queues of a pair: receive, which have even numbers, and transmit."""
+_MOST_PAIRS = MAX_QUEUES // _PAIR - 1
 _CONTROL_SIZE = 64
 _SIZES = (256, 512, 1024)
 _DUPLEX_UNKNOWN = 0xFF
@@ -57,7 +62,13 @@ _SWITCHES = {
 }
 """Properties that offer a feature, all on by default."""
 _NEEDS_CONTROL = (
-    r.F_CTRL_RX | r.F_CTRL_VLAN | r.F_CTRL_RX_EXTRA | r.F_CTRL_MAC_ADDR | r.F_CTRL_GUEST_OFFLOADS | r.F_GUEST_ANNOUNCE
+    r.F_CTRL_RX
+    | r.F_CTRL_VLAN
+    | r.F_CTRL_RX_EXTRA
+    | r.F_CTRL_MAC_ADDR
+    | r.F_CTRL_GUEST_OFFLOADS
+    | r.F_GUEST_ANNOUNCE
+    | r.F_MQ
 )
 
 
@@ -79,6 +90,7 @@ class NetState(VirtioState):
     """The VLANs that are let through."""
     announcing: bool = flag()
     guest_offloads: int = uint(64)
+    pairs: int = integer(1, _MOST_PAIRS, 1)
 
 
 class VirtioNet(VirtioDevice[NetState]):
@@ -99,6 +111,7 @@ class VirtioNet(VirtioDevice[NetState]):
         "host_mtu": Property("uint16", 0, "MTU that the guest is told; 0: none"),
         "speed": Property("int32", -1, "speed in Mbit/s that the guest is told"),
         "duplex": Property("str", None, "half or full"),
+        "mq": Property("bool", False, "on/off"),
     }
 
     def __init__(
@@ -111,6 +124,7 @@ class VirtioNet(VirtioDevice[NetState]):
         mtu: int = 0,
         speed: int = -1,
         duplex: str | None = None,
+        mq: bool = False,
         **switches: bool,
     ) -> None:
         for which, size in (("rx", rx_queue_size), ("tx", tx_queue_size)):
@@ -124,12 +138,18 @@ class VirtioNet(VirtioDevice[NetState]):
             )
             raise ValueError(wrong)
         features = r.F_MAC | (r.F_MTU if mtu else 0)
+        features |= r.F_MQ if mq else 0
         features |= r.F_SPEED_DUPLEX if speed >= 0 or duplex is not None else 0
         for name, bit in _SWITCHES.items():
             features |= bit if switches.get(name, True) else 0
         features &= ~self._beyond(features, client)
         size = next(end for bit, end in r.CONFIG_ENDS if features & bit)
-        super().__init__((rx_queue_size, tx_queue_size, _CONTROL_SIZE), features, size)
+        self.most_pairs = min(client.peer.queues if client.peer is not None else 1, _MOST_PAIRS)
+        """How many pairs of queues there are."""
+        self._pairs = 1
+        """How many the driver uses."""
+        sizes = (rx_queue_size, tx_queue_size) * self.most_pairs
+        super().__init__((*sizes, _CONTROL_SIZE), features, size)
         self.client = client
         self.filter = RxFilter(client.mac)
         self.control = NetControl(self)
@@ -173,7 +193,7 @@ class VirtioNet(VirtioDevice[NetState]):
         """Return the configuration space."""
         status = r.STATUS_LINK_UP if not self.client.link_down else 0
         status |= r.STATUS_ANNOUNCE if self.announcing else 0
-        data = r.CONFIG.pack(self.filter.mac, status, 1, self._mtu, self._speed, self._duplex)
+        data = r.CONFIG.pack(self.filter.mac, status, self.most_pairs, self._mtu, self._speed, self._duplex)
         return data[: self.config_size]
 
     def write_config(self, offset: int, data: bytes) -> None:
@@ -215,14 +235,24 @@ class VirtioNet(VirtioDevice[NetState]):
 
     def handle_queue(self, queue: VirtQueue) -> None:
         """Work on what the driver made available."""
-        if queue.index == _TX:
-            self._transmit(queue)
-        elif queue.index == _RX:
-            if self._refused:
-                self._refused = False
-                self.client.room()
-        else:
+        if queue.index == self._control_index:
             self.control.handle(queue)
+        elif queue.index >= _PAIR * self._pairs:
+            return
+        elif queue.index % _PAIR:
+            self._transmit(queue)
+        elif self._refused:
+            self._refused = False
+            self.client.room()
+
+    @property
+    def _control_index(self) -> int:
+        return _PAIR * (self.most_pairs if self.has(r.F_MQ) else 1)
+
+    def use_pairs(self, pairs: int) -> None:
+        """Use so many pairs of queues from now on."""
+        self._pairs = pairs
+        self.send_waiting()
 
     def _transmit(self, queue: VirtQueue) -> None:
         """Send all frames, until the peer has no room."""
@@ -242,7 +272,7 @@ class VirtioNet(VirtioDevice[NetState]):
                 data = b"".join(chain.readable)
                 if offloads and (data[0] or data[1]):
                     offload = Offload(*r.HEADER.unpack_from(data))
-                if not client.send(memoryview(data)[header:], offload):
+                if not client.send(memoryview(data)[header:], offload, queue.index // _PAIR):
                     queue.rewind(chain)
                     break
             queue.push(chain, 0)
@@ -253,12 +283,19 @@ class VirtioNet(VirtioDevice[NetState]):
 
     def send_waiting(self) -> None:
         """Go on with sending."""
-        if self.running:
-            self._transmit(self.queues[_TX])
+        for index in range(1, _PAIR * self._pairs, _PAIR):
+            if self.running:
+                self._transmit(self.queues[index])
 
     def receive(self, frame: Frame, offload: Offload | None) -> bool:
         """Put a frame into the driver's buffers; return False where there is no room for it now."""
-        queue = self.queues[_RX]
+        return self.receive_on(0, frame, offload)
+
+    def receive_on(self, queue: int, frame: Frame, offload: Offload | None) -> bool:
+        """Do the same on the pair of that number, or on one that the driver uses in its place."""
+        return self._receive(self.queues[_PAIR * (queue % self._pairs)], frame, offload)
+
+    def _receive(self, queue: VirtQueue, frame: Frame, offload: Offload | None) -> bool:
         if not self.running:
             self._refused = bool(self.status & STATUS_DRIVER_OK) and not self.broken
             return not self._refused  # without a driver it is lost
@@ -345,6 +382,7 @@ class VirtioNet(VirtioDevice[NetState]):
         self.filter.reset()
         self.set_mac(self.client.mac)
         self.announcing = False
+        self._pairs = 1
         self._next_turn.cancel()
 
     def save_device(self) -> NetState:
@@ -365,12 +403,15 @@ class VirtioNet(VirtioDevice[NetState]):
             vlans=[number for number in range(VLANS) if found.vlans[number]],
             announcing=self.announcing,
             guest_offloads=self.guest_offloads,
+            pairs=self._pairs,
         )
 
     def check_device(self, state: NetState) -> None:
         """Raise :class:`StateError` where offloads are on that were not negotiated, or the tables are too long."""
         if state.guest_offloads & ~(state.features & r.GUEST_OFFLOADS):
             raise StateError(f"{self.name}: offloads {state.guest_offloads:#x} were not negotiated")
+        if state.pairs > (self.most_pairs if state.features & r.F_MQ else 1):
+            raise StateError(f"{self.name}: more pairs of queues in use than there are")
         if len(state.unicast) + len(state.multicast) > TABLE_LIMIT:
             raise StateError(f"{self.name}: more addresses than the filter has places")
 
@@ -387,4 +428,5 @@ class VirtioNet(VirtioDevice[NetState]):
         for number in state.vlans:
             found.vlans[number] = 1
         self.announcing = state.announcing
+        self._pairs = state.pairs
         self.set_guest_offloads(state.guest_offloads)

@@ -1,4 +1,4 @@
-"""The control queue of a virtio network card (virtio 1.2, section 5.1.6.5): filter, address, offloads."""
+"""The control queue of a virtio network card (virtio 1.2, section 5.1.6.5): filter, address, offloads, queues."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class NetControl:
             done = self._vlan(number, data)
         elif kind == r.CTRL_ANNOUNCE:
             return self._announced(number)
+        elif kind == r.CTRL_MQ:
+            return self._pairs(number, data)
         elif kind == r.CTRL_GUEST_OFFLOADS:
             return self._offloads(number, data)
         else:
@@ -108,6 +110,16 @@ class NetControl:
         if number != r.ANNOUNCE_ACK or not self._card.announcing:
             return False
         self._card.announcing = False
+        return True
+
+    def _pairs(self, number: int, data: bytes) -> bool:
+        card = self._card
+        wanted = int.from_bytes(data[:2], "little")
+        if number != r.MQ_VQ_PAIRS_SET or len(data) != 2 or not card.has(r.F_MQ):
+            return False
+        if not 1 <= wanted <= card.most_pairs:
+            return False
+        card.use_pairs(wanted)
         return True
 
     def _offloads(self, number: int, data: bytes) -> bool:

@@ -27,6 +27,7 @@ F_CTRL_RX = 1 << 18
 F_CTRL_VLAN = 1 << 19
 F_CTRL_RX_EXTRA = 1 << 20
 F_GUEST_ANNOUNCE = 1 << 21
+F_MQ = 1 << 22
 F_CTRL_MAC_ADDR = 1 << 23
 F_SPEED_DUPLEX = 1 << 63
 
@@ -36,7 +37,7 @@ HOST_OFFLOADS = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_UFO | F
 
 # Configuration space (5.1.4): mac, status, max_virtqueue_pairs, mtu, speed, duplex; its end, by feature
 CONFIG = struct.Struct("<6sHHHIB")
-CONFIG_ENDS = ((F_SPEED_DUPLEX, 17), (F_MTU, 12), (F_STATUS, 8), (F_MAC, 6))
+CONFIG_ENDS = ((F_SPEED_DUPLEX, 17), (F_MTU, 12), (F_MQ, 10), (F_STATUS, 8), (F_MAC, 6))
 STATUS_LINK_UP = 1
 STATUS_ANNOUNCE = 2
 

@@ -34,6 +34,7 @@ from pyvm.devices.virtio.constants import (
     ID_ENTROPY,
     ID_NET,
     ID_SCSI,
+    ID_VSOCK,
     ISR_CONFIG,
     ISR_QUEUE,
     LEGACY_FEATURES_MASK,
@@ -70,6 +71,7 @@ _IDENTITIES = {
     ID_CONSOLE: _Identity(0x1003, 0x078000, 2),
     ID_SCSI: _Identity(0x1004, 0x010000, None),
     ID_ENTROPY: _Identity(0x1005, 0x00FF00, None),
+    ID_VSOCK: _Identity(0x1012, 0x078000, None),
 }
 
 PCI_PROPERTIES: Properties = {

@@ -12,8 +12,11 @@ from pyvm.errors import ConfigError
 from pyvm.mainloop import MainLoop
 from pyvm.net.user.config import GuestForward, HostForward, UserConfig, address_text, forward_key, host_forward
 from pyvm.net.user.dhcp import DhcpServer
+from pyvm.net.user.dhcp6 import Dhcp6Server
+from pyvm.net.user.echo import EchoRelay
 from pyvm.net.user.host_end import ChardevEnd, HostEnd, SocketEnd
 from pyvm.net.user.icmp import IcmpService
+from pyvm.net.user.icmp6 import Icmp6Service
 from pyvm.net.user.stack import UserNet
 from pyvm.net.user.tcp import TcpConnection
 from pyvm.net.user.tcp_service import TcpService
@@ -48,8 +51,13 @@ class UserBackend(UserNet):
         self.add_closer(self._reap)  # the last that is done: by then the programs' connections are closed
         self.udp = UdpService(self, translation)
         self.tcp = TcpService(self, translation)
-        self.icmp = IcmpService(self, translation)
-        self.dhcp = DhcpServer(self, self.udp)
+        echo = EchoRelay(self, translation)
+        if config.ipv4:
+            self.icmp = IcmpService(self, echo)
+            self.dhcp = DhcpServer(self, self.udp)
+        if config.ipv6:
+            self.icmp6 = Icmp6Service(self, echo)
+            self.dhcp6 = Dhcp6Server(self, self.udp)
         if config.tftp_root is not None:
             self.tftp = TftpServer(self, self.udp, config.tftp_root)
         try:

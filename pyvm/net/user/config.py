@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyvm.errors import ConfigError
+from pyvm.net.packets6 import ADDRESS_LENGTH, LINK_LOCAL_PREFIX
+from pyvm.net.user import config6
 from pyvm.records import field, record
 
 _DEFAULT_NET = bytes((10, 0, 2, 0))
@@ -19,11 +21,17 @@ _LARGEST_PORT = 65535
 _BOOTFILE_LIMIT = 127
 _HOSTNAME_LIMIT = 255
 ANY_ADDRESS = bytes(4)
+ROUTER6 = LINK_LOCAL_PREFIX + bytes(13) + b"\2"
+"""The gateway on the link: what guests know their IPv6 router by."""
+
+
+def _address6(tail: int) -> bytes:
+    return b"\xfe\xc0" + bytes(13) + bytes((tail,))
 
 
 def address_text(address: bytes) -> str:
-    """Return an IPv4 address as text."""
-    return socket.inet_ntoa(address)
+    """Return an address as text."""
+    return socket.inet_ntop(socket.AF_INET6 if len(address) == ADDRESS_LENGTH else socket.AF_INET, address)
 
 
 @record(frozen=True)
@@ -52,13 +60,19 @@ class GuestForward:
 
 @record
 class UserConfig:
-    """The network: all addresses are four bytes."""
+    """The network: addresses are four bytes, or sixteen where they are IPv6's."""
 
+    ipv4: bool = True
+    ipv6: bool = True
     net: bytes = _DEFAULT_NET
     mask: bytes = b"\xff\xff\xff\0"
     host: bytes = bytes((10, 0, 2, _HOST_NUMBER))
     dns: bytes = bytes((10, 0, 2, _DNS_NUMBER))
     dhcp_start: bytes = bytes((10, 0, 2, _DHCP_NUMBER))
+    prefix: bytes = _address6(0)
+    prefix_length: int = 64
+    host6: bytes = _address6(_HOST_NUMBER)
+    dns6: bytes = _address6(_DNS_NUMBER)
     restrict: bool = False
     hostname: str | None = None
     domain_name: str | None = None
@@ -71,6 +85,9 @@ class UserConfig:
 
     def contains(self, address: bytes) -> bool:
         """Whether an address is inside the network."""
+        if len(address) == ADDRESS_LENGTH:
+            link_local = address.startswith(LINK_LOCAL_PREFIX)
+            return link_local or config6.in_prefix(address, self.prefix, self.prefix_length)
         return _number(address) & _number(self.mask) == _number(self.net)
 
     @property
@@ -96,15 +113,14 @@ def _parse_address(text: str) -> bytes | None:
 
 def user_config(options: Mapping[str, Any]) -> UserConfig:
     """Return what the members of a NetdevUserOptions mean; raises ConfigError."""
-    if options.get("ipv4") is False:
-        if not options.get("ipv6"):
-            raise ConfigError("IPv4 and IPv6 disabled")
-        raise ConfigError("ipv6=on is not supported by pyvm yet")
-    for name in ("ipv6", "ipv6-prefix", "ipv6-prefixlen", "ipv6-host", "ipv6-dns", "smb", "smbserver"):
+    for name in ("smb", "smbserver"):
         if options.get(name):
             raise ConfigError(f"{name} is not supported by pyvm yet")
     config = UserConfig()
+    config.ipv4, config.ipv6 = config6.families(options)
     _place(config, options)
+    if config.ipv6:
+        config6.place(config, options)
     config.restrict = bool(options.get("restrict"))
     config.hostname = _limited(options, "hostname", "hostname", _HOSTNAME_LIMIT)
     config.domain_name = _limited(options, "domainname", "'domainname' parameter", _HOSTNAME_LIMIT)

@@ -47,7 +47,9 @@ class DhcpServer:
 
     def receive(self, source: bytes, port: int, destination: bytes, data: bytes) -> None:
         """Take a message of a guest."""
-        del source, destination
+        del destination
+        if len(source) != len(ANY_ADDRESS):
+            return
         if port != CLIENT_PORT or len(data) < _MESSAGE.size:
             return
         operation, kind, length, _, transaction, _, flags, current, _, _, _, hardware, _, _ = _MESSAGE.unpack_from(data)

@@ -1,9 +1,11 @@
-"""Fragments of IPv4 packets put together again (RFC 791, section 3.2), within limits: they come from the guest."""
+"""Fragments of packets put together again (RFC 791, 3.2; RFC 8200, 4.5), within limits: they come from the guest."""
 
 from __future__ import annotations
 
 from pyvm.clock import NANOSECONDS, Clock
-from pyvm.net import packets as p
+
+Key = tuple[bytes, bytes, int, int]
+"""Source, destination, identification and protocol: what the fragments of one packet have in common."""
 
 _PACKETS_LIMIT = 16
 _FRAGMENTS_LIMIT = 64
@@ -37,24 +39,20 @@ class Reassembler:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._packets: dict[tuple[bytes, bytes, int, int], _Parts] = {}
+        self._packets: dict[Key, _Parts] = {}
 
-    def add(self, header: memoryview, payload: memoryview) -> bytes | None:
-        """Take one fragment; return the payload of the packet that it makes whole."""
-        _, _, _, identity, fragment, _, protocol, _, source, destination = p.IPV4.unpack_from(header)
-        key = (source, destination, identity, protocol)
+    def add(self, key: Key, offset: int, *, more: bool, payload: memoryview) -> bytes | None:
+        """Take one fragment, at `offset` bytes; return the payload of the packet that it makes whole."""
         now = self._clock.now()
         self._packets = {name: found for name, found in self._packets.items() if found.deadline > now}
-        offset = (fragment & p.IP_OFFSET_MASK) * 8
-        last = not fragment & p.IP_MORE_FRAGMENTS
-        if offset + len(payload) > _LARGEST or not payload or (not last and len(payload) % 8):
+        if offset + len(payload) > _LARGEST or not payload or (more and len(payload) % 8):
             self._packets.pop(key, None)
             return None
         if key not in self._packets and len(self._packets) >= _PACKETS_LIMIT:
             del self._packets[next(iter(self._packets))]
         parts = self._packets.setdefault(key, _Parts(now + _LIFETIME))
         parts.parts[offset] = bytes(payload)
-        if last:
+        if not more:
             parts.length = offset + len(payload)
         whole = parts.whole()
         if whole is not None or len(parts.parts) > _FRAGMENTS_LIMIT:

@@ -1,119 +1,21 @@
-"""Echo requests: the gateway answers itself, others are asked by the host where it lets ordinary users do that."""
+"""ICMP (RFC 792) from guests: echo requests are all that means something here."""
 
 from __future__ import annotations
 
-import socket
-
-from pyvm.clock import NANOSECONDS
 from pyvm.net import packets as p
+from pyvm.net.user.echo import EchoRelay
 from pyvm.net.user.stack import UserNet
-from pyvm.net.user.translation import Translation
-
-_SESSIONS_LIMIT = 64
-_LIFETIME = 10 * NANOSECONDS
-_LARGEST = 65535
-_BATCH = 16
-
-
-class _Session:
-    """A ping socket: one guest's requests with one ID to one host."""
-
-    def __init__(self, guest: bytes, destination: bytes, identity: int, connection: socket.socket) -> None:
-        self.guest = guest
-        self.destination = destination
-        self.identity = identity
-        self.socket = connection
-        self.deadline = 0
 
 
 class IcmpService:
     """All ICMP of one network."""
 
-    def __init__(self, net: UserNet, translation: Translation) -> None:
-        self._net = net
-        self._translation = translation
-        self._sessions: dict[tuple[bytes, bytes, int], _Session] = {}
-        self._timer = net.clock.timer(self._sweep)
+    def __init__(self, net: UserNet, echo: EchoRelay) -> None:
+        self._echo = echo
         net.protocols[p.PROTO_ICMP] = self.receive
-        net.add_closer(self.close)
-
-    def close(self) -> None:
-        """Close all sockets."""
-        self._timer.cancel()
-        while self._sessions:
-            self._close(self._sessions.popitem()[1])
-
-    def _close(self, session: _Session) -> None:
-        self._net.loop.remove_reader(session.socket.fileno())
-        session.socket.close()
 
     def receive(self, source: bytes, destination: bytes, payload: memoryview, checked: bool) -> None:
-        """Take a message of a guest; only echo requests mean something here."""
+        """Take a message of a guest."""
         del checked
-        if len(payload) < p.ICMP.size or p.words_sum(payload):
-            return
-        kind, _, _, identity, sequence = p.ICMP.unpack_from(payload)
-        if kind != p.ICMP_ECHO:
-            return
-        data = bytes(payload[p.ICMP.size :])
-        if destination in self._net.addresses:
-            reply = p.icmp_message(p.ICMP_ECHO_REPLY, 0, identity, sequence, data)
-            self._net.send_ip(destination, source, p.PROTO_ICMP, reply)
-        elif not self._net.config.restrict and self._net.config.contains(source):
-            self._to_host(source, destination, identity, bytes(payload))
-
-    def _to_host(self, source: bytes, destination: bytes, identity: int, message: bytes) -> None:
-        host = self._translation.to_host(destination)
-        if host is None:
-            return
-        session = self._session(source, destination, identity)
-        try:
-            if session is None:
-                raise PermissionError
-            session.socket.sendto(message, (host, 0))
-            session.deadline = self._net.clock.now() + _LIFETIME
-        except (BlockingIOError, InterruptedError):
-            return
-        except PermissionError:
-            self._net.unreachable(p.UNREACHABLE_PROHIBITED, source, destination, p.PROTO_ICMP, message)
-        except OSError:
-            self._net.unreachable(p.UNREACHABLE_NET, source, destination, p.PROTO_ICMP, message)
-
-    def _session(self, source: bytes, destination: bytes, identity: int) -> _Session | None:
-        key = (source, destination, identity)
-        session = self._sessions.get(key)
-        if session is not None:
-            return session
-        if len(self._sessions) >= _SESSIONS_LIMIT:
-            self._close(self._sessions.pop(next(iter(self._sessions))))
-        try:
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
-        except OSError:
-            return None  # the host does not let this user ping
-        made.setblocking(False)
-        session = self._sessions[key] = _Session(source, destination, identity, made)
-        self._net.loop.add_reader(made.fileno(), self._readable, session)
-        if self._timer.deadline is None:
-            self._timer.arm(self._net.clock.now() + _LIFETIME)
-        return session
-
-    def _readable(self, session: _Session) -> None:
-        for _ in range(_BATCH):
-            try:
-                data = session.socket.recv(_LARGEST)
-            except OSError:
-                break
-            if len(data) < p.ICMP.size or data[0] != p.ICMP_ECHO_REPLY:
-                continue
-            # The host has put an ID of its own in the request.
-            _, _, _, _, sequence = p.ICMP.unpack_from(data)
-            reply = p.icmp_message(p.ICMP_ECHO_REPLY, 0, session.identity, sequence, data[p.ICMP.size :])
-            self._net.send_ip(session.destination, session.guest, p.PROTO_ICMP, reply)
-        self._net.send_end()
-
-    def _sweep(self) -> None:
-        now = self._net.clock.now()
-        for key in [key for key, session in self._sessions.items() if session.deadline <= now]:
-            self._close(self._sessions.pop(key))
-        if self._sessions:
-            self._timer.arm(now + _LIFETIME)
+        if len(source) == len(destination) == 4 and len(payload) >= p.ICMP.size and not p.words_sum(payload):
+            self._echo.request(source, destination, bytes(payload))

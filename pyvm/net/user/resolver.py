@@ -11,7 +11,7 @@ _LARGEST = 1 << 16
 
 
 class HostResolver:
-    """The host's first name server that IPv4 reaches; the file is read again when it has changed."""
+    """The host's first name server, one that IPv4 reaches if there is any; a file that has changed is read again."""
 
     def __init__(self, path: str = _PATH) -> None:
         self._path = path
@@ -33,12 +33,13 @@ class HostResolver:
 
 
 def _first_server(text: str) -> str:
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
+    lines = (line.split() for line in text.splitlines())
+    servers = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for server in servers:
             try:
-                socket.inet_pton(socket.AF_INET, words[1])
+                socket.inet_pton(family, server)
             except (OSError, ValueError):
                 continue
-            return words[1]
+            return server
     return _FALLBACK

@@ -1,4 +1,4 @@
-"""The network that the back end `user` shows to a guest: Ethernet, ARP and IPv4, below the services that use it.
+"""The network that the back end `user` shows to a guest: Ethernet, ARP, IPv4 and IPv6, below the services that use it.
 
 Frames come from the guest by :meth:`UserNet.receive` on whichever thread runs the guest, and from host sockets on the
 main loop; the machine lock is held in both cases.  While the guest has no room for frames, connections keep their data
@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pyvm.clock import Clock
 from pyvm.mainloop import MainLoop
 from pyvm.net import packets as p
+from pyvm.net import packets6 as p6
 from pyvm.net.client import ETHERNET_HEADER, ETHERNET_MTU, NEEDS_CSUM, Frame, NetClient, Offload
-from pyvm.net.user.config import ANY_ADDRESS, UserConfig, address_text
+from pyvm.net.user.config import ANY_ADDRESS, ROUTER6, UserConfig, address_text
 from pyvm.net.user.fragments import Reassembler
 
 _MAC_PREFIX = b"\x52\x55"
+_MAC_PREFIX6 = b"\x52\x56"
 _NEIGHBOURS_LIMIT = 256
 _WAITING_LIMIT = 512
 """Most frames that wait for the guest; more are lost."""
@@ -25,6 +27,9 @@ _UNRESOLVED_LIMIT = 16
 """Most packets that wait for one address to be resolved."""
 _QUOTED = p.IPV4.size + 8
 """How much of a packet an ICMP error quotes, behind the header."""
+_QUOTED6 = p6.MINIMUM_MTU - p6.IPV6.size - 8
+_EXTENSIONS_LIMIT = 8
+_EXTENSIONS = (p6.HOP_BY_HOP, p6.ROUTING, p6.DESTINATION_OPTIONS)
 
 
 class UserNet(NetClient):
@@ -42,12 +47,17 @@ class UserNet(NetClient):
         self.clock = clock
         self.info = f"net={address_text(config.net)},restrict={'on' if config.restrict else 'off'}"
         self.mac = _MAC_PREFIX + config.host
-        self.addresses = {config.host, config.dns, *(forward.address for forward in config.guest_forwards)}
+        self.mac6 = mac6(ROUTER6)
+        self.addresses: set[bytes] = set()
         """Addresses that belong to this side."""
+        if config.ipv4:
+            self.addresses |= {config.host, config.dns, *(forward.address for forward in config.guest_forwards)}
+        if config.ipv6:
+            self.addresses |= {config.host6, config.dns6, ROUTER6}
         self.neighbours: dict[bytes, bytes] = {}
         """The guests' MAC addresses by IP address."""
         self.protocols: dict[int, Callable[[bytes, bytes, memoryview, bool], None]] = {}
-        """By number: source, destination, payload, and whether the checksum is known to be right."""
+        """By number, of both versions: source, destination, payload, and whether the checksum is known to be right."""
         self.on_room: list[Callable[[], None]] = []
         """Called when the guest takes frames again."""
         self.on_batch_end: list[Callable[[], None]] = []
@@ -105,6 +115,9 @@ class UserNet(NetClient):
 
     def send_ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
         """Send a packet, in fragments where it is longer than a frame."""
+        if len(source) == p6.ADDRESS_LENGTH:
+            self._send_ip6(source, destination, protocol, payload)
+            return
         room = (ETHERNET_MTU - p.IPV4.size) & ~7
         identity = self.next_identity()
         if len(payload) <= ETHERNET_MTU - p.IPV4.size:
@@ -117,11 +130,35 @@ class UserNet(NetClient):
             header = p.ipv4_header(source, destination, protocol, len(part), identity, more | start // 8)
             self.send_packet(destination, header + part)
 
+    def _send_ip6(self, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
+        if len(payload) <= ETHERNET_MTU - p6.IPV6.size:
+            self.send_packet(destination, p6.ipv6_header(source, destination, protocol, len(payload)) + payload)
+            return
+        room = (ETHERNET_MTU - p6.IPV6.size - p6.FRAGMENT_HEADER.size) & ~7
+        identity = self.next_identity()
+        for start in range(0, len(payload), room):
+            part = payload[start : start + room]
+            more = int(start + room < len(payload))
+            head = p6.FRAGMENT_HEADER.pack(protocol, 0, start | more, identity)
+            header = p6.ipv6_header(source, destination, p6.FRAGMENT, len(head) + len(part))
+            self.send_packet(destination, header + head + part)
+
+    def headers(self, mac: bytes, source: bytes, destination: bytes, protocol: int, length: int) -> bytes:
+        """Return the headers of a frame with a packet that must not be cut, for a payload of `length` bytes."""
+        if len(source) == p6.ADDRESS_LENGTH:
+            ethernet = p.ETHERNET.pack(mac, self.mac6, p.ETHERTYPE_IPV6)
+            return ethernet + p6.ipv6_header(source, destination, protocol, length)
+        header = p.ipv4_header(source, destination, protocol, length, self.next_identity(), p.IP_DONT_FRAGMENT)
+        return p.ETHERNET.pack(mac, self.mac, p.ETHERTYPE_IPV4) + header
+
     def send_packet(self, destination: bytes, packet: bytes) -> None:
         """Send an IP packet to a guest, once its MAC address is known."""
         mac = self.neighbour(destination)
         if mac is not None:
-            self.transmit(p.ETHERNET.pack(mac, self.mac, p.ETHERTYPE_IPV4) + packet)
+            if len(destination) == p6.ADDRESS_LENGTH:
+                self.transmit(p.ETHERNET.pack(mac, self.mac6, p.ETHERTYPE_IPV6) + packet)
+            else:
+                self.transmit(p.ETHERNET.pack(mac, self.mac, p.ETHERTYPE_IPV4) + packet)
             return
         waiting = self._unresolved.setdefault(destination, [])
         if len(self._unresolved) > _UNRESOLVED_LIMIT:
@@ -133,24 +170,39 @@ class UserNet(NetClient):
         """Return a guest's MAC address; where it is not known the guest is asked."""
         if address in (b"\xff\xff\xff\xff", self.config.broadcast):
             return p.BROADCAST_MAC
+        if is_group(address):
+            return p6.multicast_mac(address)
         mac = self.neighbours.get(address)
         if mac is None:
             self._ask(address)
         return mac
 
     def _ask(self, address: bytes) -> None:
+        if len(address) == p6.ADDRESS_LENGTH:
+            group = p6.solicited_node(address)
+            body = bytes(4) + address + p6.mac_option(p6.OPTION_SOURCE_MAC, self.mac6)
+            self.send_neighbour_message(ROUTER6, group, p6.multicast_mac(group), p6.NEIGHBOUR_SOLICITATION, body)
+            return
         request = p.arp_packet(p.ARP_REQUEST, (self.mac, self.config.host), (bytes(6), address))
         self.transmit(p.ETHERNET.pack(p.BROADCAST_MAC, self.mac, p.ETHERTYPE_ARP) + request)
 
     def learn(self, address: bytes, mac: bytes) -> None:
         """Take down a guest's MAC address, and send what waited for it."""
-        if address == ANY_ADDRESS or not self.config.contains(address) or address in self.addresses or mac[0] & 1:
+        nobodys = address in (ANY_ADDRESS, p6.UNSPECIFIED) or address in self.addresses or mac[0] & 1
+        if nobodys or not self.config.contains(address):
             return
         if address not in self.neighbours and len(self.neighbours) >= _NEIGHBOURS_LIMIT:
             del self.neighbours[next(iter(self.neighbours))]
         self.neighbours[address] = mac
         for packet in self._unresolved.pop(address, ()):
             self.send_packet(address, packet)
+
+    def send_neighbour_message(self, source: bytes, destination: bytes, mac: bytes, kind: int, body: bytes) -> None:
+        """Send a message of IPv6 neighbour discovery."""
+        message = p6.icmp_message(source, destination, kind, 0, body)
+        limit = p6.NEIGHBOUR_HOP_LIMIT
+        header = p6.ipv6_header(source, destination, p6.PROTO_ICMPV6, len(message), limit)
+        self.transmit(p.ETHERNET.pack(mac, mac6(source), p.ETHERTYPE_IPV6) + header + message)
 
     # ---- From the guest
 
@@ -159,9 +211,13 @@ class UserNet(NetClient):
         if len(frame) < ETHERNET_HEADER:
             return True
         kind = frame[12] << 8 | frame[13]
-        if kind == p.ETHERTYPE_IPV4:
-            self._ipv4(memoryview(frame), bool(offload is not None and offload.flags & NEEDS_CSUM))
-        elif kind == p.ETHERTYPE_ARP:
+        config = self.config
+        checked = bool(offload is not None and offload.flags & NEEDS_CSUM)
+        if kind == p.ETHERTYPE_IPV4 and config.ipv4:
+            self._ipv4(memoryview(frame), checked)
+        elif kind == p.ETHERTYPE_IPV6 and config.ipv6:
+            self._ipv6(memoryview(frame), checked)
+        elif kind == p.ETHERTYPE_ARP and config.ipv4:
             self._arp(memoryview(frame)[ETHERNET_HEADER:])
         return True
 
@@ -193,14 +249,67 @@ class UserNet(NetClient):
             self.learn(source, bytes(frame[6:12]))
         payload = packet[header:total]
         if fragment & (p.IP_MORE_FRAGMENTS | p.IP_OFFSET_MASK):
-            whole = self._reassembler.add(packet[:header], payload)
+            key = (source, destination, int.from_bytes(packet[4:6], "big"), protocol)
+            more = bool(fragment & p.IP_MORE_FRAGMENTS)
+            whole = self._reassembler.add(key, (fragment & p.IP_OFFSET_MASK) * 8, more=more, payload=payload)
             if whole is None:
                 return
             payload, checked = memoryview(whole), False
         handler(source, destination, payload, checked)
 
+    def _ipv6(self, frame: memoryview, checked: bool) -> None:
+        packet = frame[ETHERNET_HEADER:]
+        if len(packet) < p6.IPV6.size:
+            return
+        version, length, protocol, hops, source, destination = p6.IPV6.unpack_from(packet)
+        if version >> 28 != 6 or length > len(packet) - p6.IPV6.size or is_group(source):
+            return
+        if source not in self.neighbours:
+            self.learn(source, bytes(frame[6:12]))
+        payload = packet[p6.IPV6.size : p6.IPV6.size + length]
+        for _ in range(_EXTENSIONS_LIMIT):
+            if protocol in _EXTENSIONS and len(payload) >= 8:
+                protocol, end = payload[0], (payload[1] + 1) * 8
+                payload = payload[end:]
+            elif protocol == p6.FRAGMENT and len(payload) >= p6.FRAGMENT_HEADER.size:
+                protocol, _, place, identity = p6.FRAGMENT_HEADER.unpack_from(payload)
+                payload = payload[p6.FRAGMENT_HEADER.size :]
+                key = (source, destination, identity, protocol)
+                whole = self._reassembler.add(key, place & ~7, more=bool(place & 1), payload=payload)
+                if whole is None:
+                    return
+                payload, checked = memoryview(whole), False
+            else:
+                break
+        handler = self.protocols.get(protocol)
+        if handler is None or (_is_neighbour_message(protocol, payload) and hops != p6.NEIGHBOUR_HOP_LIMIT):
+            return
+        handler(source, destination, payload, checked)
+
     def unreachable(self, code: int, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
         """Tell a guest that what it sent from `source` to `destination` did not arrive."""
+        if len(source) == p6.ADDRESS_LENGTH:
+            quoted = (p6.ipv6_header(source, destination, protocol, len(payload)) + payload)[:_QUOTED6]
+            sender = self.config.host6
+            kind, reason = p6.UNREACHABLE, p6.UNREACHABLE_CODES[code]
+            message = p6.icmp_message(sender, source, kind, reason, bytes(4) + quoted)
+            self.send_ip(sender, source, p6.PROTO_ICMPV6, message)
+            return
         header = p.ipv4_header(source, destination, protocol, len(payload), 0)
         message = p.icmp_message(p.ICMP_UNREACHABLE, code, 0, 0, (header + payload)[:_QUOTED])
         self.send_ip(self.config.host, source, p.PROTO_ICMP, message)
+
+
+def mac6(address: bytes) -> bytes:
+    """Return the MAC address that goes with an IPv6 address of this side."""
+    return _MAC_PREFIX6 + address[-4:]
+
+
+def is_group(address: bytes) -> bool:
+    """Whether an address is a group of IPv6's."""
+    return len(address) == p6.ADDRESS_LENGTH and address[0] == 0xFF
+
+
+def _is_neighbour_message(protocol: int, payload: memoryview) -> bool:
+    first = payload[0] if payload else 0
+    return protocol == p6.PROTO_ICMPV6 and p6.ROUTER_SOLICITATION <= first <= p6.REDIRECT

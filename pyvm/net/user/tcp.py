@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 from pyvm.clock import NANOSECONDS
 from pyvm.net import packets as p
-from pyvm.net.client import ETHERNET_HEADER, ETHERNET_MTU, GSO_TCPV4, NEEDS_CSUM, Offload
+from pyvm.net import packets6 as p6
+from pyvm.net.client import ETHERNET_HEADER, ETHERNET_MTU, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, Offload
 
 if TYPE_CHECKING:
     from pyvm.net.user.host_end import HostEnd
     from pyvm.net.user.tcp_service import TcpService
 
-_HEADERS = ETHERNET_HEADER + p.IPV4.size + p.TCP.size
-_TCP_START = ETHERNET_HEADER + p.IPV4.size
 _CSUM_OFFSET = 16
 _DEFAULT_MSS = 536
-_OWN_MSS = ETHERNET_MTU - p.IPV4.size - p.TCP.size
+_DEFAULT_MSS6 = p6.MINIMUM_MTU - p6.IPV6.size - p.TCP.size
 _OWN_SCALE = 7
 _MAX_SCALE = 14
 _RECEIVE_SPACE = 1 << 20
@@ -88,7 +87,12 @@ class TcpConnection:
         """How much the guest takes beyond `_send_una`."""
         self._scale = 0
         self._own_scale = 0
-        self._mss = _DEFAULT_MSS
+        self._wide = len(guest[0]) == p6.ADDRESS_LENGTH
+        self._start = ETHERNET_HEADER + (p6.IPV6.size if self._wide else p.IPV4.size)
+        """Where TCP begins in a frame."""
+        self._headers = self._start + p.TCP.size
+        self._own_mss = ETHERNET_MTU - (self._headers - ETHERNET_HEADER)
+        self._mss = _DEFAULT_MSS6 if self._wide else _DEFAULT_MSS
         self._unsent: deque[memoryview] = deque()
         """What the guest has sent and the host has not taken."""
         self._unsent_bytes = 0
@@ -145,7 +149,7 @@ class TcpConnection:
 
     def _send_syn(self) -> None:
         flags = p.TCP_SYN | (p.TCP_ACK if self.state is TcpState.SYN_RECEIVED else 0)
-        options = bytes((_OPTION_MSS, 4)) + _OWN_MSS.to_bytes(2, "big")
+        options = bytes((_OPTION_MSS, 4)) + self._own_mss.to_bytes(2, "big")
         if self._own_scale:
             options += bytes((_OPTION_NOP, _OPTION_SCALE, 3, self._own_scale))
         self._emit(flags, self._send_una, options=options)
@@ -164,7 +168,7 @@ class TcpConnection:
             if length < 2 or len(value) != length - 2:
                 break
             if options[position] == _OPTION_MSS and length == 4:
-                self._mss = min(max(int.from_bytes(value, "big"), 64), _OWN_MSS)
+                self._mss = min(max(int.from_bytes(value, "big"), 64), self._own_mss)
             elif options[position] == _OPTION_SCALE and length == 3:
                 self._scale, scaled = min(value[0], _MAX_SCALE), True
             position += length
@@ -380,15 +384,20 @@ class TcpConnection:
             return 0
         if room < self._mss and in_flight:
             return 0
-        largest = _LARGEST_SEGMENT // self._mss * self._mss if self._net.peer_offloads.tso4 else self._mss
-        return min(room, largest)
+        return min(room, _LARGEST_SEGMENT // self._mss * self._mss if self._takes_large else self._mss)
+
+    @property
+    def _takes_large(self) -> bool:
+        """Whether the guest takes segments that are longer than a frame."""
+        offloads = self._net.peer_offloads
+        return offloads.tso6 if self._wide else offloads.tso4
 
     def _read_piece(self, size: int) -> bool:
         """Read from the host and send it; return whether there may be more."""
         assert self.host is not None
-        frame = bytearray(_HEADERS + size)
+        frame = bytearray(self._headers + size)
         try:
-            count = self.host.receive_into(memoryview(frame)[_HEADERS:])
+            count = self.host.receive_into(memoryview(frame)[self._headers :])
         except OSError:
             self.abort()
             return False
@@ -398,8 +407,8 @@ class TcpConnection:
             self._host_ended = True
             self._send_fin()
             return False
-        whole = memoryview(frame)[: _HEADERS + count]
-        self._flight.append(_Piece(self._send_next, whole[_HEADERS:].toreadonly()))
+        whole = memoryview(frame)[: self._headers + count]
+        self._flight.append(_Piece(self._send_next, whole[self._headers :].toreadonly()))
         sequence, self._send_next = self._send_next, (self._send_next + count) & _U32
         self._finish_frame(whole, p.TCP_ACK | p.TCP_PSH, sequence, b"")
         if self._deadline is None:
@@ -445,8 +454,8 @@ class TcpConnection:
             self._emit(p.TCP_ACK, self._send_next)
 
     def _emit(self, flags: int, sequence: int, *, options: bytes = b"", data: memoryview | bytes = b"") -> None:
-        frame = bytearray(_HEADERS + len(options) + len(data))
-        frame[_HEADERS + len(options) :] = data
+        frame = bytearray(self._headers + len(options) + len(data))
+        frame[self._headers + len(options) :] = data
         self._finish_frame(memoryview(frame), flags, sequence, options)
 
     def _finish_frame(self, frame: memoryview, flags: int, sequence: int, options: bytes) -> None:
@@ -455,7 +464,7 @@ class TcpConnection:
         if mac is None:
             return  # it is asked for, and this is sent again later
         source, target = self.other[0], self.guest[0]
-        length = len(frame) - _TCP_START
+        length = len(frame) - self._start
         header = p.TCP.size + len(options)
         window = self._space() if not flags & p.TCP_SYN else min(self._space(), 0xFFFF)
         scale = 0 if flags & p.TCP_SYN else self._own_scale
@@ -463,24 +472,21 @@ class TcpConnection:
         if flags & p.TCP_ACK:
             self._acknowledge = False
         receive_next = self._receive_next if flags & p.TCP_ACK else 0
-        frame[:ETHERNET_HEADER] = p.ETHERNET.pack(mac, self._net.mac, p.ETHERTYPE_IPV4)
-        frame[ETHERNET_HEADER:_TCP_START] = p.ipv4_header(
-            source, target, p.PROTO_TCP, length, self._net.next_identity(), p.IP_DONT_FRAGMENT
-        )
+        frame[: self._start] = self._net.headers(mac, source, target, p.PROTO_TCP, length)
         total = self._pseudo + length
         offload: Offload | None = None
         if options:
-            frame[_HEADERS : _HEADERS + len(options)] = options
+            frame[self._headers : self._headers + len(options)] = options
         fields = (self.other[1], self.guest[1], sequence, receive_next, header << 2, flags, window >> scale)
         if self._net.peer_offloads.checksum:
-            p.TCP.pack_into(frame, _TCP_START, *fields, total % 0xFFFF, 0)
+            p.TCP.pack_into(frame, self._start, *fields, total % 0xFFFF, 0)
             size = self._mss if length - header > self._mss else 0
-            kind = GSO_TCPV4 if size else 0
-            offload = Offload(NEEDS_CSUM, kind, _TCP_START + header, size, _TCP_START, _CSUM_OFFSET)
+            kind = (GSO_TCPV6 if self._wide else GSO_TCPV4) if size else 0
+            offload = Offload(NEEDS_CSUM, kind, self._start + header, size, self._start, _CSUM_OFFSET)
         else:
-            p.TCP.pack_into(frame, _TCP_START, *fields, 0, 0)
-            full = p.checksum(total + p.words_sum(frame[_TCP_START:]))
-            frame[_TCP_START + _CSUM_OFFSET : _TCP_START + _CSUM_OFFSET + 2] = full.to_bytes(2, "big")
+            p.TCP.pack_into(frame, self._start, *fields, 0, 0)
+            full = p.checksum(total + p.words_sum(frame[self._start :]))
+            frame[self._start + _CSUM_OFFSET : self._start + _CSUM_OFFSET + 2] = full.to_bytes(2, "big")
         self._net.transmit(frame, offload)
 
     # ---- Time
@@ -528,7 +534,7 @@ class TcpConnection:
         self._duplicates = 0
         if self._flight:
             piece = self._flight[0]
-            largest = _LARGEST_SEGMENT if self._net.peer_offloads.tso4 else self._mss
+            largest = _LARGEST_SEGMENT if self._takes_large else self._mss
             self._emit(p.TCP_ACK | p.TCP_PSH, piece.sequence, data=piece.data[:largest])
         elif self._fin_sent and not self._fin_acknowledged:
             self._emit(p.TCP_FIN | p.TCP_ACK, (self._send_next - 1) & _U32)

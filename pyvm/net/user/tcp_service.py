@@ -15,7 +15,7 @@ from pyvm.net.user.host_end import SocketEnd
 from pyvm.net.user.limits import descriptor_limit
 from pyvm.net.user.stack import UserNet
 from pyvm.net.user.tcp import TcpConnection, TcpState
-from pyvm.net.user.translation import Translation
+from pyvm.net.user.translation import Translation, family_of
 
 if TYPE_CHECKING:
     from pyvm.net.user.host_end import HostEnd
@@ -170,7 +170,7 @@ class TcpService:
 
     def _connect(self, connection: TcpConnection, host: str, start: bytes) -> None:
         try:
-            made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            made = socket.socket(family_of(host), socket.SOCK_STREAM)
         except OSError:
             connection.refuse()
             return

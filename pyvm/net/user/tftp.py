@@ -54,7 +54,9 @@ class TftpServer:
             os.close(found.fd)
 
     def receive(self, source: bytes, port: int, destination: bytes, data: bytes) -> None:
-        """Take a message of a guest."""
+        """Take a message of a guest; one that was sent to all is for somebody else."""
+        if destination not in self._net.addresses:
+            return
         guest = (source, port)
         kind = int.from_bytes(data[:2], "big") if len(data) >= 4 else 0
         if kind == _READ:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pyvm.clock import NANOSECONDS
 from pyvm.errors import ConfigError
 from pyvm.net import packets as p
-from pyvm.net.user.config import HostForward, address_text
+from pyvm.net import packets6 as p6
+from pyvm.net.user.config import ROUTER6, HostForward, address_text
 from pyvm.net.user.limits import descriptor_limit
 from pyvm.net.user.stack import UserNet
-from pyvm.net.user.translation import Translation
+from pyvm.net.user.translation import Translation, family_of
 
 _BINDINGS_LIMIT = 512
 _HOSTS_LIMIT = 64
@@ -23,7 +24,8 @@ _IDLE = 240 * NANOSECONDS
 _SWEEP = 30 * NANOSECONDS
 _BATCH = 32
 _LARGEST = 65535
-_IP_RECVERR = 11
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+_ALL_ON_THE_LINK = (p6.ALL_NODES, p6.ALL_DHCP_AGENTS)
 
 Guest = tuple[bytes, int]
 """A guest's address and port."""
@@ -52,7 +54,8 @@ class UdpService:
     def __init__(self, net: UserNet, translation: Translation) -> None:
         self._net = net
         self._translation = translation
-        self._bindings: dict[Guest, _Binding] = {}
+        self._bindings: dict[tuple[Guest, int], _Binding] = {}
+        """By the guest's place, and the family of the hosts that it sends to."""
         self._forwards: list[_Binding] = []
         self._limit = min(_BINDINGS_LIMIT, descriptor_limit() // 8)
         self._timer = net.clock.timer(self._sweep)
@@ -83,6 +86,8 @@ class UdpService:
         if not p.UDP.size <= length <= len(payload):
             return
         datagram = payload[:length]
+        if not checksum and len(source) == p6.ADDRESS_LENGTH:
+            return
         if checksum and not checked:
             total = p.pseudo_sum(source, destination, p.PROTO_UDP, length) + p.words_sum(datagram)
             if total % 0xFFFF:
@@ -97,6 +102,8 @@ class UdpService:
 
     def _is_service(self, destination: bytes) -> bool:
         config = self._net.config
+        if len(destination) == p6.ADDRESS_LENGTH:
+            return destination in (config.host6, ROUTER6, *_ALL_ON_THE_LINK)
         return destination in (config.host, b"\xff\xff\xff\xff", config.broadcast)
 
     def _to_host(self, guest: Guest, destination: bytes, port: int, data: bytes) -> None:
@@ -107,7 +114,7 @@ class UdpService:
         if binding is None:
             if self._net.config.restrict:
                 return
-            binding = self._binding(guest)
+            binding = self._binding(guest, family_of(host))
         if binding is None:
             return
         binding.deadline = self._net.clock.now() + _IDLE
@@ -130,20 +137,23 @@ class UdpService:
                 return binding
         return None
 
-    def _binding(self, guest: Guest) -> _Binding | None:
-        binding = self._bindings.get(guest)
+    def _binding(self, guest: Guest, family: int) -> _Binding | None:
+        binding = self._bindings.get((guest, family))
         if binding is not None:
             return binding
         if len(self._bindings) >= self._limit:
-            oldest = min(self._bindings.values(), key=lambda item: item.deadline)
-            self._close(self._bindings.pop(oldest.guest))
+            oldest = min(self._bindings, key=lambda key: self._bindings[key].deadline)
+            self._close(self._bindings.pop(oldest))
         try:
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made = socket.socket(family, socket.SOCK_DGRAM)
         except OSError:
             return None  # the host has no more: the datagram is lost
         made.setblocking(False)
-        made.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-        binding = self._bindings[guest] = _Binding(guest, made)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        binding = self._bindings[guest, family] = _Binding(guest, made)
         self._net.loop.add_reader(made.fileno(), self._readable, binding)
         if self._timer.deadline is None:
             self._timer.arm(self._net.clock.now() + _SWEEP)
@@ -151,8 +161,8 @@ class UdpService:
 
     def _sweep(self) -> None:
         now = self._net.clock.now()
-        for guest in [guest for guest, binding in self._bindings.items() if binding.deadline <= now]:
-            self._close(self._bindings.pop(guest))
+        for key in [key for key, binding in self._bindings.items() if binding.deadline <= now]:
+            self._close(self._bindings.pop(key))
         if self._bindings:
             self._timer.arm(now + _SWEEP)
 
@@ -163,7 +173,7 @@ class UdpService:
             if binding.socket.fileno() < 0:
                 return
             try:
-                data, (host, port) = binding.socket.recvfrom(_LARGEST)
+                data, (host, port, *_) = binding.socket.recvfrom(_LARGEST)
             except (BlockingIOError, InterruptedError):
                 self._drain_errors(binding)  # an error that sending has told of already wakes up readers, too
                 break
