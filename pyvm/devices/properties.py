@@ -55,6 +55,7 @@ Properties = dict[str, Property]
 PCI_PROPERTIES: dict[str, Property] = {
     "addr": Property("pci-addr", None, "Slot and optional function number, example: 06.0 or 06"),
     "multifunction": Property("bool", False, "on/off"),
+    "acpi-index": Property("uint32", 0, "number by which the guest names the device, 1 to 16383; 0 for none"),
 }
 """What every PCI device has."""
 

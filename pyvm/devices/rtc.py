@@ -231,6 +231,12 @@ class Rtc:
         """Make up for no tick that the guest missed up to now."""
         self._missed = self._made_up = 0
 
+    def until_alarm(self) -> int | None:
+        """Return in how many ns the alarm interrupts, None where it will not."""
+        time = self._time()
+        alarm = self._next_alarm(time) if self._cmos[REGISTER_B] & B_ALARM else None
+        return None if alarm is None else alarm - time
+
     def set_irq_disabled(self, disabled: bool) -> None:
         """Cut the clock off from IRQ 8, as HPET does in legacy replacement mode."""
         self._irq_disabled = disabled

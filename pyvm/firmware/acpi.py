@@ -40,6 +40,8 @@ FACS_ALIGN = 64
 FACS_WAKING_VECTOR = 12
 _FACS_VERSION = 1
 
+GENERATION_ID = "vmgenid"
+
 # FADT: register blocks as offsets from the PM base, commands to the SMI port, feature flags.
 _PM1_EVENT, _PM1_CONTROL, _PM_TIMER = 0, 4, 8
 ACPI_ENABLE = 0xF1
@@ -132,7 +134,7 @@ class AcpiTables:
     rsdp: TableBlock
     tables: TableBlock
     offsets: dict[str, int]
-    """Where each table starts in the block, by signature."""
+    """Where each table starts in the block, by signature, and the identifier under :data:`GENERATION_ID`."""
 
 
 class _Builder:
@@ -147,6 +149,12 @@ class _Builder:
         self.block.data.extend(bytes(-len(self.block.data) % FACS_ALIGN))
         self.offsets["FACS"] = len(self.block.data)
         self.block.data += table
+
+    def generation_id(self) -> None:
+        """Make room for the identifier that changes when the machine goes on from a saved state."""
+        self.block.data.extend(bytes(-len(self.block.data) % FACS_ALIGN))
+        self.offsets[GENERATION_ID] = len(self.block.data)
+        self.block.data.extend(bytes(FACS_ALIGN))
 
     def add(self, signature: str, revision: int, body: bytes, pointers: list[tuple[int, int]] | None = None) -> None:
         """Add a table; `pointers` are (offset in the table, size) of address fields, which hold block offsets."""
@@ -179,6 +187,8 @@ def build(info: MachineInfo) -> AcpiTables:
     """Build the tables of the machine `info` describes."""
     builder = _Builder(info)
     builder.facs(_facs())
+    if info.generation_id:
+        builder.generation_id()
     builder.add("DSDT", 2, dsdt.build(info))
     fadt = _fadt(info, builder.offsets["FACS"], builder.offsets["DSDT"])
     builder.add("FACP", _FADT_REVISION, fadt, [(_FACS_FIELD, 4), (_DSDT_FIELD, 4), (_X_DSDT_FIELD, 8)])
@@ -189,6 +199,12 @@ def build(info: MachineInfo) -> AcpiTables:
         members.append("HPET")
     builder.add("WAET", 1, struct.pack("<I", _WAET_PM_TIMER_GOOD))
     members.append("WAET")
+    if info.generation_id:
+        from pyvm.firmware import generation_id
+
+        code, pointer = generation_id.build(builder.offsets[GENERATION_ID])
+        builder.add("SSDT", 1, code, [(HEADER.size + pointer, generation_id.POINTER_SIZE)])
+        members.append("SSDT")
     if info.affinity.memory:
         builder.add("SRAT", 3, srat(info.affinity))
         members.append("SRAT")

@@ -10,7 +10,7 @@ import struct
 from pyvm.records import record
 
 _CPU, _MEMORY, _X2APIC_CPU = 0, 1, 2
-_ENABLED = 1
+_ENABLED, _HOT_PLUGGABLE = 1, 2
 _XAPIC_LIMIT = 0xFF
 _HEADER = struct.Struct("<IQ")  # table revision 1, and reserved
 _CPU_ENTRY = struct.Struct("<BBBBIBBHI")  # low domain byte, APIC ID, flags, SAPIC EID, rest of the domain, clock domain
@@ -28,6 +28,8 @@ class Affinity:
     """GPA, length in bytes, and node of each range of RAM."""
     distances: tuple[tuple[int, ...], ...] = ()
     """How far each node is from each; empty where that was not said."""
+    pluggable: tuple[tuple[int, int, int], ...] = ()
+    """GPA, length in bytes, and node of each range where memory may be plugged in later."""
 
 
 def srat(affinity: Affinity) -> bytes:
@@ -41,6 +43,9 @@ def srat(affinity: Affinity) -> bytes:
             entries.append(_X2APIC_ENTRY.pack(_X2APIC_CPU, _X2APIC_ENTRY.size, 0, node, apic_id, _ENABLED, 0, 0))
     for gpa, length, node in affinity.memory:
         entries.append(_MEMORY_ENTRY.pack(_MEMORY, _MEMORY_ENTRY.size, node, 0, gpa, length, 0, _ENABLED, 0))
+    for gpa, length, node in affinity.pluggable:
+        flags = _ENABLED | _HOT_PLUGGABLE
+        entries.append(_MEMORY_ENTRY.pack(_MEMORY, _MEMORY_ENTRY.size, node, 0, gpa, length, 0, flags, 0))
     return b"".join(entries)
 
 

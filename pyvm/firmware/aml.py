@@ -377,9 +377,9 @@ def return_(value: bytes = ZERO) -> bytes:
     return bytes([_RETURN]) + value
 
 
-def notify(target: bytes, value: int) -> bytes:
-    """Notify (target, value)."""
-    return bytes([_NOTIFY]) + target + integer(value)
+def notify(target: bytes, value: int | bytes) -> bytes:
+    """Notify (target, value); the value is a number or an expression."""
+    return bytes([_NOTIFY]) + target + (integer(value) if isinstance(value, int) else value)
 
 
 def sleep(milliseconds: int) -> bytes:

@@ -7,7 +7,7 @@ datasheet, section "PIRQRC: PIRQ route control registers"; PNP IDs by the Plug a
 from __future__ import annotations
 
 from pyvm.devices.pci.piix3 import swizzle
-from pyvm.firmware import aml
+from pyvm.firmware import aml, dsdt_memory_slots, dsdt_pci_slots, dsdt_processors
 from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space
 from pyvm.firmware.machine_info import (
@@ -54,8 +54,10 @@ def build(info: MachineInfo) -> bytes:
             aml.scope("\\_SB", *_interrupt_links()),  # before _PRT, which names them
             aml.scope("\\_SB", _pci_root(info)),
             aml.scope("\\_SB.PCI0", _isa_bridge(info), *_platform_devices(info)),
-            aml.scope("\\_SB", *_hpet(info), _processors(info)),
-            _general_purpose_events(),
+            aml.scope("\\_SB.PCI0", dsdt_pci_slots.root_terms(info.pci_bus), dsdt_processors.register_device()),
+            aml.scope("\\_SB", *_hpet(info), dsdt_processors.processors(info.processors)),
+            *_memory_slots(info),
+            _general_purpose_events(info),
             *_sleep_states(info),
         )
     )
@@ -108,6 +110,7 @@ def _isa_bridge(info: MachineInfo) -> bytes:
         *(_keyboard_and_mouse() if info.i8042 else ()),
         *(_serial(port) for port in info.serial_ports),
         _isa_device("RTC", "PNP0B00", res.io(0x70, 8), res.irq(8)),
+        *_panic(info),
     )
 
 
@@ -130,6 +133,24 @@ def _keyboard_and_mouse() -> tuple[bytes, ...]:
 def _serial(port: SerialPort) -> bytes:
     resources = (res.io(port.base, 8), res.irq(port.irq))
     return _isa_device(f"COM{port.number}", "PNP0501", *resources, uid=port.number)
+
+
+def _panic(info: MachineInfo) -> list[bytes]:
+    """The panic device; its methods are for systems that have no driver for its port."""
+    if not info.panic_port:
+        return []
+    return [
+        aml.device(
+            "PEVT",
+            aml.name("_HID", aml.string("QEMU0001")),
+            aml.name("_CRS", res.template(res.io(info.panic_port, 1))),
+            aml.operation_region("PEOR", Space.SYSTEM_IO, info.panic_port, 1),
+            aml.field("PEOR", [("PEPT", 8)], Access.BYTE),
+            aml.name("_STA", aml.integer(_STA_ALL)),
+            aml.method("RDPT", 0, aml.return_(aml.path("PEPT"))),
+            aml.method("WRPT", 1, aml.store(aml.arg(0), aml.path("PEPT"))),
+        )
+    ]
 
 
 def _platform_devices(info: MachineInfo) -> list[bytes]:
@@ -245,28 +266,21 @@ def _hpet(info: MachineInfo) -> list[bytes]:
     ]
 
 
-def _processors(info: MachineInfo) -> bytes:
-    """One object for each vCPU, named by its index, which the MADT uses as well."""
-    units = []
-    for number, unit in enumerate(info.processors):
-        target = f"C{number:03X}"
-        status = aml.name("_STA", aml.integer(_STA_ALL if unit.present else 0))
-        if number < 0xFF:
-            units.append(aml.processor(target, number, status))
-        else:
-            terms = (aml.name("_HID", aml.string("ACPI0007")), aml.name("_UID", aml.integer(number)), status)
-            units.append(aml.device(target, *terms))
-    return aml.device(
-        "CPUS",
-        aml.name("_HID", aml.string("ACPI0010")),
-        aml.name("_CID", aml.eisa_id("PNP0A05")),
-        *units,
-    )
+def _memory_slots(info: MachineInfo) -> list[bytes]:
+    if not info.memory_slots:
+        return []
+    return [
+        aml.scope("\\_SB.PCI0", dsdt_memory_slots.register_device()),
+        aml.scope("\\_SB", dsdt_memory_slots.memory_slots(info.memory_slots)),
+    ]
 
 
-def _general_purpose_events() -> bytes:
-    """The scope of the handlers of general-purpose events.  Hot-plug adds its _Exx methods here."""
-    return aml.scope("\\_GPE", aml.name("_HID", aml.string("ACPI0006")))
+def _general_purpose_events(info: MachineInfo) -> bytes:
+    """The handlers of general-purpose events, by which the system hears of what came or is to go."""
+    handlers = [dsdt_pci_slots.event(), dsdt_processors.event()]
+    if info.memory_slots:
+        handlers.append(dsdt_memory_slots.event())
+    return aml.scope("\\_GPE", aml.name("_HID", aml.string("ACPI0006")), *handlers)
 
 
 def _sleep_states(info: MachineInfo) -> list[bytes]:

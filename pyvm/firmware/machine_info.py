@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvm import __version__
 from pyvm.firmware.affinity import Affinity
+from pyvm.firmware.smbios_fields import SmbiosFields
 from pyvm.memory import FOUR_GIB
 from pyvm.records import field, record
 
@@ -18,6 +19,9 @@ SMBUS_BASE = 0x700
 SMBUS_SIZE = 0x10
 GPE0_BASE = 0xAFE0
 GPE0_SIZE = 4
+PCI_HOTPLUG_BASE = 0xAE00
+CPU_HOTPLUG_BASE = 0xAF00
+MEMORY_HOTPLUG_BASE = 0x0A00
 SMI_PORT = 0xB2
 RESET_PORT = 0xCF9
 SCI_IRQ = 9
@@ -48,6 +52,18 @@ class Processor:
 
     apic_id: int
     present: bool = True
+
+
+@record(frozen=True)
+class HotplugBus:
+    """A PCI bus into which devices may be plugged while the system runs."""
+
+    number: int = 0
+    """How the registers of hot-plugging call it; 0 is the root bus."""
+    fixed: tuple[int, ...] = ()
+    """Slots that hold what cannot be taken out, bridges left aside."""
+    bridges: tuple[tuple[int, HotplugBus], ...] = ()
+    """Slot of each bridge, and the bus behind it."""
 
 
 @record(frozen=True)
@@ -89,9 +105,20 @@ class MachineInfo:
     cpu_features: int = 0
     """CPUID leaf 1 EDX."""
     pci_hole64_size: int = 2 << 30
+    pci_bus: HotplugBus = field(default_factory=lambda: HotplugBus(fixed=(0, PM_SLOT)))
+    memory_slots: int = 0
+    """Slots for memory modules that may be plugged in later."""
+    memory_window: tuple[int, int] = (0, 0)
+    """Start and length of where such modules may be; they are above all other RAM."""
     affinity: Affinity = field(default_factory=Affinity)
     """Which processors and which memory are near to each other."""
+    panic_port: int = 0
+    """The port of a panic device, 0 where there is none."""
+    generation_id: bool = False
+    """Whether there is memory with an identifier of this machine's life."""
     system: SystemStrings = field(default_factory=SystemStrings)
+    smbios: SmbiosFields = field(default_factory=SmbiosFields)
+    """What the user wants to be read in the SMBIOS tables."""
     oem_id: str = "BOCHS"
     oem_table_id: str = "BXPC"
 
@@ -102,8 +129,8 @@ class MachineInfo:
 
     @property
     def pci_hole64(self) -> tuple[int, int]:
-        """Start and end of the 64-bit PCI window: behind high RAM, on a whole GiB."""
-        start = (self.high_ram_end + (1 << 30) - 1) & -(1 << 30)
+        """Start and end of the 64-bit PCI window: behind all memory that may ever be there, on a whole GiB."""
+        start = (max(self.high_ram_end, sum(self.memory_window)) + (1 << 30) - 1) & -(1 << 30)
         return start, start + self.pci_hole64_size
 
     @property

@@ -178,6 +178,10 @@ _OPENERS = {
 }
 
 
+_SPARE = {Space.IO: bridges.IO_GRANULARITY, Space.MEMORY: 2 << 20, Space.PREFETCHABLE: 2 << 20}
+"""How large the windows of a bridge are at least: there may be devices behind it later."""
+
+
 def _bus_requests(on_bus: bridges.Scan, number: int) -> list[Request]:
     """Return what the functions of a bus need; for a bridge those are windows over what is behind it."""
     found = [request for _, _, function in list(on_bus(number)) for request in _requests(function)]
@@ -188,8 +192,7 @@ def _bus_requests(on_bus: bridges.Scan, number: int) -> list[Request]:
             wanted = _sorted(inner, space)
             granularity = bridges.IO_GRANULARITY if space is Space.IO else bridges.MEMORY_GRANULARITY
             size = bridges.window_size((request.size for request in wanted), granularity)
-            if size:
-                found.append(BridgeWindow(bridge, 0, size, space, inner=wanted))
+            found.append(BridgeWindow(bridge, 0, max(size, _SPARE[space]), space, inner=wanted))
     return found
 
 

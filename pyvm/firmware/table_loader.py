@@ -1,14 +1,15 @@
 """The script by which firmware in the guest places ACPI tables that it reads through fw_cfg.
 
 The file `etc/table-loader` is a list of 128-byte commands: allocate a file's memory, add a file's address to a
-pointer, compute a checksum (QEMU's documentation, docs/specs and hw/acpi/bios-linker-loader's interface).
+pointer, compute a checksum, write an address back to a file (QEMU's documentation, docs/specs and
+hw/acpi/bios-linker-loader's interface).
 """
 
 from __future__ import annotations
 
 import struct
 
-from pyvm.firmware.acpi import FACS_ALIGN, AcpiTables, TableBlock
+from pyvm.firmware.acpi import FACS_ALIGN, GENERATION_ID, AcpiTables, TableBlock
 
 TABLES_FILE = "etc/acpi/tables"
 RSDP_FILE = "etc/acpi/rsdp"
@@ -16,7 +17,7 @@ LOADER_FILE = "etc/table-loader"
 
 _COMMAND_SIZE = 128
 _NAME_SIZE = 56
-_ALLOCATE, _ADD_POINTER, _ADD_CHECKSUM = 1, 2, 3
+_ALLOCATE, _ADD_POINTER, _ADD_CHECKSUM, _WRITE_POINTER = 1, 2, 3, 4
 _ZONE_HIGH, _ZONE_F_SEGMENT = 1, 2
 _RSDP_ALIGN = 16
 
@@ -49,4 +50,9 @@ def script(acpi: AcpiTables) -> bytes:
         *_fix_up(TABLES_FILE, acpi.tables),
         *_fix_up(RSDP_FILE, acpi.rsdp),
     ]
+    if GENERATION_ID in acpi.offsets:
+        from pyvm.devices.vmgenid import ADDRESS_FILE, ADDRESS_SIZE
+
+        place = struct.pack("<IIB", 0, acpi.offsets[GENERATION_ID], ADDRESS_SIZE)
+        commands.append(_command(_WRITE_POINTER, _name(ADDRESS_FILE) + _name(TABLES_FILE) + place))
     return b"".join(commands)

@@ -45,12 +45,18 @@ class InstalledTables:
     facs: int
     smbios: int
     mp_pointer: int
+    generation_id: int = 0
+    """Where there is room for the identifier of the machine's life, 0 where there is none."""
 
 
 class Tables:
-    """All tables of one machine.  Building them takes a few milliseconds, so it is done once."""
+    """All tables of one machine.  Building them takes a few milliseconds, so it is done once for what it is like."""
 
     def __init__(self, info: MachineInfo) -> None:
+        self.rebuild(info)
+
+    def rebuild(self, info: MachineInfo) -> None:
+        """Describe another machine from now on."""
         self.info = info
         self.acpi: AcpiTables = acpi.build(info)
         self.smbios = smbios.build(info)
@@ -85,12 +91,14 @@ class Tables:
         mp_table = (segment if segment.fits(len(self.mp_table)) else upper).add(self.mp_table)
         memory.write(mp_pointer, mptable.floating_pointer(mp_table))
         memory.write(BDA, self._bios_data())
+        offsets = self.acpi.offsets
         return InstalledTables(
             e820=self.memory_map(memory),
             rsdp=rsdp,
-            facs=tables + self.acpi.offsets["FACS"],
+            facs=tables + offsets["FACS"],
             smbios=entry_point,
             mp_pointer=mp_pointer,
+            generation_id=tables + offsets[acpi.GENERATION_ID] if acpi.GENERATION_ID in offsets else 0,
         )
 
     def _bios_data(self) -> bytes:

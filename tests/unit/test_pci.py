@@ -249,6 +249,25 @@ def test_chip_set_window_is_mapped_where_it_says(board: Board, card: Card) -> No
     assert board.ports.read(0xCF8, 1) == 0xFF
 
 
+def test_expansion_rom(board: Board, card: Card) -> None:
+    assert board.read(3, c.ROM_BAR) == 0
+    card.add_rom(b"\x55\xaa" + bytes(range(256)) * 9)
+    board.write(3, c.ROM_BAR, 0xFFFFFFFE)
+    assert board.read(3, c.ROM_BAR) == -4096 & 0xFFFFFFFF
+    assert card.rom_address() is None
+    board.write(3, c.COMMAND, c.COMMAND_MEMORY, 2)
+    board.write(3, c.ROM_BAR, 0xFEB00000)
+    assert card.rom_address() is None
+    board.write(3, c.ROM_BAR, 0xFEB00000 | c.ROM_ENABLE)
+    assert card.rom_address() == 0xFEB00000
+    assert board.mmio.read(0xFEB00000, 4) == 0x0100AA55
+    assert board.mmio.read(0xFEB00000 + 2306, 2) == 0xFFFF
+    board.mmio.write(0xFEB00000, 4, 0)
+    assert board.mmio.read(0xFEB00000, 2) == 0xAA55
+    board.write(3, c.COMMAND, 0, 2)
+    assert board.mmio.find(0xFEB00000) is None
+
+
 def test_places(board: Board, card: Card) -> None:
     with pytest.raises(ValueError, match="slot 3 function 0 not available for other, in use by card"):
         board.bus.attach(Card("other"), 3)

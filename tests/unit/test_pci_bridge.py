@@ -204,22 +204,34 @@ def test_firmware_opens_the_bridge_for_what_is_behind() -> None:
             assert region["address"] + region["size"] - 1 <= window["limit"]
 
 
-def test_an_empty_bridge_lets_nothing_through() -> None:
+def test_an_empty_bridge_has_room_for_what_may_come() -> None:
     with machine() as made:
         ranges = bridge_info(made)["bus"]
-        assert all(ranges[name]["base"] > ranges[name]["limit"] for name in
-                   ("io_range", "memory_range", "prefetchable_range"))  # fmt: skip
+        sizes = {name: ranges[name]["limit"] + 1 - ranges[name]["base"] for name in ranges if name.endswith("_range")}
+        assert sizes == {"io_range": 4096, "memory_range": 2 << 20, "prefetchable_range": 2 << 20}
 
 
 def test_devices_come_to_and_go_from_the_bus_behind() -> None:
     with machine() as made:
         made.execute("device_add", driver="virtio-rng-pci", id="r1", bus="br0", addr="4")
         assert made.get("/machine/peripheral/r1", "parent_bus") == "/machine/peripheral/br0/br0"
-        made.execute("device_del", id="br0")
+        for name in ("br0", "r1"):
+            made.execute("device_del", id=name)
         made.execute("system_reset")
-        assert [name for name, _ in made.take_events() if name == "DEVICE_DELETED"]
-        assert made.execute("qom-list", path="/machine/peripheral") == [{"name": "type", "type": "string"}]
-        assert made.error("device_add", driver="virtio-rng-pci", bus="br0") == "Bus 'br0' not found"
+        assert [data.get("device") for name, data in made.take_events() if name == "DEVICE_DELETED"] == [None, "r1"]
+        left = {item["name"] for item in made.execute("qom-list", path="/machine/peripheral")}
+        assert left == {"type", "br0"}, "a bridge that the machine came with stays"
+
+
+def test_a_bridge_that_came_later_goes_with_all_behind_it() -> None:
+    with machine() as made:
+        assert made.ask("device_add", {"driver": "pci-bridge", "id": "late", "chassis_nr": 2}) == {"return": {}}
+        made.execute("device_add", driver="virtio-rng-pci", id="r1", bus="late", addr="4")
+        made.execute("device_del", id="late")
+        made.execute("system_reset")
+        left = {item["name"] for item in made.execute("qom-list", path="/machine/peripheral")}
+        assert left == {"type", "br0"}
+        assert made.error("device_add", driver="virtio-rng-pci", bus="late") == "Bus 'late' not found"
 
 
 def test_a_bridge_needs_a_number() -> None:

@@ -112,6 +112,8 @@ class PciFunction:
         self.fn = 0
         self.bars: dict[int, Bar] = {}
         self.windows: list[Window] = []
+        self.rom_size = 0
+        """Bytes of the expansion ROM; 0 where there is none."""
         self.msix: Msix | None = None
         self._msix_control = 0
         self._claimed = bytearray(c.CONFIG_SIZE)
@@ -189,6 +191,18 @@ class PciFunction:
     def add_window(self, window: Window) -> None:
         """Declare registers that are placed by other means than a BAR, as those of old chip sets are."""
         self.windows.append(window)
+
+    def add_rom(self, content: bytes) -> None:
+        """Give the function an expansion ROM, as firmware looks for one that runs on the processor."""
+        self.rom_size = size = max(c.ROM_SMALLEST, 1 << (len(content) - 1).bit_length())
+        rom = content.ljust(size, b"\xff")
+        self.set_writable(c.ROM_BAR, 4, -size & 0xFFFFFFFF | c.ROM_ENABLE)
+
+        def read(offset: int, size: int) -> int:
+            return int.from_bytes(rom[offset : offset + size], "little")
+
+        self.windows.append(Window(f"{self.name} rom", size, False, self.rom_address, read, lambda *_: None))
+        self._config_changed()
 
     def add_capability(self, cap_id: int, body: bytes, writable: bytes | None = None) -> int:
         """Put a capability at the head of the list; return its offset in configuration space.
@@ -305,6 +319,13 @@ class PciFunction:
             if wide and address >> 32:
                 limit = 1 << c.PHYSICAL_ADDRESS_BITS
         return address if enabled and address > 0 and address + bar.size < limit else None
+
+    def rom_address(self) -> int | None:
+        """Return where the expansion ROM is; None where the function does not decode it."""
+        value = self._get(c.ROM_BAR, 4)
+        address = value & -self.rom_size
+        enabled = value & c.ROM_ENABLE and self.command & c.COMMAND_MEMORY
+        return address if enabled and 0 < address < (1 << 32) - self.rom_size else None
 
     # -- interrupts -------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,15 @@ class I440fx(PciFunction):
         bios = self.config[PAM0] >> 4
         return [*segments, PamSegment(0xF0000, 0x10000, bool(bios & PAM_READ), bool(bios & PAM_WRITE))]
 
+    def pam(self) -> bytes:
+        """Return the PAM registers."""
+        return bytes(self.config[PAM0 : PAM0 + PAM_COUNT])
+
+    def set_pam(self, registers: bytes) -> None:
+        """Put back PAM registers that :meth:`pam` has returned."""
+        self.config[PAM0 : PAM0 + PAM_COUNT] = registers
+        self.on_pam_change()
+
     @property
     def smram_open(self) -> bool:
         """Whether 0xa0000-0xbffff shows RAM instead of the display adapter outside of system management mode."""

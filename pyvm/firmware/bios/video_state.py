@@ -110,7 +110,7 @@ class StateFunctions:
         mode = modes().get(bda.byte(area.VIDEO_MODE)) or modes()[3]
         data = struct.pack("<HH", self._core.rom.labels["video_abilities"], SEGMENT)
         data += bda.block(area.VIDEO_MODE, 0x1E)
-        data += bytes((bda.byte(area.VIDEO_LAST_ROW) + 1,)) + bda.block(area.CHARACTER_HEIGHT, 2)
+        data += bytes((bda.byte(area.VIDEO_LAST_ROW) + 1 & 0xFF,)) + bda.block(area.CHARACTER_HEIGHT, 2)
         data += bytes((bda.byte(area.DISPLAY_COMBINATION), 0))
         data += struct.pack("<HB", 1 << mode.bits if mode.bits < 16 else 0, mode.pages)
         lines = {200: 0, 350: 1, 400: 2, 480: 3}.get(mode.rows * mode.character_height, 2)
