@@ -1,17 +1,32 @@
 """A saved machine in a folder, and what makes a machine of it again.
 
 The folder has two files: `state` (:mod:`pyvm.migration.state_file`) and `ram` (:mod:`pyvm.migration.ram_file`).  What
-is saved is what the board calls its components, by name; the machine that takes it must have the same ones.  Disk
-images are not in the folder: they have to be as they were, and that is checked.
+is saved is what the board calls its components, by name; the machine that takes it must have the same ones.  The folder
+also has copies of the topmost images of disks that the machine could write to.  A machine that is restored either puts
+temporary images on top of these copies, or goes on with the images themselves, which must be as they were; backing
+files and other images that are only read have to be in any case, and that is checked.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from pyvm.migration.components import MAIN_RAM, check_machine, load_state, marks_of_machine, memory_of, state_of
+from pyvm.block.errors import BlockError
+from pyvm.block.reopen import all_below
+from pyvm.machine.arrival import step_clock
+from pyvm.machine.disk_layers import SAVED_STATE, Frozen, copy_image, name_of_copy, writable_disks
+from pyvm.migration.components import (
+    MAIN_RAM,
+    check_machine,
+    load_state,
+    marks_of_machine,
+    memory_of,
+    ranges_of,
+    state_of,
+)
 from pyvm.migration.ram_file import RamPart, SavedRam, write_ram
 from pyvm.migration.state_file import SnapshotError, read_state, write_state
 from pyvm.state import StateError
@@ -20,7 +35,7 @@ if TYPE_CHECKING:
     from pyvm.block.node import Node
     from pyvm.machine.pc import Pc
 
-_STATE, _RAM = "state", "ram"
+_STATE, _RAM = SAVED_STATE, "ram"
 
 
 # ---- Saving
@@ -38,16 +53,21 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
     except OSError as error:
         raise SnapshotError(f"{path}: {error.strerror}") from None
     try:
+        pc.storage.pause()  # what is in memory only would change the images when they are closed
         sections = state_of(pc)
-        parts = write_ram(os.path.join(path, _RAM), memory_of(pc), {MAIN_RAM: pc.model.memory_fd})
+        parts = write_ram(os.path.join(path, _RAM), memory_of(pc), ranges_of(pc))
         header = {
             **marks_of_machine(pc),
+            "time": time.time_ns(),
             "arguments": arguments,
             "ram": [[part.name, part.offset, part.size] for part in parts],
+            "disks": _save_disks(pc, path),
             "images": _images_of(pc),
         }
         write_state(os.path.join(path, _STATE), header, sections)
-    except (OSError, SnapshotError) as error:
+    except (OSError, SnapshotError, BlockError) as error:
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
         raise SnapshotError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -57,21 +77,28 @@ def save_devices(pc: Pc, path: str) -> None:
     write_state(path, marks_of_machine(pc), state_of(pc), new=False)
 
 
+def _save_disks(pc: Pc, path: str) -> dict[str, Any]:
+    """Copy the topmost image of each disk that can be written; return by name the copies, and what was copied."""
+    disks = {}
+    for number, (name, backend) in enumerate(writable_disks(pc).items()):
+        node = backend.node
+        assert node is not None
+        file = name_of_copy(number)
+        copied = copy_image(pc.storage, node, os.path.join(path, file))
+        below = copied[-1].backing
+        kept = [] if below is None else all_below(below)
+        own = [it.filename for it in all_below(node) if it.driver == "file" and it not in kept]
+        disks[name] = {"file": file, "size": node.size, "images": own}
+    return disks
+
+
 def _images_of(pc: Pc) -> list[list[Any]]:
-    """Return the name and the marks of each image file below the drives."""
-    images: list[list[Any]] = []
-    for node in {id(node): node for node in _nodes(pc)}.values():
-        if node.driver != "file":
-            continue
-        if not os.path.exists(node.filename):
-            raise SnapshotError("a drive writes to a temporary file (snapshot=on), which would be lost")
-        images.append([node.filename, *_marks(node.filename)])
-    return images
+    """Return the name and the marks of each image file below the drives; none of those that are temporary."""
+    images = {node.filename for node in _nodes(pc) if node.driver == "file" and os.path.exists(node.filename)}
+    return [[name, *_marks(name)] for name in sorted(images)]
 
 
 def _nodes(pc: Pc) -> list[Node]:
-    from pyvm.block.reopen import all_below
-
     return [node for backend in pc.storage.backends() if backend.node is not None for node in all_below(backend.node)]
 
 
@@ -95,6 +122,9 @@ class Snapshot:
             raise self._broken("no command line")
         self.arguments: list[str] = arguments
         """What made the machine that was saved: words of the command line."""
+        self._disks = self._read_disks()
+        self._replaced: set[str] = set()
+        """Images in whose place the machine has the copies in the folder."""
 
     def _broken(self, what: str) -> SnapshotError:
         return SnapshotError(f"{self._path}: {what}")
@@ -115,6 +145,25 @@ class Snapshot:
                     raise self._broken("the file with the RAM is cut off")
         return parts
 
+    def _read_disks(self) -> dict[str, tuple[Frozen, list[str]]]:
+        """Return the copies of disks, and the images that they are copies of, by the names of the disks."""
+        listed = self._header.get("disks")
+        disks = {}
+        for name, entry in listed.items() if isinstance(listed, dict) else ():
+            match entry:
+                case {"file": str(file), "size": int(size), "images": list(images)} if os.path.basename(file) == file:
+                    path = os.path.join(os.path.abspath(self._path), file)
+                    disks[name] = (Frozen(path, "qcow2", size), images)
+                case _:
+                    raise self._broken("the disks cannot be read")
+        return disks
+
+    def disks(self, names: Collection[str] | None = None) -> dict[str, Frozen]:
+        """Return the copies of disks that take the place of these disks, or of all."""
+        taken = {name: disk for name, disk in self._disks.items() if names is None or name in names}
+        self._replaced.update(image for _, images in taken.values() for image in images)
+        return {name: frozen for name, (frozen, _) in taken.items()}
+
     def ram(self, size: int) -> SavedRam:
         """Return the RAM of the machine, which has `size` bytes."""
         part = self._parts.get(MAIN_RAM)
@@ -132,16 +181,30 @@ class Snapshot:
             self._check_images()
             self._load_memory(pc)
             load_state(pc, self._sections)
+            if pc.config.restore_clock == "step":
+                step_clock(pc, self._saved_at())
         except StateError as error:
             raise self._broken(str(error)) from None
 
+    def _saved_at(self) -> int:
+        """Return when the machine was saved, in ns since the epoch."""
+        saved_at = self._header.get("time")
+        if not isinstance(saved_at, int):
+            raise self._broken("nobody noted when the machine was saved")
+        return saved_at
+
     def _check_images(self) -> None:
+        for name, (_, originals) in self._disks.items():
+            if any(it not in self._replaced and not os.path.exists(it) for it in originals):
+                raise self._broken(f"the image of '{name}' is gone; 'disks=overlay' goes on with the copy of it")
         images = self._header.get("images")
         for entry in images if isinstance(images, list) else []:
             match entry:
-                case [str(name), int(size), int(time)]:
+                case [str(name), int(size), int(changed)]:
+                    if name in self._replaced:
+                        continue
                     try:
-                        same = _marks(name) == (size, time)
+                        same = _marks(name) == (size, changed)
                     except OSError as error:
                         raise self._broken(f"{name}: {error.strerror}") from None
                     if not same:
@@ -150,11 +213,13 @@ class Snapshot:
                     raise self._broken("the images cannot be read")
 
     def _load_memory(self, pc: Pc) -> None:
-        for vga in pc.displays():
-            part = self._parts.get("vga.vram")
-            if part is None or part.size != vga.vram.size:
-                raise self._broken("the machine was saved without display memory")
-            _copy_data(os.path.join(self._path, _RAM), part, vga.vram.view)
+        for name, view in memory_of(pc).items():
+            if name == MAIN_RAM:
+                continue
+            part = self._parts.get(name)
+            if part is None or part.size != len(view):
+                raise self._broken(f"the machine was saved without the memory '{name}'")
+            _copy_data(os.path.join(self._path, _RAM), part, view)
 
 
 def load_devices(pc: Pc, path: str) -> None:

@@ -1,0 +1,222 @@
+"""The destination of a migration: takes memory and state in, and becomes the machine.
+
+A thread of its own fills memory; what it reads is checked before it is believed, and whatever is wrong ends the machine
+with one line that says what.  State is loaded in the main loop when all of it has come.  Where the source can be
+answered, it is told that this machine is ready, and only its word makes this one run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyvm.memory import PAGE_SIZE
+from pyvm.migration import progress as states
+from pyvm.migration.components import MAIN_RAM
+from pyvm.migration.loop_calls import MachineEndedError, MainLoopCalls
+from pyvm.migration.multifd import TOKEN_SIZE, Receivers
+from pyvm.migration.pages import PageReader, Target
+from pyvm.migration.stream import (
+    DONE,
+    FAILED_ANSWER,
+    LOADED_ANSWER,
+    OPTIONAL,
+    PAGES,
+    SECTION,
+    START_ORDER,
+    SYNC,
+    RecordHead,
+    RecordReader,
+    Section,
+    StreamError,
+    StreamReader,
+    pack_record,
+    parse_section,
+)
+
+if TYPE_CHECKING:
+    from pyvm.migration.channel import Channel
+    from pyvm.migration.transport import Listening
+
+_CHANNELS_LIMIT = 255
+
+
+class Guest(Protocol):
+    """The machine that is to be.  Its methods are called in the main loop, with the machine lock held."""
+
+    def memory(self) -> Mapping[str, memoryview]:
+        """Return the blocks of memory; guest RAM is all zeros."""
+
+    def check_header(self, header: Mapping[str, Any]) -> None:
+        """Raise ConfigError or StateError unless the source is a machine of the same make."""
+
+    def load(self, header: Mapping[str, Any], sections: Mapping[str, Section]) -> None:
+        """Take the state of all components over.  Raises ConfigError or StateError."""
+
+    def arrived(self) -> None:
+        """It is the machine now: use the disks, and run if it is to.  Raises ConfigError."""
+
+    def lost(self, reason: str) -> None:
+        """Nothing has come of it."""
+
+
+class Incoming:
+    """One migration from somewhere else; made in the main loop, where `listening` waits for it already."""
+
+    def __init__(
+        self, guest: Guest, loop: MainLoopCalls, listening: Listening, on_status: Callable[[str], None]
+    ) -> None:
+        self._guest = guest
+        self._loop = loop
+        self._listening = listening
+        self._on_status = on_status
+        self.addresses = listening.addresses
+        """Where it listens."""
+        self.status = states.SETUP
+        self._channel: Channel | None = None
+        self._receivers: Receivers | None = None
+        self._sections: dict[str, Section] = {}
+        self._aborted = False
+        self._thread = threading.Thread(target=self._main, name="migration-incoming", daemon=True)
+
+    def start(self) -> None:
+        """Wait for it."""
+        self._thread.start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the source has come."""
+        return self.status == states.ACTIVE
+
+    def abort(self) -> None:
+        """Tear its connections down; from any thread."""
+        self._aborted = True
+        self._listening.abort()
+        if self._channel is not None:
+            self._channel.abort()
+        if self._receivers is not None:
+            self._receivers.abort()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _enter(self, status: str) -> None:
+        self.status = status
+        self._on_status(status)
+
+    # ---- The thread
+
+    def _main(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - whatever a stream leads to: this machine is none, and says why
+            reason = (error.strerror if isinstance(error, OSError) and error.strerror else None) or str(error)
+            self._tell(reason)
+            with suppress(MachineEndedError):
+                self._loop.call(lambda: self._lose(reason))
+        finally:
+            if self._receivers is not None:
+                self._receivers.close()
+            if self._channel is not None:
+                self._channel.close()
+            self._listening.close()
+
+    def _tell(self, reason: str) -> None:
+        if self._channel is not None and self._channel.two_way:
+            text = reason.encode(errors="replace")
+            with suppress(OSError):
+                self._channel.writelines([pack_record(FAILED_ANSWER, text), text])
+
+    def _lose(self, reason: str) -> None:
+        self._enter(states.FAILED)
+        if not self._aborted:
+            self._guest.lost(reason)
+
+    def _run(self) -> None:
+        channel = self._channel = self._listening.accept()
+        self._loop.call(lambda: self._enter(states.ACTIVE))
+        reader = StreamReader(channel)
+        header = reader.header
+        answers = header.get("answers") is True
+        if answers and not channel.two_way:
+            raise StreamError("the source wants an answer, which cannot be given from here")
+        self._loop.call(lambda: self._guest.check_header(header))
+        views = self._blocks(header, self._loop.call(self._guest.memory))
+        self._accept_more(header, views)
+        self._read_all(reader, PageReader(views))
+        self._loop.call(lambda: self._guest.load(header, self._sections))
+        if answers:
+            channel.write(pack_record(LOADED_ANSWER))
+            self._await_order(reader)
+        self._loop.call(self._arrive)
+
+    def _arrive(self) -> None:
+        if not self._aborted:
+            self._guest.arrived()
+            self._enter(states.COMPLETED)
+
+    def _await_order(self, reader: RecordReader) -> None:
+        head = reader.head()
+        reader.body(head)
+        if head.kind != START_ORDER:
+            raise StreamError("the source said something that makes no sense")
+
+    @staticmethod
+    def _blocks(header: Mapping[str, Any], memory: Mapping[str, memoryview]) -> list[Target]:
+        """Return the blocks in the order of the source.  Raises StreamError."""
+        listed = header.get("ram")
+        if header.get("page-size") != PAGE_SIZE or not isinstance(listed, list):
+            raise StreamError("the header lists no memory")
+        views: list[Target] = []
+        for entry in listed:
+            match entry:
+                case [str(name), int(size)]:
+                    view = memory.get(name)
+                    if view is None:
+                        raise StreamError(f"there is no block of RAM '{name}' here")
+                    if len(view) != size:
+                        raise StreamError(f"the block of RAM '{name}' has {len(view):#x} bytes here, not {size:#x}")
+                    views.append(Target(view, zeros=name == MAIN_RAM))
+                case _:
+                    raise StreamError("the header lists something that is no memory")
+        if len(views) != len(memory):
+            raise StreamError("the header does not list all memory")
+        return views
+
+    def _accept_more(self, header: Mapping[str, Any], views: list[Target]) -> None:
+        count, token = header.get("channels"), header.get("token")
+        if not isinstance(count, int) or not 0 <= count <= _CHANNELS_LIMIT:
+            raise StreamError("the header has no number of connections")
+        if not count:
+            return
+        if not isinstance(token, bytes) or len(token) != TOKEN_SIZE:
+            raise StreamError("the header has nothing to know other connections by")
+        self._receivers = Receivers(views, count)
+        while self._receivers.missing:
+            self._receivers.add(self._listening.accept(), token)
+
+    def _read_all(self, reader: RecordReader, pages: PageReader) -> None:
+        while True:
+            head = reader.head()
+            if head.kind == PAGES:
+                pages.read(head, reader)
+                continue
+            body = reader.body(head)
+            if head.kind == DONE:
+                return
+            self._read_other(head, body)
+
+    def _read_other(self, head: RecordHead, body: bytearray) -> None:
+        if head.kind == SECTION:
+            section = parse_section(head, body)
+            if section.name in self._sections:
+                raise StreamError(f"section '{section.name}' comes twice")
+            self._sections[section.name] = section
+        elif head.kind == SYNC and self._receivers is not None:
+            self._receivers.sync()
+        elif not head.flags & OPTIONAL:
+            raise StreamError(f"a record of kind {bytes(head.kind)!r}, which is not known")

@@ -1,0 +1,470 @@
+"""The source of a migration: sends the memory of a guest that runs, then stops it and sends the rest.
+
+Passes over memory follow one another, each with the pages that were written during the one before.  When what is left
+can be sent within the limit on downtime, the guest stops, and the last pages and the state of all components go.  Where
+the other side can answer, it says that it has become the machine before this one stops being it: "LOAD" comes back, and
+"STRT" goes out; until then any failure leaves the source as it was.
+
+All of it runs in a thread of its own, which holds no lock while it sends; what concerns the machine it has the main
+loop do (:class:`Host`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pyvm.errors import ConfigError
+from pyvm.memory import PAGE_SIZE
+from pyvm.migration import progress as states
+from pyvm.migration.loop_calls import MachineEndedError, MainLoopCalls
+from pyvm.migration.multifd import TOKEN_SIZE, ChannelSet
+from pyvm.migration.page_sender import Packing, PageSender
+from pyvm.migration.pages import BATCH, ZLIB
+from pyvm.migration.progress import Progress
+from pyvm.migration.stream import (
+    FAILED_ANSWER,
+    LOADED_ANSWER,
+    START_ORDER,
+    SYNC,
+    RecordReader,
+    Section,
+    StreamError,
+    StreamWriter,
+)
+
+if TYPE_CHECKING:
+    from pyvm.migration.channel import Channel
+    from pyvm.migration.delta import PageCache
+    from pyvm.migration.dirty import DirtyPages
+    from pyvm.migration.pages import PageNumbers
+    from pyvm.migration.settings import MigrationSettings
+    from pyvm.migration.transport import Target
+
+_SLICE = 0.1
+"""Seconds for which a share of the bandwidth is given out."""
+_SHORT_PASS = 0.1
+"""A pass that took no longer leaves so little behind that nobody needs to look before the guest is stopped."""
+_THROTTLE_PASSES = 2
+_HUNG_UP = (errno.EPIPE, errno.ECONNRESET)
+_OTHER_SIDE = "the other side failed"
+_MILLISECONDS = 1000
+
+
+class MigrationCancelledError(Exception):
+    """Somebody gave the migration up."""
+
+
+class Host(Protocol):
+    """The machine that moves.  Its methods are called in the main loop, with the machine lock held."""
+
+    def header(self) -> dict[str, Any]:
+        """Return what the header of the stream says of the machine."""
+
+    def dirty_pages(self) -> DirtyPages:
+        """Return what knows which pages are to be sent."""
+
+    def check_movable(self) -> None:
+        """Raise ConfigError where something keeps the machine from moving just now."""
+
+    def stop_to_move(self) -> None:
+        """Stop the guest: from now on nothing changes but by this migration."""
+
+    def give_disks_up(self) -> None:
+        """Let another process have the disks.  Raises ConfigError."""
+
+    def sections(self) -> list[Section]:
+        """Return the state of all that is not memory."""
+
+    def moved(self) -> None:
+        """The other side is the machine now."""
+
+    def stay(self) -> None:
+        """It has failed: take the disks back, and run if the guest ran."""
+
+    def slow_down(self, percentage: int) -> None:
+        """Let the guest run for less of the time."""
+
+
+class Outgoing:
+    """One migration to somewhere else; made in the main loop."""
+
+    def __init__(
+        self,
+        host: Host,
+        loop: MainLoopCalls,
+        target: Target,
+        connect: Callable[[], Channel],
+        settings: MigrationSettings,
+        on_status: Callable[[str], None],
+        on_pass: Callable[[int], None],
+    ) -> None:
+        """`on_status` and `on_pass` are called in the main loop with each new state, and before each pass."""
+        self._host = host
+        self._loop = loop
+        self._target = target
+        self._connect = connect
+        self._settings = settings
+        self._capabilities = settings.capabilities
+        self._on_status = on_status
+        self._on_pass = on_pass
+        self.status = states.SETUP
+        self.progress = Progress(0)
+        self.error = ""
+        """Why it failed."""
+        self.cache: PageCache | None = None
+        self._channel: Channel | None = None
+        self._channels: ChannelSet | None = None
+        self._pool: list[Channel] = []
+        self._sender: PageSender | None = None
+        self._dirty: DirtyPages | None = None
+        self._woken = threading.Event()
+        self._cancelled = False
+        self._continued = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._main, name="live_migration", daemon=True)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters, which may change while it is under way."""
+        return self._settings.parameters
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    # ---- From the main loop
+
+    @property
+    def running(self) -> bool:
+        """Whether it is under way."""
+        return self.status in states.RUNNING
+
+    def cancel(self) -> None:
+        """Give it up soon."""
+        if self.status in (states.SETUP, states.ACTIVE, states.PRE_SWITCHOVER, states.DEVICE):
+            self._enter(states.CANCELLING)
+            self._cancelled = True
+            self.abort()
+
+    def abort(self) -> None:
+        """Tear its connections down; from any thread."""
+        self._woken.set()
+        for channel in (self._channel, *self._pool):
+            if channel is not None:
+                channel.abort()
+
+    def go_on(self) -> None:
+        """Go on behind the pause before the switch-over."""
+        self._continued = True
+        self._woken.set()
+
+    def close(self) -> None:
+        """The machine ends: give it up, and wait for the thread, which must not need the machine any more."""
+        self._cancelled = True
+        self.abort()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _enter(self, status: str) -> None:
+        self.status = status
+        self._on_status(status)
+
+    # ---- The thread
+
+    def _main(self) -> None:
+        try:
+            self._run()
+        except MigrationCancelledError:
+            self._end(states.CANCELLED, "")
+        except Exception as error:  # noqa: BLE001 - whatever it was: the machine stays where it is, and says why
+            self._end(states.CANCELLED if self._cancelled else states.FAILED, self._reason(error))
+        finally:
+            self._close_channels()
+
+    def _reason(self, error: Exception) -> str:
+        """Return what went wrong: what the other side says of it, where that has hung up."""
+        if isinstance(error, OSError) and error.errno in _HUNG_UP and self._channel is not None:
+            try:
+                self._hear_answer(self._channel)
+            except StreamError as answer:
+                if str(answer).startswith(_OTHER_SIDE):
+                    return str(answer)
+            except OSError:
+                pass
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+    def _close_channels(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        if self._channels is not None:
+            if self.status != states.COMPLETED:
+                self.abort()
+            self._channels.close()
+        else:
+            for channel in self._pool:
+                channel.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._sender = self._channels = self._dirty = None  # they see the machine's memory
+
+    def _end(self, status: str, error: str) -> None:
+        def leave() -> None:
+            self.error = error
+            if self._dirty is not None:
+                self._dirty.end()
+            if self.progress.throttle:
+                self._host.slow_down(0)
+            if self._stopped:
+                self._host.stay()
+            self._enter(status)
+
+        with suppress(MachineEndedError):
+            self._loop.call(leave)
+
+    def _run(self) -> None:
+        self._channel = self._connect()
+        if self._cancelled:
+            raise MigrationCancelledError
+        self._connect_more()
+        dirty = self._dirty = self._loop.call(self._begin)
+        writer = self._open_stream(dirty)
+        for block, numbers in dirty.untouched():
+            self._main_sender.send_zeroes(block, numbers)
+        self._send_live(dirty, writer)
+        self._switch_over(dirty, writer)
+
+    def _connect_more(self) -> None:
+        if not self._capabilities["multifd"]:
+            return
+        if not self._target.can_have_channels:
+            raise ConfigError("multifd is not supported by current protocol")
+        for _ in range(self.parameters["multifd-channels"]):
+            self._pool.append(self._connect())
+            if self._cancelled:
+                raise MigrationCancelledError
+
+    def _begin(self) -> DirtyPages:
+        self._host.check_movable()
+        dirty = self._host.dirty_pages()
+        dirty.start()
+        self.progress.total = sum(map(len, dirty.views))
+        self.progress.remaining_pages = dirty.remaining()
+        self._activate()
+        return dirty
+
+    def _open_stream(self, dirty: DirtyPages) -> StreamWriter:
+        channel = self._channel
+        assert channel is not None
+        token = os.urandom(TOKEN_SIZE)
+        header = {
+            **self._loop.call(self._host.header),
+            "ram": [[name, len(view)] for name, view in zip(dirty.names, dirty.views, strict=True)],
+            "page-size": PAGE_SIZE,
+            "answers": channel.two_way,
+            "channels": len(self._pool),
+            "token": token,
+        }
+        writer = StreamWriter(channel, header)
+        packing = Packing()
+        if self._capabilities["compress"] and self.parameters["compress-level"]:
+            packing = Packing(ZLIB, self.parameters["compress-level"], self.parameters["compress-threads"])
+        if self._capabilities["xbzrle"]:
+            from pyvm.migration.delta import PageCache
+
+            self.cache = PageCache(self.parameters["xbzrle-cache-size"])
+        self._sender = PageSender(channel, dirty.views, packing, self.cache)
+        self._sender.counts.bytes = writer.written
+        self.progress.counts = [self._sender.counts]
+        if self._pool:
+            own = Packing.for_channels(self.parameters)
+            self._channels = ChannelSet(token, self._pool, lambda each: PageSender(each, dirty.views, own))
+            self.progress.counts += self._channels.counts
+        return writer
+
+    def _activate(self) -> None:
+        self.progress.set_up()
+        self._next_pass()
+        if not self._cancelled:
+            self._enter(states.ACTIVE)
+
+    def _next_pass(self) -> None:
+        self.progress.passes += 1
+        self._on_pass(self.progress.passes)
+
+    @property
+    def _main_sender(self) -> PageSender:
+        assert self._sender is not None
+        return self._sender
+
+    # ---- While the guest runs
+
+    def _send_live(self, dirty: DirtyPages, writer: StreamWriter) -> None:
+        busy_passes = 0
+        while True:
+            started, before = time.monotonic(), self.progress.transferred
+            self._send_pass(dirty, limited=True)
+            self._end_pass(writer)
+            took = time.monotonic() - started
+            if took < _SHORT_PASS and not self._capabilities["pause-before-switchover"]:
+                return
+            written = self._loop.call(lambda: self._sync(dirty))
+            sent = self.progress.transferred - before
+            self._measure(written, sent, took)
+            if self._main_sender.deltas is False:
+                self._main_sender.deltas = True
+            left = self.progress.remaining_pages * PAGE_SIZE
+            if left <= self.progress.bandwidth * self.parameters["downtime-limit"] / _MILLISECONDS:
+                return
+            if self._capabilities["auto-converge"]:
+                busy_passes = self._converge(written * PAGE_SIZE, sent, busy_passes)
+
+    def _sync(self, dirty: DirtyPages) -> int:
+        self._next_pass()
+        count = dirty.sync()
+        self.progress.remaining_pages = dirty.remaining()
+        return count
+
+    def _measure(self, written: int, sent: int, took: float) -> None:
+        self.progress.dirty_rate = int(written / took)
+        self.progress.bandwidth = max(sent / took, 1.0)
+        left = self.progress.remaining_pages * PAGE_SIZE
+        self.progress.expected_downtime = int(left / self.progress.bandwidth * _MILLISECONDS)
+
+    def _converge(self, written: int, sent: int, busy_passes: int) -> int:
+        """Slow the guest down where it writes too much of what was sent; return for how many passes it has."""
+        if written * 100 <= sent * self.parameters["throttle-trigger-threshold"]:
+            return busy_passes
+        busy_passes += 1
+        if busy_passes < _THROTTLE_PASSES:
+            return busy_passes
+        throttle = self.progress.throttle
+        step = self.parameters["cpu-throttle-increment"] if throttle else self.parameters["cpu-throttle-initial"]
+        if throttle and self.parameters["cpu-throttle-tailslow"]:
+            needed = 100 - int((100 - throttle) * sent / max(written, 1) / 2)
+            step = min(step, max(needed - throttle, 0))
+        self.progress.throttle = min(throttle + step, self.parameters["max-cpu-throttle"])
+        self._loop.call(lambda: self._host.slow_down(self.progress.throttle))
+        return 0
+
+    def _send_pass(self, dirty: DirtyPages, *, limited: bool) -> None:
+        sender = self._channels or self._main_sender
+        for block, numbers in self._paced(dirty) if limited else dirty.take(lambda: BATCH):
+            sender.send(block, numbers)
+            self.progress.remaining_pages -= len(numbers)
+
+    def _paced(self, dirty: DirtyPages) -> Iterator[tuple[int, PageNumbers]]:
+        """Yield what is to be sent, no faster than the bandwidth allows."""
+        started, base = time.monotonic(), self.progress.transferred
+
+        def batch() -> int:
+            return min(BATCH, max(1, int(self.parameters["max-bandwidth"] * _SLICE) // PAGE_SIZE))
+
+        for block, numbers in dirty.take(batch):
+            yield block, numbers
+            while True:
+                if self._cancelled:
+                    raise MigrationCancelledError
+                sent, now = self.progress.transferred - base, time.monotonic()
+                ahead = sent / max(self.parameters["max-bandwidth"], 1) - (now - started)
+                self._note_rate(sent, now - started)
+                if ahead <= _SLICE / 2:
+                    break
+                self._woken.wait(min(ahead, 1.0))
+                self._woken.clear()
+
+    def _note_rate(self, sent: int, seconds: float) -> None:
+        if seconds > _SLICE:
+            self.progress.bandwidth = sent / seconds
+            self.progress.pages_rate = self.progress.pages / seconds
+            self.progress.expected_downtime = self.progress.expected_downtime or self.parameters["downtime-limit"]
+
+    def _end_pass(self, writer: StreamWriter) -> None:
+        if self._channels is not None:
+            self._channels.sync()
+            self._count(writer, lambda: writer.record(SYNC))
+
+    def _count(self, writer: StreamWriter, write: Callable[[], None]) -> None:
+        before = writer.written
+        write()
+        self._main_sender.counts.bytes += writer.written - before
+
+    # ---- When it stands still
+
+    def _switch_over(self, dirty: DirtyPages, writer: StreamWriter) -> None:
+        self._loop.call(self._stop_guest)
+        if self._capabilities["pause-before-switchover"]:
+            self._pause()
+        sections = self._loop.call(lambda: self._last_look(dirty))
+        self._send_pass(dirty, limited=False)
+        self._end_pass(writer)
+        for section in sections:
+            self._count(writer, lambda section=section: writer.section(section))  # type: ignore[misc]
+        self._count(writer, writer.end)
+        if self._channels is not None:
+            self._channels.end()
+        assert self._channel is not None
+        if self._channel.two_way:
+            self._hear_answer(self._channel)
+        else:
+            self._channel.finish()
+        self._loop.call(lambda: self._complete(dirty, writer))
+
+    def _stop_guest(self) -> None:
+        if self._cancelled:
+            raise MigrationCancelledError
+        if self.progress.throttle:
+            self._host.slow_down(0)
+        self._stopped = True
+        self._host.stop_to_move()
+        self.progress.stopped()
+
+    def _pause(self) -> None:
+        self._loop.call(lambda: self._enter(states.PRE_SWITCHOVER))
+        while not self._continued:
+            self._woken.wait()
+            self._woken.clear()
+            if self._cancelled:
+                raise MigrationCancelledError
+        self._loop.call(lambda: self._enter(states.DEVICE))
+
+    def _last_look(self, dirty: DirtyPages) -> list[Section]:
+        self._host.check_movable()
+        self._host.give_disks_up()
+        sections = self._host.sections()
+        self._sync(dirty)
+        dirty.compare_others()
+        return sections
+
+    def _hear_answer(self, channel: Channel) -> None:
+        """Wait until the other side has become the machine.  Raises StreamError where it could not."""
+        reader = RecordReader(channel)
+        try:
+            head = reader.head()
+        except StreamError:
+            raise StreamError("the other side has ended before it was the machine") from None
+        body = reader.body(head)
+        if head.kind == FAILED_ANSWER:
+            raise StreamError(f"{_OTHER_SIDE}: {body.decode(errors='replace')}")
+        if head.kind != LOADED_ANSWER:
+            raise StreamError("the other side answered something that makes no sense")
+
+    def _complete(self, dirty: DirtyPages, writer: StreamWriter) -> None:
+        if self._cancelled:
+            raise MigrationCancelledError
+        assert self._channel is not None
+        if self._channel.two_way:
+            writer.record(START_ORDER)
+        self._stopped = False
+        dirty.end()
+        self.progress.completed()
+        self._host.moved()
+        self._enter(states.COMPLETED)
