@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from pyvm.agent.client import AgentClient, ExecResult
 from pyvm.agent.errors import (
+    AgentAbsent,
     AgentDisconnected,
     AgentError,
     AgentFailure,
     AgentProtocolError,
+    AgentRestarted,
     AgentTimeout,
     ExecError,
     ExecTimeout,
 )
 
 __all__ = [
+    "AgentAbsent",
     "AgentClient",
     "AgentDisconnected",
     "AgentError",
     "AgentFailure",
     "AgentProtocolError",
+    "AgentRestarted",
     "AgentTimeout",
     "ExecError",
     "ExecResult",

@@ -7,14 +7,15 @@ import binascii
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from pyvm.agent import records
+from pyvm.agent.address import Address
 from pyvm.agent.commands import COMMANDS
-from pyvm.agent.connection import Address, AgentConnection, wait_until_connected
+from pyvm.agent.connection import AgentConnection, wait_until_connected
 from pyvm.agent.errors import AgentFailure, AgentProtocolError, ExecError, ExecTimeout
+from pyvm.records import record
 
 DEFAULT_TIMEOUT = 30.0
 _SILENCE = 1.0
@@ -24,7 +25,7 @@ _FIRST_POLL = 0.002
 _LONGEST_POLL = 0.25
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExecResult:
     """What became of a program in the guest."""
 
@@ -59,15 +60,16 @@ class ExecResult:
 class AgentClient:
     """A guest agent, reached over a socket; may be used from several threads.
 
-    `address` is a path (``/tmp/ga.sock``), ``tcp:HOST:PORT``, a (host, port) pair, or a connected socket.  The client
-    connects when it is first used, and again after the connection has ended.  `timeout`, in seconds, is for each
-    command that is not given one of its own.
+    `address` is a path (``/tmp/ga.sock``), ``tcp:HOST:PORT``, a (host, port) pair, ``vsock:PATH:PORT``, or a connected
+    socket.  The client connects when it is first used, and again after the connection has ended.  `timeout`, in
+    seconds, is for each command that is not given one of its own.  With `probe`, an agent that does not answer for so
+    many seconds is asked whether it is the same still; AgentRestarted says that it is not, without waiting longer.
 
     Every command may raise AgentError (the agent refuses), AgentTimeout, AgentDisconnected and AgentProtocolError.
     """
 
-    def __init__(self, address: Address, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._connection = AgentConnection(address)
+    def __init__(self, address: Address, timeout: float = DEFAULT_TIMEOUT, *, probe: float | None = None) -> None:
+        self._connection = AgentConnection(address, probe)
         self.timeout = timeout
 
     def __enter__(self) -> Self:
@@ -99,6 +101,13 @@ class AgentClient:
         known = COMMANDS.get(name)
         silent = _SILENCE if known is not None and not known.answers else None
         return self._request(name, arguments, timeout, silent)
+
+    def execute(self, name: str, arguments: Mapping[str, Any], *, timeout: float | None = None) -> Any:
+        """As :meth:`command`, with arguments just as they stand on the wire."""
+        known = COMMANDS.get(name)
+        silent = _SILENCE if known is not None and not known.answers else None
+        given = dict(arguments)
+        return self._connection.request(name, given, self.timeout if timeout is None else timeout, silent=silent)
 
     def _request(self, name: str, arguments: Mapping[str, Any], timeout: float | None, silent: float | None) -> Any:
         given = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
@@ -210,6 +219,11 @@ class AgentClient:
         result: records.GuestExecStatus = self._record(records.GuestExecStatus, "guest-exec-status", pid=pid)
         return result
 
+    @staticmethod
+    def outputs(status: records.GuestExecStatus) -> tuple[bytes, bytes]:
+        """Return what a program has written, as its status has it: standard output, and standard error."""
+        return _decode(status.out_data), _decode(status.err_data)
+
     def run(
         self,
         argv: str | Sequence[str],
@@ -242,7 +256,7 @@ class AgentClient:
             time.sleep(min(poll, left))
             poll = min(2 * poll, _LONGEST_POLL)
         truncated = bool(status.out_truncated or status.err_truncated)
-        stdout, stderr = _decode(status.out_data), _decode(status.err_data)
+        stdout, stderr = self.outputs(status)
         result = ExecResult(words, status.exitcode, status.signal, stdout, stderr, truncated)
         return result.check() if check else result
 

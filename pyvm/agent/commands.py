@@ -5,10 +5,10 @@ Specification: QEMU Guest Agent Protocol Reference 8.2 (the commands are the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from pyvm.records import field, record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Command:
     """One command: the kind of each argument by name, those that may be left out, and what comes back."""
 

@@ -11,14 +11,22 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
-import secrets
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from pyvm.agent.errors import AgentDisconnected, AgentError, AgentProtocolError, AgentTimeout
+from pyvm.agent.address import Address, connect, reason
+from pyvm.agent.errors import (
+    AgentAbsent,
+    AgentDisconnected,
+    AgentError,
+    AgentProtocolError,
+    AgentRestarted,
+    AgentTimeout,
+)
 
 DELIMITER = b"\xff"
 LINE_LIMIT = 128 << 20
@@ -28,9 +36,6 @@ _RECEIVE_SIZE = 1 << 18
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 16.0
 _CONNECT_RETRY = 0.05
-
-Address = str | tuple[str, int] | socket.socket
-"""``/path``, ``unix:/path``, ``tcp:host:port``, (host, port), or a connected socket, which the client then owns."""
 
 
 class ConnectionState(enum.Enum):
@@ -68,8 +73,9 @@ class Deadline:
 class AgentConnection:
     """One conversation with an agent at a time, for any number of threads."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, probe: float | None = None) -> None:
         self._address = address
+        self._probe = probe
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
         self._scanned = 0
@@ -141,23 +147,12 @@ class AgentConnection:
     def _connect(self, command: str, deadline: Deadline) -> None:
         if isinstance(self._address, socket.socket):
             raise AgentDisconnected(f"{command}: the connection to the agent has ended")
-        family, target = _parse_address(self._address)
         try:
-            left = deadline.remaining()
-            if family == socket.AF_UNIX:
-                connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    connection.settimeout(left)
-                    connection.connect(target)
-                except BaseException:
-                    connection.close()
-                    raise
-            else:
-                connection = socket.create_connection(target, left)
+            connection = connect(self._address, deadline.remaining())
         except TimeoutError:
             raise _timed_out(command) from None
-        except OSError as error:
-            raise AgentDisconnected(f"cannot connect to the agent at {self._address}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise AgentAbsent(f"cannot connect to the agent at {self._address}: {reason(error)}") from None
         self._socket = connection
         self._forget_input()
         self.state = ConnectionState.UNSYNCHRONISED
@@ -178,9 +173,8 @@ class AgentConnection:
         """Drop all that is old.  The request is repeated: it may have been made while nobody listened in the guest."""
         wait = _FIRST_RETRY
         while True:
-            number = secrets.randbits(62)
-            request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
-            self._send(DELIMITER + _encode(request), command, deadline)
+            number = _new_number()
+            self._send(DELIMITER + _sync_request(number), command, deadline)
             attempt = Deadline(wait)
             while not attempt.passed:
                 try:
@@ -212,11 +206,7 @@ class AgentConnection:
     def _answer(self, command: str, deadline: Deadline) -> Any:
         """Return the answer to the request just sent."""
         try:
-            while True:
-                line = self._read_line(deadline)
-                # Whatever has the delimiter answers an attempt to synchronise that was repeated needlessly.
-                if command == "guest-sync-delimited" or DELIMITER not in line:
-                    break
+            line = self._answering_line(command, deadline)
         except TimeoutError:
             self.state = ConnectionState.UNSYNCHRONISED
             raise _timed_out(command) from None
@@ -232,6 +222,27 @@ class AgentConnection:
             raise AgentError(str(error.get("class", "GenericError")), error["desc"], command)
         self.state = ConnectionState.UNSYNCHRONISED
         raise AgentProtocolError(f"{command}: the agent's answer makes no sense: {line[:200]!r}")
+
+    def _answering_line(self, command: str, deadline: Deadline) -> bytes:
+        """Return the next line that is an answer; where none comes, ask whether the agent is the one that was asked.
+
+        An agent answers in turn, so the answer to a later question means that the earlier one was lost.
+        """
+        wait, number = self._probe, _new_number()
+        while True:
+            try:
+                line = self._read_line(deadline, Deadline(wait))
+            except TimeoutError:
+                if wait is None or deadline.passed:
+                    raise
+                self._send(_sync_request(number), command, deadline)
+                wait = min(2 * wait, _LONGEST_RETRY)
+                continue
+            if command == "guest-sync-delimited" or DELIMITER not in line:
+                return line
+            # Others with the delimiter answer attempts to synchronise that were repeated needlessly.
+            if _parse_answer(line.rpartition(DELIMITER)[2]) == {"return": number}:
+                raise AgentRestarted(f"{command}: the agent has been started anew meanwhile")
 
     def _hear_failure(self, command: str, seconds: float) -> None:
         """Wait for the failure of a command that says nothing when it succeeds."""
@@ -306,6 +317,14 @@ def _timed_out(command: str) -> AgentTimeout:
     return AgentTimeout(f"{command}: the agent did not answer in time")
 
 
+def _new_number() -> int:
+    return int.from_bytes(os.urandom(8), "little") >> 2
+
+
+def _sync_request(number: int) -> bytes:
+    return _encode({"execute": "guest-sync-delimited", "arguments": {"id": number}})
+
+
 def _encode(request: dict[str, Any]) -> bytes:
     return json.dumps(request, separators=(",", ":")).encode() + b"\n"
 
@@ -317,12 +336,3 @@ def _parse_answer(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
-
-
-def _parse_address(address: str | tuple[str, int]) -> tuple[socket.AddressFamily, Any]:
-    if isinstance(address, tuple):
-        return socket.AF_INET, address
-    if address.startswith("tcp:"):
-        host, _, port = address[4:].rpartition(":")
-        return socket.AF_INET, (host.strip("[]") or "localhost", int(port))
-    return socket.AF_UNIX, address.removeprefix("unix:")

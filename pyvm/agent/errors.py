@@ -26,6 +26,14 @@ class AgentDisconnected(AgentFailure, ConnectionError):  # noqa: N818 - says wha
     """The connection could not be made, or ended."""
 
 
+class AgentAbsent(AgentDisconnected):
+    """The connection could not be made: nobody is there."""
+
+
+class AgentRestarted(AgentFailure):
+    """The agent that was given the command has gone, and another is there, as after a reset of the guest."""
+
+
 class AgentProtocolError(AgentFailure):
     """What the agent sent is not an answer that the protocol knows."""
 

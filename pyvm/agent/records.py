@@ -8,21 +8,25 @@ guest, so every field is checked to be of its type.
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from pyvm.agent.errors import AgentProtocolError
+from pyvm.records import record
 
 
-@dataclass
 class Record:
     """Base of all answers that have members."""
 
+    __slots__ = ("raw",)
+    __record_members__: ClassVar[dict[str, Any]] = {}
     wire_names: ClassVar[dict[str, str]] = {}
     """Members whose name on the wire is not the field's with dashes."""
 
-    raw: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """The answer as it came."""
+    raw: dict[str, Any]
+    """The answer as it came; records that differ in nothing else are equal."""
+
+    def __post_init__(self) -> None:
+        self.raw = {}
 
     @classmethod
     def from_json(cls, value: Any, path: str = "") -> Self:
@@ -36,9 +40,9 @@ class Record:
                 members[name] = decode(hint, value[wire], f"{path}.{wire}")
             elif required:
                 raise AgentProtocolError(f"{path}.{wire} is missing")
-        record = cls(**members)
-        record.raw = value
-        return record
+        made = cls(**members)
+        made.raw = value
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the agent takes it, without members that are not set."""
@@ -56,11 +60,9 @@ def _members(cls: type[Record]) -> dict[str, tuple[str, Any, bool]]:
         return known
     hints = get_type_hints(cls)
     members = {}
-    for entry in fields(cls):
-        if entry.init:
-            hint = hints[entry.name]
-            wire = cls.wire_names.get(entry.name, entry.name.replace("_", "-"))
-            members[entry.name] = (wire, hint, type(None) not in get_args(hint))
+    for name in cls.__record_members__:
+        hint = hints[name]
+        members[name] = (cls.wire_names.get(name, name.replace("_", "-")), hint, type(None) not in get_args(hint))
     _MEMBERS[cls] = members
     return members
 
@@ -85,7 +87,7 @@ def decode(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-@dataclass
+@record
 class GuestAgentCommandInfo(Record):
     """A command that the agent knows."""
 
@@ -94,7 +96,7 @@ class GuestAgentCommandInfo(Record):
     success_response: bool = True
 
 
-@dataclass
+@record
 class GuestAgentInfo(Record):
     """The agent's version and commands."""
 
@@ -104,7 +106,7 @@ class GuestAgentInfo(Record):
     supported_commands: list[GuestAgentCommandInfo]
 
 
-@dataclass
+@record
 class GuestFileRead(Record):
     """Bytes read from a file."""
 
@@ -113,7 +115,7 @@ class GuestFileRead(Record):
     eof: bool
 
 
-@dataclass
+@record
 class GuestFileWrite(Record):
     """How much was written to a file."""
 
@@ -121,7 +123,7 @@ class GuestFileWrite(Record):
     eof: bool
 
 
-@dataclass
+@record
 class GuestFileSeek(Record):
     """Where in a file the next access happens."""
 
@@ -129,7 +131,7 @@ class GuestFileSeek(Record):
     eof: bool
 
 
-@dataclass
+@record
 class GuestFilesystemTrimResult(Record):
     """What trimming did to one file system; sizes in bytes."""
 
@@ -139,14 +141,14 @@ class GuestFilesystemTrimResult(Record):
     minimum: int | None = None
 
 
-@dataclass
+@record
 class GuestFilesystemTrimResponse(Record):
     """What trimming did."""
 
     paths: list[GuestFilesystemTrimResult]
 
 
-@dataclass
+@record
 class GuestIpAddress(Record):
     """An address of a network interface."""
 
@@ -155,7 +157,7 @@ class GuestIpAddress(Record):
     prefix: int
 
 
-@dataclass
+@record
 class GuestNetworkInterfaceStat(Record):
     """Counters of a network interface."""
 
@@ -169,7 +171,7 @@ class GuestNetworkInterfaceStat(Record):
     tx_dropped: int
 
 
-@dataclass
+@record
 class GuestNetworkInterface(Record):
     """A network interface."""
 
@@ -179,7 +181,7 @@ class GuestNetworkInterface(Record):
     statistics: GuestNetworkInterfaceStat | None = None
 
 
-@dataclass
+@record
 class GuestLogicalProcessor(Record):
     """A CPU."""
 
@@ -188,7 +190,7 @@ class GuestLogicalProcessor(Record):
     can_offline: bool | None = None
 
 
-@dataclass
+@record
 class GuestPCIAddress(Record):
     """Where on PCI a controller is; -1 where unknown."""
 
@@ -198,7 +200,7 @@ class GuestPCIAddress(Record):
     function: int
 
 
-@dataclass
+@record
 class GuestCCWAddress(Record):
     """Where on a channel subsystem a disk is."""
 
@@ -208,7 +210,7 @@ class GuestCCWAddress(Record):
     devno: int
 
 
-@dataclass
+@record
 class GuestDiskAddress(Record):
     """The hardware under a disk or partition."""
 
@@ -222,7 +224,7 @@ class GuestDiskAddress(Record):
     ccw_address: GuestCCWAddress | None = None
 
 
-@dataclass
+@record
 class GuestDiskSmart(Record):
     """Health of a disk; the fields of an NVMe disk's log page 02h."""
 
@@ -254,7 +256,7 @@ class GuestDiskSmart(Record):
     number_of_error_log_entries_hi: int | None = None
 
 
-@dataclass
+@record
 class GuestDiskInfo(Record):
     """A disk or partition."""
 
@@ -266,7 +268,7 @@ class GuestDiskInfo(Record):
     smart: GuestDiskSmart | None = None
 
 
-@dataclass
+@record
 class GuestFilesystemInfo(Record):
     """A mounted file system; sizes in bytes."""
 
@@ -278,7 +280,7 @@ class GuestFilesystemInfo(Record):
     total_bytes: int | None = None
 
 
-@dataclass
+@record
 class GuestMemoryBlock(Record):
     """A block of memory that can be switched on and off."""
 
@@ -287,7 +289,7 @@ class GuestMemoryBlock(Record):
     can_offline: bool | None = None
 
 
-@dataclass
+@record
 class GuestMemoryBlockResponse(Record):
     """What switching a block of memory did."""
 
@@ -296,14 +298,14 @@ class GuestMemoryBlockResponse(Record):
     error_code: int | None = None
 
 
-@dataclass
+@record
 class GuestMemoryBlockInfo(Record):
     """The size of a block of memory, in bytes."""
 
     size: int
 
 
-@dataclass
+@record
 class GuestExecStatus(Record):
     """How a program in the guest is doing."""
 
@@ -316,21 +318,21 @@ class GuestExecStatus(Record):
     err_truncated: bool | None = None
 
 
-@dataclass
+@record
 class GuestExec(Record):
     """A program that was started."""
 
     pid: int
 
 
-@dataclass
+@record
 class GuestHostName(Record):
     """The guest's name for itself."""
 
     host_name: str
 
 
-@dataclass
+@record
 class GuestUser(Record):
     """Somebody logged in; the time is in seconds since the epoch."""
 
@@ -339,7 +341,7 @@ class GuestUser(Record):
     domain: str | None = None
 
 
-@dataclass
+@record
 class GuestTimezone(Record):
     """The guest's time zone; the offset is in seconds east of UTC."""
 
@@ -347,7 +349,7 @@ class GuestTimezone(Record):
     zone: str | None = None
 
 
-@dataclass
+@record
 class GuestOSInfo(Record):
     """The guest's operating system."""
 
@@ -363,7 +365,7 @@ class GuestOSInfo(Record):
     variant_id: str | None = None
 
 
-@dataclass
+@record
 class GuestDeviceId(Record):
     """What a device is known by."""
 
@@ -372,7 +374,7 @@ class GuestDeviceId(Record):
     device_id: int | None = None
 
 
-@dataclass
+@record
 class GuestDeviceInfo(Record):
     """A device driver (Windows guests)."""
 
@@ -382,14 +384,14 @@ class GuestDeviceInfo(Record):
     id: GuestDeviceId | None = None
 
 
-@dataclass
+@record
 class GuestAuthorizedKeys(Record):
     """Public keys that may log in."""
 
     keys: list[str]
 
 
-@dataclass
+@record
 class GuestDiskStats(Record):
     """Counters of a disk; ticks are milliseconds."""
 
@@ -412,7 +414,7 @@ class GuestDiskStats(Record):
     weight_ticks: int | None = None
 
 
-@dataclass
+@record
 class GuestDiskStatsInfo(Record):
     """A disk and its counters."""
 
@@ -422,7 +424,7 @@ class GuestDiskStatsInfo(Record):
     stats: GuestDiskStats
 
 
-@dataclass
+@record
 class GuestCpuStats(Record):
     """What a CPU did with its time, in ms."""
 
