@@ -17,6 +17,8 @@ PYTEST_OPTIONS ?=
 # Each may have a guest, which takes a processor and half a GiB.
 WORKERS ?= 2
 BENCH_OPTIONS ?=
+IOTESTS_OPTIONS ?=
+TESTS ?=
 # Byte code is kept, whatever the environment says: tests and benchmarks start many programs.
 unexport PYTHONDONTWRITEBYTECODE
 ifeq ($(origin CC),default)
@@ -57,12 +59,14 @@ $(STAMPS)/dev: pyproject.toml | $(STAMPS)/pyvm
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	@touch $@
 
-# QEMU is what the tests and benchmarks compare with, libvirt a client that tests drive machines with.  Without QEMU, tests
-# use what it was recorded to answer; without libvirt, those of it are skipped.
+# QEMU is what the tests and benchmarks compare with, libvirt a client that tests drive machines with, libnbd and nbdkit
+# are NBD's other client and server.  Without QEMU, tests use what it was recorded to answer; those of others are skipped.
 $(STAMPS)/qemu: | $(STAMPS)/system
 	@missing=(); \
 	command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86); \
 	command -v qemu-img >/dev/null || missing+=(qemu-utils); \
+	command -v nbdinfo >/dev/null || missing+=(libnbd-bin); \
+	command -v nbdkit >/dev/null || missing+=(nbdkit); \
 	[ -x /usr/sbin/libvirtd ] && command -v virsh >/dev/null \
 	    || missing+=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients); \
 	./.ci/packages --optional "$${missing[@]}"
@@ -113,6 +117,10 @@ test-sanitize: setup ## Run the tests of the CPU engine with its C part under AS
 	build -fsanitize=thread; \
 	run libtsan.so $(CURDIR)/$(BIN)/python $(SANITIZER_RUN) $(SANITIZER_TESTS)
 
+.PHONY: iotests
+iotests: setup ## Run QEMU's tests of its block layer (TESTS="030 041", IOTESTS_OPTIONS=--real) against pyvm
+	@$(BIN)/python -m tests.iotests $(IOTESTS_OPTIONS) $(TESTS)
+
 .PHONY: check
 check: setup ## Lint, check types, compile the C sources with warnings as errors
 	@echo "ruff check"; $(BIN)/ruff check .
@@ -127,6 +135,10 @@ check: setup ## Lint, check types, compile the C sources with warnings as errors
 .PHONY: docs
 docs: $(STAMPS)/pyvm ## Write the reference of the monitor's commands anew
 	@$(BIN)/python -m pyvm.monitor.reference docs/qmp-reference.md
+
+.PHONY: agent-table
+agent-table: setup $(STAMPS)/qemu ## Try each command of the guest agent under QEMU and pyvm; the table goes to docs
+	@$(BIN)/python -m benchmarks.agent_table docs/agent-commands.md
 
 .PHONY: bench
 bench: setup $(STAMPS)/qemu ## Run pyvm and QEMU side by side; the figures go to benchmarks/results

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks import boot_chapter, convert_chapter, disk_chapter, machine_chapter, monitor_chapter
+from benchmarks import (
+    boot_chapter,
+    convert_chapter,
+    disk_chapter,
+    machine_chapter,
+    migrate_chapter,
+    monitor_chapter,
+    network_chapter,
+    restore_chapter,
+)
 
 CHAPTERS = (
     machine_chapter.CHAPTER,
@@ -10,5 +19,8 @@ CHAPTERS = (
     disk_chapter.CHAPTER,
     convert_chapter.CHAPTER,
     boot_chapter.CHAPTER,
+    network_chapter.CHAPTER,
+    migrate_chapter.CHAPTER,
+    restore_chapter.CHAPTER,
 )
 METRICS = tuple(metric for chapter in CHAPTERS for metric in chapter.metrics)

@@ -75,12 +75,16 @@ class Lines:
             raise BenchmarkError("the connection has ended: the emulator's own messages are above")
         return json.loads(line.lstrip(b"\xff"))
 
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Send a command and return what it returns."""
+    def send(self, command: str, **arguments: Any) -> None:
+        """Send a command, whose answer is not waited for."""
         message: dict[str, Any] = {"execute": command}
         if arguments:
             message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
         self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Send a command and return what it returns."""
+        self.send(command, **arguments)
         answer = self.receive()
         if "return" not in answer:
             raise BenchmarkError(f"{command}: {answer.get('error', answer)}")
@@ -142,6 +146,33 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def command_of(
+    emulator: Emulator, image: Image, directory: Path, memory: int, options: Sequence[str] = ()
+) -> list[str]:
+    """Return the command for a machine with one processor, whose sockets `ga` and `port` are in `directory`."""
+    return [
+        *emulator.command,
+        *(
+            "-m",
+            str(memory),
+            "-smp",
+            "1",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-serial",
+            f"file:{directory / 'console'}",
+        ),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.append),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,path={directory / 'ga'},server=on,wait=off,id=ga0"),
+        *("-device", "virtserialport,chardev=ga0,name=org.qemu.guest_agent.0"),
+        *("-chardev", f"socket,path={directory / 'port'},server=on,wait=off,id=bench0"),
+        *("-device", f"virtserialport,chardev=bench0,name={PORT_NAME}"),
+        *options,
+    ]
+
+
 @contextmanager
 def booted(
     emulator: Emulator,
@@ -156,17 +187,7 @@ def booted(
     `options` are words of the command line for what else the machine has.
     """
     agent_path, port_path, console = directory / "ga", directory / "port", directory / "console"
-    command = [
-        *emulator.command,
-        *("-m", str(memory), "-smp", "1", "-nodefaults", "-display", "none", "-serial", f"file:{console}"),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.append),
-        *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,path={agent_path},server=on,wait=off,id=ga0"),
-        *("-device", "virtserialport,chardev=ga0,name=org.qemu.guest_agent.0"),
-        *("-chardev", f"socket,path={port_path},server=on,wait=off,id=bench0"),
-        *("-device", f"virtserialport,chardev=bench0,name={PORT_NAME}"),
-        *options,
-    ]
+    command = command_of(emulator, image, directory, memory, options)
     for path in (agent_path, port_path):
         path.unlink(missing_ok=True)
     start = time.monotonic()

@@ -51,11 +51,14 @@ def table(names: tuple[str, str], first: Sample, second: Sample) -> str:
     """Return the comparison as a Markdown table."""
     rows: list[tuple[str, ...]] = [("", "unit", *names, "ratio", "target", "")]
     for metric in (metric for metric in METRICS if metric.name in first):
-        values = [sample[metric.name] * metric.scale for sample in (first, second)]
-        ratio = values[0] / values[1] if values[1] else math.inf
-        rows.append(
-            (metric.title, metric.unit, *map(_figure, values), f"{ratio:.2f}", *_judged(metric, values[0], ratio))
-        )
+        value = first[metric.name] * metric.scale
+        if metric.name not in second:  # it cannot do that
+            rows.append((metric.title, metric.unit, _figure(value), "-", "-", *_judged(metric, value, math.nan)))
+            continue
+        other = second[metric.name] * metric.scale
+        ratio = value / other if other else math.inf
+        figures = _figure(value), _figure(other), f"{ratio:.2f}"
+        rows.append((metric.title, metric.unit, *figures, *_judged(metric, value, ratio)))
     if (mean := mean_ratio(first, second)) is not None:
         title = f"geometric mean of the {len(MICRO)} guest benchmarks"
         rows.append((title, "", "", "", f"{mean:.2f}", f"<= {MEAN_TARGET:g} x", _verdict(mean, MEAN_TARGET, False)))

@@ -17,9 +17,9 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pyvm.agent import AgentClient, AgentFailure, ExecResult
 from pyvm.commandline import parse_arguments
@@ -39,6 +39,9 @@ _CONTROLLERS = ("virtio-serial-pci", "virtio-serial", "virtio-serial-pci-non-tra
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[@-~]|[()][0-9A-Za-z]|[=>78cDEHM])")
 
 OptionValue = str | int | bool | Mapping[str, Any] | Sequence[Any] | None
+
+_END_CHECK_SECONDS = 0.5
+_Result = TypeVar("_Result")
 
 
 class MachineError(Exception):
@@ -153,6 +156,8 @@ class Machine:
         for name in ("daemonize", "pidfile"):
             if getattr(config, name):
                 raise ConfigError(f"-{name} is for the command pyvm, not for a machine within a script")
+        self._more: dict[str, Any] = {}
+        """Members of the configuration that no option can say."""
         self._pc: Pc | None = None
         self._console: Console | None = None
         self._agent: AgentClient | None = None
@@ -175,6 +180,8 @@ class Machine:
         plugs = Plugs()
         try:
             config = self._plugged(plugs)
+            for name, value in self._more.items():
+                setattr(config, name, value)
             self._pc = Pc(config)
             self._pc.start()
             self._qmp = QmpClient(plugs.ours["qmp"])
@@ -207,37 +214,88 @@ class Machine:
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Save the machine, which goes on, in a new folder.  Raises MachineError.
 
-        Disk images are not saved: they have to be as they are now when the machine is restored.
+        The folder has copies of the disks that the machine writes to, as far as their topmost images go; backing files,
+        and images that are only read, must stay as they are.
         """
+        self._held("saved", lambda pc: pc.save_snapshot(os.fspath(path), self._own_arguments()))
+
+    def _held(self, what: str, action: Callable[[Pc], _Result]) -> _Result:
+        """Return what `action` does in the machine's main loop; raises MachineError for whatever it raises."""
         pc, done = self._running(), threading.Event()
+        results: list[_Result] = []
         failures: list[Exception] = []
 
-        def save() -> None:
+        def act() -> None:
             try:
-                pc.save_snapshot(os.fspath(path), self.arguments)
+                results.append(action(pc))
             except Exception as error:  # noqa: BLE001 - whoever called is to have it
                 failures.append(error)
             done.set()
 
-        pc.mainloop.call_soon(save)
-        done.wait()
+        pc.mainloop.call_soon(act)
+        while not done.wait(_END_CHECK_SECONDS):
+            if pc.wait(0):
+                raise MachineError(f"the machine has ended before it could be {what}")
         if failures:
-            raise MachineError(f"the machine could not be saved: {failures[0]}") from failures[0]
+            raise MachineError(f"the machine could not be {what}: {failures[0]}") from failures[0]
+        return results[0]
 
     @classmethod
-    def restore(cls, path: str | os.PathLike[str], *arguments: str, agent: bool = True, **options: OptionValue) -> Self:
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        *arguments: str,
+        agent: bool = True,
+        disks: Literal["overlay", "images"] = "overlay",
+        clock: Literal["keep", "step"] = "keep",
+        **options: OptionValue,
+    ) -> Self:
         """Return the machine that was saved in a folder, to be started; any number can be made of one folder.
 
-        The arguments are added to those that made the saved machine.  Raises MachineError.
+        The arguments are added to those that made the saved machine.  What the machine writes to its disks goes to
+        temporary files, and is gone when it ends; with ``disks="images"`` it goes on with the images themselves, which
+        must not have changed since.  Guest time goes on where it stood, or with ``clock="step"`` as if the machine had
+        run meanwhile; the RTC shows the host's time in any case.  Raises MachineError.
         """
         from pyvm.migration.snapshot import Snapshot
         from pyvm.migration.state_file import SnapshotError
 
         try:
-            saved = Snapshot(os.fspath(path)).arguments
+            saved = Snapshot(os.fspath(path))
         except SnapshotError as error:
             raise MachineError(str(error)) from None
-        return cls(*saved, *arguments, "-incoming", f"file:{os.fspath(path)}", agent=agent, **options)
+        incoming = f"file:{os.fspath(path)},disks={disks},clock={clock}"
+        machine = cls(*saved.arguments, *arguments, "-incoming", incoming, agent=agent, **options)
+        machine._more["saved"] = saved
+        return machine
+
+    def fork(self, *arguments: str, **options: OptionValue) -> Self:
+        """Return a second machine that goes on from where this one is, started, and running if this one runs.
+
+        It takes some milliseconds.  Memory is shared until one of them writes to it.  Disks that can be written become
+        read-only, and what either machine writes from now on goes to temporary files, which are gone when they end:
+        this machine's image stays as it is at this moment.  The second machine has a console, an agent port and a
+        monitor of its own; the arguments are added to this one's.  Raises MachineError, and ConfigError.
+        """
+        words = [*self._own_arguments(), *arguments]
+        child = type(self)(*words, agent=self._with_agent, **options)
+        was_running, forked = self._held("forked", lambda pc: (pc.lifecycle.states.running, pc.fork()))
+        child._more = {"forked": forked, "start_paused": not was_running}
+        try:
+            return child.start()
+        finally:
+            forked.close()
+
+    def _own_arguments(self) -> list[str]:
+        """Return the words that make such a machine, wherever this one went on from."""
+        words = []
+        rest = iter(self.arguments)
+        for word in rest:
+            if word.lstrip("-") in ("incoming", "loadvm"):
+                next(rest, None)
+            else:
+                words.append(word)
+        return words
 
     def stop(self) -> None:
         """Switch the machine off and wait until it has ended; does nothing where it has."""
@@ -350,6 +408,33 @@ class Machine:
         """Make `data` the content of a file in the guest."""
         self.agent.write_file(path, data)
 
+    def copy_in(self, source: str | os.PathLike[str], target: str) -> None:
+        """Copy a file of the host to the guest."""
+        with open(source, "rb") as file:
+            self.write_file(target, file.read())
+
+    def copy_out(self, source: str, target: str | os.PathLike[str]) -> None:
+        """Copy a file of the guest to the host."""
+        data = self.read_file(source)
+        with open(target, "wb") as file:
+            file.write(data)
+
+    # Its screen
+
+    def screenshot(self, path: str | os.PathLike[str] | None = None) -> bytes:
+        """Return what the screen shows as a PNG image, and write that to a file where `path` names one."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as directory:
+            name = os.path.abspath(path) if path is not None else os.path.join(directory, "screen.png")
+            self.qmp("screendump", filename=name, format="png")
+            with open(name, "rb") as file:
+                return file.read()
+
+    def send_keys(self, *keys: str) -> None:
+        """Press keys together on the keyboard, by QEMU's names for them: ``send_keys("ctrl", "alt", "delete")``."""
+        self.qmp("send-key", keys=[{"type": "qcode", "data": key} for key in keys])
+
     # Its monitor
 
     @property
@@ -365,7 +450,7 @@ class Machine:
         """The last lines of the QMP conversation."""
         return list(self._qmp.log) if self._qmp is not None else []
 
-    def qmp(self, command: str, **arguments: Any) -> Any:
+    def qmp(self, command: str, /, **arguments: Any) -> Any:
         """Carry out a QMP command and return what it returns; raises QmpError where the machine refuses.
 
         Underscores in the names of `arguments` become dashes.

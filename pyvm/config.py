@@ -15,6 +15,9 @@ from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.chardev.options import ChardevOptions
+    from pyvm.firmware.smbios_fields import SmbiosFields
+    from pyvm.machine.fork import ForkedMachine
+    from pyvm.migration.snapshot import Snapshot
     from pyvm.sandbox import SandboxConfig
     from pyvm.vnc.options import VncOptions
 
@@ -112,6 +115,8 @@ class BootConfig:
     menu: bool = False
     splash_time: int | None = None
     """How long the boot menu waits for a key, in milliseconds."""
+    splash: str | None = None
+    """A picture that a firmware shows meanwhile."""
     reboot_timeout: int = -1
     """After how many milliseconds a machine that has found nothing to boot tries again; -1: never."""
     strict: bool = False
@@ -319,6 +324,8 @@ class MachineConfig:
     devices: list[DeviceConfig] = field(default_factory=list)
     globals: list[GlobalConfig] = field(default_factory=list)
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
+    smbios: SmbiosFields | None = None
+    """What the guest is to read in the tables that name the machine."""
     passed_fds: list[PassedFdConfig] = field(default_factory=list)
     numa: list[NumaConfig] = field(default_factory=list)
     """What was said of NUMA nodes, in order."""
@@ -345,6 +352,18 @@ class MachineConfig:
     """Whether the machine waits for `x-exit-preconfig` before it is made."""
     daemonize: bool = False
     pidfile: str | None = None
+    loadvm: str | None = None
+    """The snapshot of the whole machine in its disks that this one goes on from."""
+    incoming: str | None = None
+    """The URI that a migration comes in from, or `defer`; None where the machine starts by itself."""
+    forked: ForkedMachine | None = None
+    """The machine that this one is made of."""
+    saved: Snapshot | None = None
+    """What is in the folder `restore`, where that was read already."""
+    restore_disks: Literal["images", "overlay"] = "images"
+    """Whether the restored machine goes on with its images, or with temporary ones on top of what was saved."""
+    restore_clock: Literal["keep", "step"] = "keep"
+    """Whether guest time goes on where it stood, or as if the machine had run all the time."""
     restore: str | None = None
     """The folder with the saved machine that this one goes on from."""
     vnc: list[VncOptions] = field(default_factory=list)

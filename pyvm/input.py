@@ -134,10 +134,10 @@ class KeyboardInput:
         self._wake = wake
 
     def input(self, event: InputEvent) -> None:
-        """Take a key."""
+        """Take a key.  The one that wakes the guest gets lost, as the keyboard is reset thereby."""
         assert isinstance(event, KeyInput)
-        self._wake()
         self._keyboard.key(event.key, event.down)
+        self._wake()
 
     def sync(self) -> None:
         """The keyboard sends each key at once."""

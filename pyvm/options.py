@@ -139,6 +139,14 @@ def parse_size(name: str, text: str, unit: str = "B") -> int:
     return size
 
 
+def parse_uuid(text: str) -> str:
+    """Return a UUID in its usual form, in lower case; raises ConfigError for any other form."""
+    parts = text.split("-")
+    if [len(part) for part in parts] != [8, 4, 4, 4, 12] or not set("".join(parts)) <= set("0123456789abcdefABCDEF"):
+        raise ConfigError("Invalid UUID")
+    return text.lower()
+
+
 def is_identifier(text: str) -> bool:
     """Whether `text` can be the ID of a device, back end or drive."""
     return bool(text) and text[0].isascii() and text[0].isalpha() and _ID_CHARACTERS.issuperset(text)

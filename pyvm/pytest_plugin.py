@@ -9,7 +9,8 @@
 The marker's arguments are those of :class:`pyvm.Machine`, and more: the fixture waits until the guest agent answers,
 unless ``wait_console="pattern"`` names something on the console to wait for instead, or ``wait_agent=False``.  A guest
 boots once for all tests with the same arguments: it is saved when its agent answers, and each test goes on from there,
-unless ``fresh=True`` asks for a boot.  Where the guest has changed a disk meanwhile, it boots in any case.
+unless ``fresh=True`` asks for a boot.  What tests write to disks is gone with their machines; only the machine that
+boots writes to the images themselves, and with ``snapshot=on`` not even that one.
 The ini options ``pyvm_options`` and ``pyvm_timeout`` and the command line option ``--pyvm-options`` hold for all
 machines.  The fixture ``vm_factory`` makes any number of machines, with the same arguments; the machines that
 ``shared_vm_factory`` makes last until the end of the module, for tests that can share one.
@@ -72,7 +73,7 @@ class SavedMachines:
             return None
         try:
             return Machine.restore(folder).start()
-        except (MachineError, ConfigError):  # its disks have changed
+        except (MachineError, ConfigError):  # a backing file or a CD has changed
             del self._folders[recipe]
             return None
 

@@ -109,7 +109,7 @@ class QmpClient:
             self._reader.join()
         self._socket.close()
 
-    def command(self, name: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+    def command(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Carry out a command and return what it returns; raises QmpError where the monitor refuses.
 
         Underscores in the names of `arguments` become dashes; :meth:`execute` takes names as they are.

@@ -40,7 +40,12 @@ def configure(line: CommandLine, *, terminal: bool = False) -> MachineConfig:
     config.preconfig = "preconfig" in line.flags
     config.daemonize = "daemonize" in line.flags
     config.pidfile = line.value("pidfile")
-    config.restore = _saved_machine(line.value("incoming"))
+    config.loadvm = line.value("loadvm")
+    config.restore, config.incoming = _incoming(line.value("incoming"))
+    if config.restore is not None:
+        from pyvm.commandline import restore
+
+        restore.configure(config)
     board.configure(line, config)
     storage.configure(line, config)
     if line.groups["netdev"] or line.groups["nic"] or line.groups["net"]:
@@ -52,16 +57,23 @@ def configure(line: CommandLine, *, terminal: bool = False) -> MachineConfig:
     return config
 
 
-def _saved_machine(uri: str | None) -> str | None:
-    """Return the folder that `-incoming` names."""
+def _incoming(uri: str | None) -> tuple[str | None, str | None]:
+    """Return the folder with a saved machine that `-incoming` names, or where a migration comes in from."""
     if uri is None:
-        return None
+        return None, None
     scheme, colon, path = uri.partition(":")
-    if scheme == "file" and path:
-        return path
-    if colon and scheme in ("tcp", "unix", "exec", "fd", "rdma"):
-        raise ConfigError(f"-incoming {uri}: only file: is supported by pyvm yet")
+    if scheme == "file" and path and not _is_stream(path):
+        return path, None
+    if uri == "defer" or (colon and scheme in ("tcp", "unix", "exec", "fd", "file")):
+        return None, uri
     raise ConfigError(f"-incoming {uri}: unknown migration protocol: {uri}")
+
+
+def _is_stream(path: str) -> bool:
+    """Return whether a path is one of what a migration wrote, not the folder of a saved machine."""
+    import os
+
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _refuse_duplicates(kind: str, identifiers: Sequence[str | None]) -> None:

@@ -26,7 +26,7 @@ from pyvm.config import (
     SmpConfig,
 )
 from pyvm.errors import ConfigError
-from pyvm.options import Options, parse_number
+from pyvm.options import Options, parse_number, parse_uuid
 
 _MEMORY_ALIGNMENT = 8192
 _MEMORY_SLOTS = 256
@@ -83,6 +83,10 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.numa = numa_options(line.groups["numa"])
     config.traces = trace_options(line.groups["trace"])
     _configure_names(line, config)
+    if line.groups["smbios"]:
+        from pyvm.commandline.smbios import configure_smbios
+
+        configure_smbios(line.groups["smbios"], config)
     _check_messages(line, config)
     _sandbox(line, config)
 
@@ -268,9 +272,10 @@ def _configure_boot(line: CommandLine, config: MachineConfig) -> None:
         boot.splash_time = options.number("splash-time", high=0xFFFF)
     if "reboot-timeout" in options:
         boot.reboot_timeout = _reboot_timeout(options)
-    if "splash" in options:
-        raise options.error("'splash' is not supported by pyvm yet")
+    boot.splash = options.string("splash")
     boot.bios = line.value("bios")
+    if boot.splash is not None and boot.bios is None:
+        raise options.error("splash pictures are shown by a firmware (-bios FILE); the built-in BIOS has text only")
     if boot.bios is not None:
         check_readable(boot.bios, f"could not load PC BIOS '{boot.bios}'")
         if boot.kernel is not None:
@@ -384,11 +389,10 @@ def _configure_names(line: CommandLine, config: MachineConfig) -> None:
     config.debug_threads = options.boolean("debug-threads")
     text, origin = line.values.get("uuid", (None, ""))
     if text is not None:
-        parts = text.split("-")
-        digits = "".join(parts)
-        if [len(part) for part in parts] != [8, 4, 4, 4, 12] or not set(digits) <= set("0123456789abcdefABCDEF"):
-            raise ConfigError(f"{origin}: failed to parse UUID string: wrong format")
-        config.uuid = text.lower()
+        try:
+            config.uuid = parse_uuid(text)
+        except ConfigError:
+            raise ConfigError(f"{origin}: failed to parse UUID string: wrong format") from None
     text, origin = line.values.get("echr", (None, ""))
     if text is not None:
         try:

@@ -48,6 +48,7 @@ def _groups() -> dict[str, Group]:
         Group("numa", "type"),
         Group("object", "qom-type", strict=True),
         Group("overcommit", None, _kinds(boolean="mem-lock cpu-pm")),
+        Group("smbios"),
         Group("rtc", None, _kinds(string="base clock driftfix")),
         Group(
             "sandbox",

@@ -23,6 +23,8 @@ def answer(request: HelpRequest) -> str:
         return _devices(request.subject)
     if request.topic == "object" and request.subject is not None:
         return _object(request.subject)
+    if request.topic == "drive" and request.subject == "format":
+        return _formats()
     topics: dict[str, Callable[[], str]] = {
         "help": _options,
         "version": version,
@@ -38,6 +40,14 @@ def answer(request: HelpRequest) -> str:
     }
     topic = topics.get(request.topic)
     return topic() if topic else _one_option(OPTIONS[request.topic])
+
+
+def _formats() -> str:
+    """Return the answer to ``-drive format=help``: all drivers, in two lines as scripts expect them."""
+    from pyvm.block.options import DRIVERS
+
+    names = " ".join(sorted(driver.name for driver in DRIVERS.values() if driver.module))
+    return f"Supported formats: {names}\nSupported formats (read-only): {names}"
 
 
 def version() -> str:

@@ -15,13 +15,16 @@ from pyvm.errors import ConfigError
 from pyvm.options import Options, is_identifier, parse
 
 NIC_MODELS = {
+    "e1000": "e1000",
+    "e1000-82544gc": "e1000-82544gc",
+    "e1000-82545em": "e1000-82545em",
     "virtio": "virtio-net-pci",
     "virtio-net-pci": "virtio-net-pci",
     "virtio-net-pci-transitional": "virtio-net-pci-transitional",
     "virtio-net-pci-non-transitional": "virtio-net-pci-non-transitional",
 }
 """Cards that ``-nic model=`` can name."""
-DEFAULT_NIC = "virtio-net-pci"
+DEFAULT_NIC = "e1000"
 _MODERN = ("stream", "dgram")
 """Types whose options have structures."""
 _LISTS = ("hostfwd", "guestfwd", "dnssearch")

@@ -125,6 +125,8 @@ class CommandLine:
             records.append(options)
 
     def _ask_for_help(self, spec: OptionSpec, options: Options) -> None:
+        if spec.name == "drive" and options.get("format") in HELP_WORDS:
+            raise HelpRequest("drive", "format")
         if options.typed or not options.asks_for_help:
             return
         subject = options.get(options.group.implied or "")

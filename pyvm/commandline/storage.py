@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyvm.commandline.objects import make_object
 from pyvm.commandline.reader import CommandLine
-from pyvm.config import DeviceConfig, DriveConfig, GlobalConfig, MachineConfig
+from pyvm.config import DeviceConfig, DriveConfig, GlobalConfig, MachineConfig, ObjectConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Options
 
 # A device of one of these models stands for the default drive.
 _CDROM_MODELS = ("ide-cd", "ide-hd", "scsi-cd", "scsi-hd")
 _FLOPPY_MODELS = ("isa-fdc", "floppy")
+_MAIN_MEMORY = "pc.ram"
 
 
 def configure(line: CommandLine, config: MachineConfig) -> None:
@@ -35,6 +38,7 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
         if options.required("driver") != "none":
             raise options.error(f"audio driver '{options.get('driver')}' is not supported by pyvm yet (only none)")
         options.required("id")
+    _add_memory_backend(line, config)
     _check_memory_backend(line, config)
 
 
@@ -67,6 +71,25 @@ def _device(options: Options) -> DeviceConfig:
 
 def _global(options: Options) -> GlobalConfig:
     return GlobalConfig(options.required("driver"), options.required("property"), options.required("value"))
+
+
+def _add_memory_backend(line: CommandLine, config: MachineConfig) -> None:
+    """Make the main memory's back end that ``-mem-path`` and ``-mem-prealloc`` stand for."""
+    path, prealloc = line.value("mem-path"), "mem-prealloc" in line.flags
+    if path is None and not prealloc:
+        return
+    if config.board.memory_backend is not None:
+        if path is not None:
+            raise ConfigError("'-mem-path' can't be used together with '-machine memory-backend'")
+        return
+    if any(item.id == _MAIN_MEMORY for item in config.objects):
+        raise ConfigError(f"Duplicate ID '{_MAIN_MEMORY}' for object")
+    properties: dict[str, Any] = {"size": config.memory.size, "prealloc": prealloc}
+    kind = "memory-backend-ram"
+    if path is not None:
+        properties["mem-path"], kind = path, "memory-backend-file"
+    config.objects.append(ObjectConfig(kind, _MAIN_MEMORY, properties, "-mem-path" if path else "-mem-prealloc"))
+    config.board.memory_backend = _MAIN_MEMORY
 
 
 def _check_memory_backend(line: CommandLine, config: MachineConfig) -> None:

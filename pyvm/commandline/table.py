@@ -61,13 +61,18 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
      "where the guest's clock starts, and what makes it go"),
     ("machine", "no-acpi", "", "alias", "machine acpi=off", "short for -machine acpi=off"),
     ("machine", "no-hpet", "", "alias", "machine hpet=off", "short for -machine hpet=off"),
+    ("machine", "mem-path", "PATH", "value", "mem-path", "the guest's memory is this file, or one in this directory"),
+    ("machine", "mem-prealloc", "", "flag", "mem-prealloc", "take all memory from the host at the start"),
     ("machine", "nodefaults", "", "flag", "nodefaults", "no devices but those asked for"),
     ("boot", "kernel", "FILE", "value", "kernel", "boot this Linux (bzImage, vmlinux), PVH or multiboot kernel"),
     ("boot", "initrd", "FILE", "value", "initrd", "the kernel's initial RAM disk"),
     ("boot", "append", "TEXT", "value", "append", "the kernel's command line"),
     ("boot", "bios", "FILE", "value", "bios", "firmware to run instead of the built-in BIOS services"),
-    ("boot", "boot", "[order=DRIVES][,once=DRIVES][,menu=on|off][,splash-time=MS][,reboot-timeout=MS][,strict=on|off]",
+    ("boot", "boot",
+     "[order=DRIVES][,once=DRIVES][,menu=on|off][,splash=FILE][,splash-time=MS][,reboot-timeout=MS][,strict=on|off]",
      "merge", "boot-opts", "which drives to boot from: a, b floppies, c disk, d CD-ROM, n network"),
+    ("boot", "smbios", "file=FILE | type=NUMBER[,FIELD=VALUE...]", "add", "smbios",
+     "what the guest reads in the tables that name the machine"),
     ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
     ("devices", "device", "MODEL[,PROPERTY=VALUE...]", "add", "device",
      "plug in a device ('-device help' lists the models, '-device MODEL,help' its properties)"),
@@ -115,7 +120,10 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("chardev", "vga", "std|none", "value", "vga", "the graphics card (default std)"),
     ("run", "S", "", "flag", "start_paused", "do not start the guest until 'cont'"),
     ("run", "preconfig", "", "flag", "preconfig", "do not make the machine until a QMP client says 'x-exit-preconfig'"),
-    ("run", "incoming", "file:FOLDER", "value", "incoming", "go on as the machine that was saved in a folder"),
+    ("run", "loadvm", "TAG", "value", "loadvm", "go on as the machine that savevm left in its disks"),
+    ("run", "incoming",
+     "file:FOLDER[,disks=images|overlay][,clock=keep|step]|file:PATH|tcp:HOST:PORT|unix:PATH|fd:N|exec:COMMAND|defer",
+     "value", "incoming", "go on as the machine that was saved in a folder, or that migrates to here"),
     ("run", "no-reboot", "", "alias", "action reboot=shutdown", "end instead of rebooting"),
     ("run", "no-shutdown", "", "alias", "action shutdown=pause", "stop instead of ending when the guest shuts down"),
     ("run", "action", "[reboot=reset|shutdown][,shutdown=poweroff|pause][,panic=ACTION][,watchdog=ACTION]", "merge",
@@ -150,12 +158,12 @@ _HARMLESS = {
 }
 
 _MISSING_FLAGS = (
-    "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen mem-prealloc no-fd-bootchk only-migratable "
+    "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen no-fd-bootchk only-migratable "
     "portrait s singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
     "acpitable audio chroot d D dfilter dtb fsdev gdb icount "
-    "iscsi loadvm mem-path mtdblock option-rom pflash plugin rotate runas sd seed smbios spice "
+    "iscsi mtdblock option-rom pflash plugin rotate runas sd seed spice "
     "tpmdev usbdevice virtfs xen-domid"
 )
 

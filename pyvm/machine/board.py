@@ -129,22 +129,42 @@ class Board:
         self.pic = PicPair(IrqLine(self._drive_lint0))
         self.ioapic = IoApic(self.apic_bus)
         self.apic_bus.on_eoi = self.ioapic.eoi
-        self.lapics = [
-            Lapic(apic_id, self.clock, self.apic_bus, self.vcpus.port(index), self.pic.acknowledge)
-            for index, apic_id in enumerate(self.vcpus.apic_ids)
-        ]
-        self.vcpus.attach_lapics(self.lapics)
+        self.lapics: dict[int, Lapic] = {}
+        """Those of the vCPUs that are there, by index."""
+        self._all_lapics: dict[int, Lapic] = {}
+        """And those of the vCPUs that ever were there."""
+        self.vcpus.attach_lapics(self._all_lapics)
         self.irq_counts = [0] * ISA_IRQS
         """How often each ISA interrupt was raised."""
         self.isa_irqs = [SharedIrq(self._isa_sink(irq)) for irq in range(ISA_IRQS)]
-        for index, lapic in enumerate(self.lapics):
-            self._keep(f"lapic{index}", lapic)
+        for index in self.vcpus.present:
+            self.add_lapic(index)
         self._keep("ioapic", self.ioapic)
         self._keep("pic", self.pic)
         self.mmio.add(IOAPIC_BASE, 0x1000, self.ioapic.read, self.ioapic.write, "ioapic", min_access=4, max_access=4)
         for base, chip, name in ((PIC_MASTER, self.pic.master, "pic1"), (PIC_SLAVE, self.pic.slave, "pic2")):
             self.ports.add(base, 2, chip.read, chip.write, name, max_access=1)
         self.ports.add(PIC_ELCR, 2, self.pic.elcr_read, self.pic.elcr_write, "elcr", max_access=1)
+
+    def add_lapic(self, index: int) -> None:
+        """Put the local APIC of a vCPU onto the bus."""
+        lapic = self._all_lapics.get(index)
+        if lapic is None:
+            port, apic_id = self.vcpus.port(index), self.vcpus.apic_ids[index]
+            lapic = Lapic(apic_id, self.clock, self.apic_bus, port, self.pic.acknowledge)
+            self._all_lapics[index] = lapic
+        else:
+            self.apic_bus.attach(lapic)
+            lapic.reset()
+        self.lapics[index] = lapic
+        self._keep(f"lapic{index}", lapic)
+
+    def remove_lapic(self, index: int) -> None:
+        """Take the local APIC of a vCPU off the bus."""
+        lapic = self.lapics.pop(index)
+        lapic.reset()
+        self.apic_bus.detach(lapic)
+        del self.components[f"lapic{index}"]
 
     def _drive_lint0(self, level: bool) -> None:
         self.lapics[0].set_lint0(level)
@@ -282,5 +302,5 @@ class Board:
 
     def nmi(self) -> None:
         """Press the NMI button: LINT1 of every local APIC."""
-        for lapic in self.lapics:
+        for lapic in self.lapics.values():
             lapic.lint1_nmi()

@@ -9,18 +9,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
+from pyvm.devices.ide.piix3 import IDETIM
+from pyvm.devices.pci.function import PciFunction
 from pyvm.errors import ConfigError
 from pyvm.firmware import cpu_setup, pci_setup
 from pyvm.firmware.affinity import Affinity
 from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
 from pyvm.firmware.e820 import hardware_map, high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
-from pyvm.firmware.machine_info import MachineInfo, Processor, SerialPort, SystemStrings
+from pyvm.firmware.machine_info import RESET_PORT, MachineInfo, Processor, SerialPort, SystemStrings
 from pyvm.firmware.pic_setup import pic_setup
+from pyvm.firmware.smbios_fields import SmbiosFields
 from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
 from pyvm.machine import cmos
 from pyvm.machine.board import FAST_A20_PORT, SERIAL_PORTS
@@ -29,6 +33,7 @@ from pyvm.memory import FOUR_GIB, GuestMemory
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
+    from pyvm.devices.vmgenid import VmGenId
     from pyvm.firmware.bios.machine import BiosDisk
     from pyvm.firmware.e820 import E820Entry
     from pyvm.machine.bios import BuiltInBios
@@ -40,6 +45,7 @@ _REAL_MODE_IDT_LIMIT = 0x3FF
 _REAL_MODE_LIMIT = 0xFFFF
 _CODE16 = 0x9B00
 _A20_OPEN = 0x02
+_HARD_RESET = 0x06
 _VIDEO_BIOS = "vgabios-stdvga.bin"
 _ALL_BUT_CASCADE, _ALL = 0xFB, 0xFF
 """Masks of the interrupt controllers."""
@@ -57,9 +63,11 @@ class Boot:
     boot_order: Callable[[], bytes]
     """Returns the devices with a boot index, as firmware in the guest wants to have them."""
     display: Display | None = None
+    generation_id: VmGenId | None = None
     installed: InstalledTables | None = None
     _bios: BuiltInBios | None = field(default=None, init=False)
     _started: bool = field(default=False, init=False)
+    _kept: tuple[bytes, int] = field(default=(b"", 0), init=False)
 
     def describe_to_guest(self) -> None:
         """Offer what the machine is, its tables and the user's files in fw_cfg; once.  Raises ConfigError."""
@@ -67,34 +75,44 @@ class Boot:
         fw_cfg.add_machine(
             uuid=info.system.uuid,
             ram_size=self.board.memory.size,
-            cpus=config.smp.cpus,
+            cpus=self.board.vcpus.count,
             max_cpus=config.smp.max_cpus,
             boot_menu=config.boot.menu,
         )
         self._describe_booting()
         memory_map = b"".join(entry.pack() for entry in hardware_map(self.board.memory.blocks))
-        files = {**self.tables.fw_cfg_files(), "etc/e820": memory_map}
+        # What the tables say may change as CPUs come and go: they are made when they are read.
+        tables = {name: partial(self._table_file, name) for name in self.tables.fw_cfg_files()}
+        files: dict[str, bytes | Callable[[], bytes]] = {**tables, "etc/e820": memory_map}
         try:
             for name, content in [*files.items(), *((file.name, file.content) for file in config.fw_cfg)]:
                 fw_cfg.add_file(name, content)
         except ValueError as error:
             raise ConfigError(f"-fw_cfg: {error}") from None
 
+    def _table_file(self, name: str) -> bytes:
+        return self.tables.fw_cfg_files()[name]
+
     def _describe_booting(self) -> None:
         """Store how to boot where firmware in the guest looks for it."""
         board, boot = self.board, self.config.boot
         low, high = low_ram_end(board.memory.blocks), high_ram_end(board.memory.blocks)
-        cmos.describe_memory(board.rtc, low, high - FOUR_GIB, self.config.smp.cpus)
+        cmos.describe_memory(board.rtc, low, high - FOUR_GIB, board.vcpus.count)
         board.fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", boot.reboot_timeout))
         if order := self.boot_order():
             board.fw_cfg.add_file("bootorder", order)
         if boot.splash_time is not None:
             board.fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", boot.splash_time))
+        if boot.splash is not None:
+            from pyvm.machine.splash import read_picture
+
+            board.fw_cfg.add_file(*read_picture(boot.splash))
         if boot.bios is not None and self.tables.info.vga:
             # The video BIOS of a firmware lies beside it; without one there is just no picture.
             video = Path(boot.bios).with_name(_VIDEO_BIOS)
-            if video.is_file():
-                board.fw_cfg.add_file(f"vgaroms/{_VIDEO_BIOS}", video.read_bytes())
+            adapter = board.components["vga"]
+            if video.is_file() and isinstance(adapter, PciFunction):
+                adapter.add_rom(video.read_bytes())
 
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.
@@ -110,6 +128,7 @@ class Boot:
         self._set_up_processors()
         try:
             self.installed = installed = self.tables.install(board.memory)
+            self._place_generation_id()
             if boot.kernel is None:
                 self._start_bios(installed.e820)
                 return
@@ -122,6 +141,11 @@ class Boot:
         except BootError as error:
             raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
         board.vcpus.set_registers(0, registers_of(state))
+
+    def _place_generation_id(self) -> None:
+        """Tell the device where its identifier goes, as a BIOS does that follows the table loader's script."""
+        if self.generation_id is not None and self.installed is not None:
+            self.generation_id.put_at(self.installed.generation_id)
 
     def restored(self) -> None:
         """Take the place of the firmware that started the machine whose state is loaded next."""
@@ -178,16 +202,31 @@ class Boot:
         for index, value in cpu_setup.memory_types(self.tables.info, PHYSICAL_ADDRESS_BITS):
             board.vcpus.set_shared_msr(index, value)
 
+    def before_resume(self) -> None:
+        """The machine is about to be reset to wake from suspend-to-RAM."""
+        self._kept = self.board.host_bridge.pam(), self.board.ide.config_read(IDETIM, 4)
+
     def resume(self) -> None:
         """Enter a guest that suspended itself to RAM where its FACS says."""
         board = self.board
         if self.config.boot.bios is not None:
+            # By its copy in RAM, as it left that, firmware finds out that it runs for the second time; and it does not
+            # switch IDE channels on again, which systems do not do either.
+            shadow, timing = self._kept
+            board.host_bridge.set_pam(shadow)
+            board.ide.config_write(IDETIM, 4, timing)
             board.rtc.set_cmos(cmos.SHUTDOWN_STATUS, cmos.RESUME_FROM_RAM)
             return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
+        self._place_generation_id()
         self._show_text_screen()
         vector = waking_vector(board.memory, self.installed.facs) if self.installed else 0
+        if not vector:
+            # The guest went to sleep without saying where it is to wake: it starts anew.
+            board.vcpus.set_registers(0, {"activity": "halted"})
+            board.ports.write(RESET_PORT, 1, _HARD_RESET)
+            return
         segment = (vector >> 4) & 0xFFFF
         board.vcpus.set_registers(
             0, {"rip": vector & 0xF, "cs": (segment, segment << 4, _REAL_MODE_LIMIT, _CODE16), "gdt": (0, 0, 0xFFFF, 0)}
@@ -247,4 +286,5 @@ def describe(board: Board, config: MachineConfig, *, vga: bool, affinity: Affini
         cpu_features=feature_words(model)[0],
         affinity=affinity or Affinity(),
         system=SystemStrings(version=config.board.type, uuid=uuid),
+        smbios=config.smbios or SmbiosFields(),
     )

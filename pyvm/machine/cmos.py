@@ -38,6 +38,11 @@ def describe_memory(rtc: Rtc, low: int, high: int, cpus: int) -> None:
     units = high // _UNIT
     _word(rtc, _MEMORY_ABOVE_4G, units & 0xFFFF)
     rtc.set_cmos(_MEMORY_ABOVE_4G + 2, units >> 16 & 0xFF)
+    describe_cpus(rtc, cpus)
+
+
+def describe_cpus(rtc: Rtc, cpus: int) -> None:
+    """Store the number of CPUs."""
     rtc.set_cmos(_CPU_COUNT, cpus - 1)
 
 

@@ -51,7 +51,7 @@ def expand(name: str, changes: Mapping[str, Any]) -> CpuModel:
             raise QmpError(f"Property '{name}{CPU_SUFFIX}.{key}' not found")
         _change(model, key, known[key].kind, value)
     if name != STATIC_MODEL:
-        model.features |= {"hypervisor", "invtsc"}
+        model.features.add("hypervisor")
     model.features &= available_features()
     return model
 

@@ -15,10 +15,13 @@ from pyvm.runstate import RunState
 if TYPE_CHECKING:
     from pyvm.devices.pci.function import PciFunction
     from pyvm.devices.virtio.pci import VirtioPci
+    from pyvm.machine.hotplug import Hotplug
     from pyvm.machine.numa import Numa
     from pyvm.machine.pc import Pc
+    from pyvm.machine.plugging import PluggedDevice
     from pyvm.machine.qom_tree import MachineTree
     from pyvm.machine.user_objects import UserObjects
+    from pyvm.memory import RamBlock
 
 _BACKEND = "virtio-backend"
 
@@ -26,6 +29,7 @@ _BACKEND = "virtio-backend"
 class Descriptions:
     """What can be asked about the parts of a machine."""
 
+    hotplug: Hotplug
     numa: Numa
     objects: UserObjects
 
@@ -43,14 +47,31 @@ class Descriptions:
     def _is_pc(self) -> bool:
         return self._pc.config.board.type != "none"
 
+    @property
+    def generation_id(self) -> str | None:
+        """The identifier that changes when the machine goes on from a saved state, where it has a device for it."""
+        device = self._pc.plugger.plugged.generation_id if self._pc.initialized else None
+        return None if device is None else str(device.guid)
+
     # ---- CPUs
 
-    @staticmethod
-    def cpu_path(index: int) -> str:
+    def cpu_path(self, index: int) -> str:
         """Return the path of a vCPU in the tree of objects."""
+        device = self.plugged_cpu(index)
+        if device is not None:
+            return self.qom.plugged.object_of(device).path
         from pyvm.machine.qom_tree import cpu_number
 
         return f"/machine/unattached/device[{cpu_number(index)}]"
+
+    def plugged_cpu(self, index: int) -> PluggedDevice | None:
+        """Return the device that is the CPU in a place, None for one that the board came with."""
+        from pyvm.machine.cpu_plug import PluggedCpu
+
+        for device in self._pc.plugger.plugged.devices if self._pc.initialized else ():
+            if isinstance(device.made, PluggedCpu) and device.made.index == index:
+                return device
+        return None
 
     def cpu_place(self, index: int) -> dict[str, int]:
         """Return where a CPU sits."""
@@ -71,7 +92,7 @@ class Descriptions:
                 "vcpus-count": 1,
                 "props": self.cpu_place(index),
             }
-            if pc.initialized and index < pc.cpus.count:
+            if pc.initialized and index in pc.cpus.present:
                 slot["qom-path"] = self.cpu_path(index)
             yield slot
 
@@ -80,15 +101,16 @@ class Descriptions:
         smp = self._pc.config.smp
         if not 0 <= index < smp.max_cpus:
             raise QmpError(f"Unable to add CPU: {index}, max allowed: {smp.max_cpus - 1}")
-        if index < smp.cpus:
+        if index in self._pc.cpus.present:
             raise QmpError(f"Unable to add CPU: {index}, it already exists")
-        raise QmpError("CPUs cannot be plugged in by pyvm yet")
+        driver = f"{self._pc.cpus.model.name}{CPU_SUFFIX}"
+        self.hotplug.add({"driver": driver, **self.numa.place_of(index)})
 
     def vcpu_states(self) -> list[dict[str, Any]]:
         """Return program counter and whether it is halted of each vCPU."""
         cpus = self._pc.cpus
         with cpus.paused():
-            found = [cpus.registers(index) for index in range(cpus.count)]
+            found = [cpus.registers(index) for index in cpus.present]
         return [{"pc": item["rip"] + item["cs"][1], "halted": item["activity"] != "running"} for item in found]
 
     # ---- Memory
@@ -101,18 +123,35 @@ class Descriptions:
 
     def memory_sizes(self) -> dict[str, int]:
         """Return a MemoryInfo."""
-        return {"base-memory": self._pc.config.memory.size if self._is_pc else 0, "plugged-memory": 0}
+        base = self._pc.config.memory.size if self._is_pc else 0
+        return {"base-memory": base, "plugged-memory": sum(module.size for module in self._modules())}
+
+    def _modules(self) -> list[RamBlock]:
+        return [module.block for module in self._pc.model.sockets.modules] if self._pc.initialized else []
 
     def memory_devices(self) -> list[dict[str, Any]]:
-        """Return the memory devices that are plugged in: there are none, as none can be."""
-        return []
+        """Return a MemoryDeviceInfo for each memory module, by address."""
+        found = []
+        devices = {id(device.made): device for device in self._pc.plugger.plugged.devices}
+        for module in self._pc.model.sockets.modules:
+            data: dict[str, Any] = {} if module.identifier is None else {"id": module.identifier}
+            data |= {
+                "memdev": f"/objects/{module.backend.id}",
+                "hotplugged": devices[id(module)].hotplugged,
+                "addr": module.block.gpa,
+                "hotpluggable": True,
+                "size": module.block.size,
+                "slot": module.slot,
+                "node": module.node,
+            }
+            found.append({"type": "dimm", "data": data})
+        return found
 
     def ospm_status(self) -> list[dict[str, Any]]:
-        """Return the ACPIOSTInfo of each memory slot; raises QmpError where there is no ACPI."""
+        """Return the ACPIOSTInfo of each place for memory and CPUs; raises QmpError where there is no ACPI."""
         if not self._is_pc:
             raise QmpError("command is not supported, missing ACPI device")
-        slots = range(self._pc.config.memory.slots)
-        return [{"slot": str(slot), "slot-type": "DIMM", "source": 0, "status": 0} for slot in slots]
+        return self._pc.model.sockets.status()
 
     # ---- PCI and virtio
 

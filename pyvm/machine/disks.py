@@ -85,6 +85,7 @@ class Disks:
         backend = self._find_backend(model, values, removable=removable)
         backend.removable = removable
         backend.only_reads = only_reads
+        backend.share_rw = bool(values.get("share-rw"))
         backend.device_id = path
         return backend
 
@@ -166,7 +167,7 @@ class Disks:
         if device.name == "virtio-blk":
             self._boot("disk", cast("VirtioBlk", device).backend, values, "virtio", function)
         elif device.name == "virtio-scsi":
-            self._scsi_hosts[cast("VirtioScsi", device).bus.name] = (function, values["iothread"])
+            self._scsi_hosts[cast("VirtioScsi", device).bus.name] = (function, values["iothread"] or None)
 
     # ---- IDE
 
@@ -230,7 +231,7 @@ class Disks:
         """Return a virtio SCSI host with an empty bus."""
         from pyvm.devices.virtio.scsi import VirtioScsi, keywords
 
-        iothread = values["iothread"]
+        iothread = values["iothread"] or None
         if iothread is not None and iothread not in self.storage.iothreads:
             raise ConfigError(f"Device '{iothread}' not found")
         name = f"{device.id}.0" if device.id else f"scsi.{len(self.scsi_buses)}"

@@ -89,7 +89,7 @@ def memory_runs(memory: GuestMemory, mmio: IoSpace) -> list[MemoryRun]:
     def device(ram: DeviceRam) -> Callable[[int, int], memoryview]:
         return lambda offset, length: ram.view[offset : offset + length]
 
-    runs = [MemoryRun(block.gpa, block.size, own(block.gpa)) for block in memory.blocks]
+    runs = [MemoryRun(block.gpa, block.size, own(block.gpa)) for block in memory.all_blocks]
     runs += [MemoryRun(region.base, region.size, device(region.ram)) for region in mmio.regions() if region.ram]
     return sorted(runs, key=lambda run: run.gpa)
 

@@ -1,8 +1,8 @@
 """Plugging devices in and out when the machine exists already: `device_add` and `device_del`.
 
-What the guest finds out by itself is done at any time: ports of a virtio-serial device, units of a virtio SCSI host.
-For PCI the guest would have to be told by ACPI, which pyvm's board does not do yet: there devices come and go only
-before the guest runs, and firmware finds them when it starts.
+Ports of a virtio-serial device and units of a virtio SCSI host come and go at once: the guest finds out by itself.  Of
+the rest the guest is told by ACPI, and it lets go what is to leave (:mod:`pyvm.machine.pci_hotplug`).  Before the guest
+has run, firmware finds PCI devices when it starts.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model
 from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.backend_paths import name_backends
-from pyvm.machine.cpu_plug import refuse_cpu
 from pyvm.machine.models import DEVICE_MODELS
+from pyvm.machine.pci_hotplug import PciHotplug
 from pyvm.machine.unplugging import unplug
 from pyvm.monitor.errors import DEVICE_NOT_FOUND, QmpError, device_not_found
 from pyvm.options import is_identifier
-from pyvm.qom.types import CPU_SUFFIX, load
+from pyvm.qom.types import load
+from pyvm.records import replace
 from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
+    from pyvm.firmware.machine_info import MachineInfo
     from pyvm.machine.pc import Pc
     from pyvm.machine.plugging import PluggedDevice
     from pyvm.qom.tree import QomObject
 
 _OWN = ("driver", "bus", "id")
+_MILLISECOND = 1_000_000
 _AT_ANY_TIME = ("virtio-serial-bus", "SCSI")
 _BUS_NAMES = {"PCI": "pci.0", "ISA": "isa.0", "floppy-bus": "floppy-bus.0", "IDE": "ide.1"}
 """The bus of each kind that the board has; of two IDE buses the one that is looked at first."""
-_BACKEND = "virtio-backend"
+_WITH_EVENT = ("virtio-backend", "lapic")
+"""Parts of devices that are devices themselves, and are told of when they go."""
 _ON_BOARD = {"isa-device": "ISA", "virtio-device": "virtio-bus"}
 """Types of devices that only the board makes, and the kind of bus that they would be on."""
 
@@ -54,7 +58,10 @@ class Hotplug:
     def __init__(self, pc: Pc) -> None:
         self._pc = pc
         self._leaving: list[PluggedDevice] = []
-        """Devices that go at the next reset: no guest runs that could let them go."""
+        """Devices that the guest was asked for before it ran at all: it hears of them in any case."""
+        self._pci: PciHotplug | None = None
+        """The slots that the guest knows of; none before the machine is made."""
+        self._resetting = False
         self._stale = False
         """Whether firmware does not know yet what is on the PCI bus."""
 
@@ -75,14 +82,17 @@ class Hotplug:
         if identifier is not None and identifier in self._pc.model.qom.plugged.named():
             raise QmpError(f"Duplicate device ID '{identifier}'")
         try:
-            self._pc.plugger.plug(DeviceConfig(model.name, identifier, bus, properties), hotplugged=True)
+            device = self._pc.plugger.plug(DeviceConfig(model.name, identifier, bus, properties), hotplugged=True)
         except MissingError as error:
             raise QmpError(str(error), DEVICE_NOT_FOUND) from None
         except ConfigError as error:
             raise QmpError(str(error)) from None
         name_backends(self._pc)
-        if model.bus == "PCI":
-            self._stale = True
+        if model.bus is None:
+            self._pc.model.sockets.announce(device)
+        elif model.bus == "PCI":
+            self._stale = self._pc.run_state is RunState.PRELAUNCH
+            self.slots.announce(device)
 
     def _model(self, driver: str, properties: Mapping[str, str]) -> DeviceModel:
         kind = load().get(driver)
@@ -93,8 +103,6 @@ class Hotplug:
                 raise QmpError(str(error)) from None
             if kind.abstract:
                 raise QmpError("Parameter 'driver' expects a non-abstract device type") from None
-            if driver.endswith(CPU_SUFFIX):
-                refuse_cpu(self._pc, driver, properties)
             for parent, bus in _ON_BOARD.items():
                 if kind.implements(parent):
                     raise (
@@ -103,7 +111,7 @@ class Hotplug:
                         else QmpError(f"No '{bus}' bus found for device '{driver}'")
                     ) from None
             raise QmpError("Parameter 'driver' expects a pluggable device type") from None
-        if model.name == "VGA":
+        if model.name in ("VGA", "vmgenid"):
             raise QmpError("Parameter 'driver' expects a pluggable device type")
         return model
 
@@ -114,7 +122,9 @@ class Hotplug:
         kinds |= dict.fromkeys(plugger.plugged.pci_buses, "PCI")
         kinds |= dict.fromkeys(plugger.disks.scsi_buses, "SCSI")
         kinds |= dict.fromkeys(plugger.plugged.serial_buses, "virtio-serial-bus")
-        wanted = model.bus or "ISA"
+        wanted = model.bus
+        if wanted is None and bus is None:
+            return
         if bus is None:
             bus = next((name for name, kind in kinds.items() if kind == wanted), None)
             if bus is None:
@@ -123,30 +133,52 @@ class Hotplug:
             raise QmpError(f"Bus '{bus}' not found")
         elif kinds[bus] != wanted:
             raise QmpError(f"Device '{model.name}' can't go on {kinds[bus]} bus")
-        now = self._pc.run_state is RunState.PRELAUNCH if wanted == "PCI" else wanted in _AT_ANY_TIME
+        assert bus is not None
+        now = self._is_described(bus) if wanted == "PCI" else wanted in _AT_ANY_TIME
         if not now or not self._pc.model.qom.plugged.is_realized(bus):
             raise no_hotplug(bus)
+
+    def _is_described(self, bus: str) -> bool:
+        """Whether the guest hears of what comes and goes on a PCI bus; it finds all of them when it starts."""
+        place = self._pc.plugger.plugged.pci_buses.get(bus, self._pc.board.pci)
+        return self._pc.run_state is RunState.PRELAUNCH or self.slots.number_of(place) is not None
 
     # ---- Out
 
     def remove(self, name: str) -> None:
         """Take out the device with an ID or at a path; raises QmpError."""
-        device = self._find(name)
+        from pyvm.machine.qom_cpu import CpuObject
+
+        found = self._find(name)
+        if isinstance(found, CpuObject):
+            self._pc.model.sockets.cpus.request_eject(found.index, found.type)
+            return
+        device = self._device_of(found, name)
         if device in self._leaving:
             raise QmpError(f"Device {name} is already in the process of unplug")
         if device.model.bus in _AT_ANY_TIME:
             # The reply to the client comes first.
             self._pc.mainloop.call_soon(self._tell, self._take_out(device))
             return
+        if device.model.name == "vmgenid":
+            raise QmpError(f"Device '{device.model.name}' does not support hotplugging")
+        if device.model.bus is None:
+            self._pc.model.sockets.request_eject(device)
+            return
         self._check_pci(device)
-        self._leaving.append(device)
+        if not self._pc.clock.now() // _MILLISECOND:
+            self._leaving.append(device)
+        if device.realized:
+            self.slots.request_eject(device)
 
     def _check_pci(self, device: PluggedDevice) -> None:
         """Raise QmpError where a device cannot leave its bus now."""
-        if device.model.bus != "PCI" or device.built_in or self._pc.run_state is not RunState.PRELAUNCH:
+        function: Any = device.made
+        stays = device.model.bus != "PCI" or device.built_in
+        if stays or (device.realized and self.slots.number_of(function.bus) is None):
             raise no_hotplug(self._pc.model.qom.plugged.bus_name(device) or _BUS_NAMES["PCI"])
 
-    def _find(self, name: str) -> PluggedDevice:
+    def _find(self, name: str) -> QomObject:
         tree = self._pc.model.qom
         found: QomObject | None
         if name.startswith("/"):
@@ -158,22 +190,24 @@ class Hotplug:
             found = tree.plugged.named().get(name)
         if found is None:
             raise device_not_found(name)
+        return found
+
+    def _device_of(self, found: QomObject, name: str) -> PluggedDevice:
+        """Return the device that an object stands for; raises QmpError where that is none that can go."""
         for device in self._pc.plugger.plugged.devices:
-            if tree.plugged.object_of(device) is found:
+            if self._pc.model.qom.plugged.object_of(device) is found:
                 return device
         kind = load().get(found.type)
         if kind is None or not kind.implements("device"):
             raise QmpError(f"{name} is not a hotpluggable device")
-        if found.type.endswith(CPU_SUFFIX):
-            raise QmpError("Boot CPU is unpluggable" if found is tree.boot_cpu else "CPUs cannot be taken out")
         bus = getattr(found, "bus", None)
         raise no_hotplug("main-system-bus" if bus is None or bus.name == "sysbus" else bus.name)
 
     def _take_out(self, device: PluggedDevice) -> list[dict[str, Any]]:
         """Unplug a device; return the data of the events that say so, of what came with it first."""
         found = self._pc.model.qom.plugged.object_of(device)
-        path, inner = found.path, found.children().get(_BACKEND)
-        gone: list[dict[str, Any]] = [{"path": inner.path}] if inner is not None else []
+        path, children = found.path, found.children()
+        gone: list[dict[str, Any]] = [{"path": children[name].path} for name in _WITH_EVENT if name in children]
         gone.append({"path": path} if device.config.id is None else {"device": device.config.id, "path": path})
         unplug(self._pc, device)
         return gone
@@ -183,11 +217,12 @@ class Hotplug:
             self._pc.events.emit("DEVICE_DELETED", data)
 
     def set_realized(self, device: PluggedDevice, value: bool) -> None:
-        """Take a device off its bus, or put it back there; raises QmpError."""
+        """Take a device off its bus, or put it back there, before the guest runs; raises QmpError."""
         if value == device.realized:
             return
-        self._check_pci(device)
         function: Any = device.made
+        if device.model.bus != "PCI" or device.built_in or self._pc.run_state is not RunState.PRELAUNCH:
+            raise no_hotplug(self._pc.model.qom.plugged.bus_name(device) or _BUS_NAMES["PCI"])
         bus = self._pc.plugger.plugged.pci_buses.get(device.config.bus or "", self._pc.board.pci)
         if value:
             try:
@@ -201,12 +236,73 @@ class Hotplug:
 
     # ---- Life
 
-    def finish(self) -> None:
-        """The machine is being reset: what was to leave goes."""
-        leaving, self._leaving = self._leaving, []
-        for device in leaving:
+    def machine_made(self) -> None:
+        """All that the machine starts with is there: from now on the guest is told what comes and goes."""
+        self._pci = PciHotplug(self._pc.board, self._pc.plugger.plugged, self._let_go)
+        self._pc.model.sockets.connect()
+
+    def describe(self, info: MachineInfo) -> MachineInfo:
+        """Return what firmware tells the guest of the machine, with all that can come and go."""
+        return self._pc.model.sockets.describe(replace(info, pci_bus=self.slots.described))
+
+    @property
+    def slots(self) -> PciHotplug:
+        """The PCI slots of a machine that was made."""
+        assert self._pci is not None, "the machine was made"
+        return self._pci
+
+    def _let_go(self, device: PluggedDevice) -> None:
+        """The guest has let a device go: it is off its bus at once, and the main loop does the rest."""
+        if self._resetting:
+            self._forget(device)
+            return
+        function: Any = device.made
+        if device.realized:
+            function.bus.detach(function)
+            device.realized = False
+        self._pc.mainloop.call_soon(self._forget, device)
+
+    def _forget(self, device: PluggedDevice) -> None:
+        if device in self._pc.plugger.plugged.devices:
             self._tell(self._take_out(device))
+
+    def cpu_gone(self, index: int) -> None:
+        """The guest has let a CPU go, which does nothing any more."""
+        device = self._pc.model.plugged_cpu(index)
+        if device is not None:
+            self._forget(device)
+        elif index not in self._pc.cpus.present:
+            path = self._pc.model.cpu_path(index)
+            self._pc.model.qom.drop_cpu(index)
+            self._tell([{"path": f"{path}/lapic"}, {"path": path}])
+
+    def cpu_identifier(self, index: int) -> str | None:
+        """Return the ID that the user gave the CPU in a place."""
+        device = self._pc.model.plugged_cpu(index)
+        return None if device is None or index not in self._pc.cpus.present else device.config.id
+
+    def module_gone(self, module: object) -> None:
+        """The guest has let a memory module go, which nobody uses any more."""
+        for device in self._pc.plugger.plugged.devices:
+            if device.made is module:
+                self._forget(device)
+                return
+
+    def finish(self) -> None:
+        """The machine is being reset: what was to leave goes, and firmware hears of what came."""
+        if self._pci is not None:
+            self._resetting = True
+            self._pci.registers.finish()
+            self._resetting = False
+        for device in self._leaving:
+            if not device.realized:
+                self._forget(device)
+        self._leaving = []
         self._stale = False
+        if self._pc.initialized:
+            info = self.describe(self._pc.tables.info)
+            if info != self._pc.tables.info:
+                self._pc.tables.rebuild(info)
 
     def settle(self) -> None:
         """The guest is about to run for the first time: let firmware find what was plugged in and out."""

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from pyvm.config import MachineConfig
     from pyvm.cpu.registers import RegisterState
     from pyvm.cpu.vcpu import VcpuSet
+    from pyvm.machine.board import Board
     from pyvm.machine.dump import Dumper
     from pyvm.machine.model import MachineModel
+    from pyvm.machine.network import Network
     from pyvm.machine.pc import Pc
+    from pyvm.machine.storage import Storage
+    from pyvm.memory import GuestMemory
     from pyvm.monitor.events import EventBus
     from pyvm.monitor.hmp.arguments import Format
 
@@ -29,6 +33,10 @@ class Inspection(ABC):
     events: EventBus
     chardev_set: ChardevSet
     model: MachineModel
+    memory: GuestMemory
+    network: Network
+    board: Board
+    storage: Storage
 
     @abstractmethod
     def _give_back(self, action: Callable[[], None]) -> None:
@@ -68,7 +76,7 @@ class Inspection(ABC):
         infos: list[VcpuInfo] = []
         if self.config.board.type == "none":
             return infos
-        for index in range(self.cpus.count):
+        for index in self.cpus.present:
             infos.append(VcpuInfo(index, model.cpu_path(index), self.cpus.thread_id, model.cpu_place(index)))
         return infos
 

@@ -7,9 +7,11 @@ wait: they stop the guest at once and are carried out by the main loop.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyvm.devices.acpi_pm import WakeReason
 from pyvm.runstate import RunState, RunStateHolder, ShutdownCause
 
 if TYPE_CHECKING:
@@ -25,11 +27,17 @@ class Hardware(Protocol):
     def reset_hardware(self) -> None:
         """Reset all devices and vCPUs and load what the guest starts from."""
 
-    def resume_from_ram(self) -> None:
+    def fall_asleep(self) -> None:
+        """The guest is suspended to RAM: what can wake it watches."""
+
+    def resume_from_ram(self, reason: WakeReason) -> None:
         """Wake from suspend-to-RAM: reset, and enter the guest where it wants to wake."""
 
     def press_power_button(self) -> None:
         """Press the power button."""
+
+    def inject_nmi(self) -> None:
+        """Press the NMI button."""
 
     def pause(self) -> None:
         """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
@@ -54,6 +62,7 @@ class Lifecycle:
         emit: EmitEvent,
     ) -> None:
         self.states = RunStateHolder()
+        self.states.listen(self._state_changed)
         self.exit_status = 0
         self.ended = False
         self._mainloop = mainloop
@@ -62,6 +71,12 @@ class Lifecycle:
         self._hardware = hardware
         self._actions = actions
         self._emit = emit
+
+    def _state_changed(self, old: RunState, new: RunState) -> None:
+        """However a machine came to sleep, by itself or as one that was loaded: it can be woken."""
+        del old
+        if new is RunState.SUSPENDED:
+            self._hardware.fall_asleep()
 
     # ---- Running and stopped
 
@@ -179,13 +194,53 @@ class Lifecycle:
         self._emit("SUSPEND_DISK", None)
         self.shutdown(ShutdownCause.GUEST_SHUTDOWN)
 
-    def wakeup(self) -> None:
+    def wakeup(self, reason: WakeReason = WakeReason.OTHER) -> None:
         """Wake the guest from suspend-to-RAM; WAKEUP is sent.  Nothing happens where it is not suspended."""
         if self.states.state is RunState.SUSPENDED:
-            self._hardware.resume_from_ram()
+            self._hardware.resume_from_ram(reason)
             self.states.set(RunState.RUNNING)
             self._emit("WAKEUP", None)
             self._go()
+
+    # ---- Watchdog and panic
+
+    def watchdog_expired(self) -> None:
+        """The guest's watchdog fired: WATCHDOG is sent, and what `-watchdog-action` says is done."""
+        action = self._actions.watchdog
+        self._emit("WATCHDOG", {"action": action})
+        if action == "reset":
+            self.request_reset(ShutdownCause.GUEST_RESET)
+        elif action == "shutdown":
+            self._mainloop.call_soon(self._act, self.powerdown)
+        elif action == "poweroff":
+            self.request_exit(0)
+        elif action == "pause":
+            self._soon(lambda: self.vm_stop(RunState.WATCHDOG))
+        elif action == "debug":
+            print("watchdog: timer fired", file=sys.stderr)
+        elif action == "inject-nmi":
+            self._hardware.inject_nmi()
+
+    def guest_panicked(self) -> None:
+        """The guest says that it has crashed: GUEST_PANICKED is sent, and what `-action panic=` says is done."""
+        action, stays = self._actions.panic, self._actions.shutdown == "pause"
+        if action == "none":
+            self._emit("GUEST_PANICKED", {"action": "run"})
+        elif action == "pause" or (action == "shutdown" and stays):
+            self._emit("GUEST_PANICKED", {"action": "pause"})
+            self._soon(lambda: self.vm_stop(RunState.GUEST_PANICKED))
+        else:
+            self._emit("GUEST_PANICKED", {"action": "poweroff"})
+            self._soon(self._end_after_panic)
+
+    def _end_after_panic(self) -> None:
+        if self._actions.panic == "exit-failure":
+            self.exit_status = 1
+        self.shutdown(ShutdownCause.GUEST_PANIC)
+
+    def crash_kernel_started(self) -> None:
+        """The guest says that a kernel which saves a dump has taken over; GUEST_CRASHLOADED is sent."""
+        self._emit("GUEST_CRASHLOADED", {"action": "run"})
 
     # ---- Faults
 

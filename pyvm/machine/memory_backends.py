@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyvm.machine.user_objects import ObjectHost, UserObject
-from pyvm.memory import punch_hole
+from pyvm.memory import map_fixed, punch_hole
 from pyvm.monitor.errors import QmpError
 
 _MADV_POPULATE_WRITE = 23
@@ -28,7 +28,7 @@ _POLICIES = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3}
 """Modes of mbind(2)."""
 _MPOL_MF_STRICT_MOVE = 0b11
 _MAX_NODES = 128
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_MAP_NORESERVE = 0x4000
 _PAGE = mmap.PAGESIZE
 _FILE_MODE = 0o644
 
@@ -84,6 +84,10 @@ class MemoryBackend(UserObject):
             self.mapping[offset : offset + length] = bytes(length)
         else:
             punch_hole(self.fd, offset, length)
+
+    def place(self, address: int) -> None:
+        """Map the memory at an address of this process, over what is there.  Raises OSError."""
+        map_fixed(address, self.size, mmap.MAP_PRIVATE if self.private else mmap.MAP_SHARED, self.fd)
 
     @property
     def in_use(self) -> bool:
@@ -281,17 +285,9 @@ class JoinedMemory:
     def __init__(self, backends: Sequence[MemoryBackend], mapping: mmap.mmap) -> None:
         self._parts: list[tuple[int, MemoryBackend]] = []
         self.mapping = mapping
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mmap.restype = ctypes.c_void_p
         offset = 0
         for backend in backends:
-            flags = _MAP_FIXED | (mmap.MAP_PRIVATE if backend.private else mmap.MAP_SHARED)
-            place = ctypes.c_void_p(address_of(self.mapping) + offset)
-            access = mmap.PROT_READ | mmap.PROT_WRITE
-            mapped = libc.mmap(place, ctypes.c_size_t(backend.size), access, flags, backend.fd, ctypes.c_long(0))
-            if mapped != place.value:
-                error = ctypes.get_errno()
-                raise OSError(error, os.strerror(error))
+            backend.place(address_of(self.mapping) + offset)
             self._parts.append((offset, backend))
             offset += backend.size
 

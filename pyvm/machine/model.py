@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -12,6 +13,7 @@ from pyvm.machine.descriptions import Descriptions
 from pyvm.machine.hotplug import Hotplug
 from pyvm.machine.memory_backends import JoinedMemory, MemoryBackend
 from pyvm.machine.numa import Numa
+from pyvm.machine.sockets import Sockets, memory_room
 from pyvm.machine.texts import Texts
 from pyvm.machine.user_objects import ObjectHost, UserObjects
 from pyvm.memory import GuestMemory, pc_ram_blocks
@@ -20,8 +22,10 @@ from pyvm.monitor.errors import QmpError
 if TYPE_CHECKING:
     from pyvm.config import NumaConfig, ObjectConfig
     from pyvm.machine.dirty_rate import DirtyRate
+    from pyvm.machine.memory_window import MemoryWindow
     from pyvm.machine.pc import Pc
     from pyvm.machine.storage import Storage
+    from pyvm.migration.fork_ram import LayeredRam, Layers
 
 STORED = ("iothread", "throttle-group", "secret")
 """Types of objects that the storage has; it makes those of the command line itself."""
@@ -35,12 +39,22 @@ class MachineModel(Descriptions, Texts):
         super().__init__(pc)
         config = pc.config
         host = ObjectHost(chardevs=pc.chardev_set, storage=self._storage, default_threads=config.smp.cpus)
+        host.clock = pc.clock
         host.netdev = lambda name: pc.network.clients.find_netdev(name)
         self.objects = UserObjects(host)
         self.numa = Numa(config)
         self.hotplug = Hotplug(pc)
         self._main: MemoryBackend | None = None
         """The RAM of a machine for which the user named no memory."""
+        self.layered: LayeredRam | None = None
+        """The RAM of a machine that was made of another one, or of which another one was made."""
+        self.window: MemoryWindow | None = None
+        """The RAM of a machine into which modules can be plugged, with the room for them."""
+
+    @cached_property
+    def sockets(self) -> Sockets:
+        """The places for CPUs and memory modules; first looked at when the board is there."""
+        return Sockets(self._pc)
 
     @cached_property
     def dirty_rate(self) -> DirtyRate:
@@ -55,9 +69,13 @@ class MachineModel(Descriptions, Texts):
 
     def close(self) -> None:
         """Let go what users' objects hold."""
+        if self.window is not None:
+            self.window.close()
         if self._main is not None and self.objects.find(MAIN_MEMORY) is not self._main:
             self._main.close()
         self.objects.close()
+        if self.layered is not None:
+            self.layered.close()
 
     # ---- Making the machine
 
@@ -79,13 +97,14 @@ class MachineModel(Descriptions, Texts):
         size, name = config.memory.size, config.board.memory_backend
         blocks = pc_ram_blocks(size)
         if self._pc.snapshot is not None:
-            return GuestMemory(size, blocks, self._pc.snapshot.ram(size))
+            self.layered = self._pc.snapshot.ram(size)
+            return self._with_room(self.layered)
         try:
             if config.board.type == "none":
                 return GuestMemory(size, blocks)
             if name is None:
                 self._main = MemoryBackend(self.objects.host, "memory-backend-ram", MAIN_MEMORY, {"size": size})
-                return GuestMemory(size, blocks, self._main)
+                return self._with_room(self._main, -1 if self._main.private else self._main.fd)
         except (OSError, OverflowError, ValueError, QmpError) as error:
             raise ConfigError(f"cannot set up guest memory: {error}") from None
         backend = self.objects.find(name)
@@ -94,12 +113,36 @@ class MachineModel(Descriptions, Texts):
         if backend.values.get("readonly"):
             raise ConfigError(f"memory backend '{name}' cannot be written")
         backend.mapped = True
-        return GuestMemory(size, blocks, backend)
+        return self._with_room(backend, -1 if backend.private else backend.fd)
+
+    def _with_room(self, backing: MemoryBackend | LayeredRam, fd: int = -1) -> GuestMemory:
+        """Return RAM with room for the modules that may be plugged in; holes may be punched in the file `fd`."""
+        memory = self._pc.config.memory
+        blocks = pc_ram_blocks(memory.size)
+        room = memory_room(memory)
+        if not room:
+            return GuestMemory(memory.size, blocks, backing)
+        from pyvm.machine.memory_window import MemoryWindow
+
+        try:
+            self.window = MemoryWindow(backing, memory.size, room, fd)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigError(f"cannot set up guest memory: {error}") from None
+        return GuestMemory(memory.size, blocks, self.window)
 
     @property
     def memory_fd(self) -> int:
         """The descriptor of the guest's RAM where it is anonymous memory of its own, else -1."""
-        return -1 if self._main is None or self._main.private else self._main.fd
+        return -1 if self._main is None or self._main.private or self.layered is not None else self._main.fd
+
+    def main_layers(self) -> Layers:
+        """Return the RAM of a machine that is about to be forked as the lowest layer.  Raises OSError."""
+        from pyvm.migration.fork_ram import Layers, copied
+
+        mapping = self._pc.memory.mapping
+        if self.memory_fd >= 0 and not self.numa.has_memory:
+            return Layers(len(mapping), os.dup(self.memory_fd))
+        return copied(memoryview(mapping))
 
     def settle_memory(self) -> None:
         """Give NUMA nodes their memory, and show what RAM consists of.  Raises ConfigError."""
@@ -110,9 +153,13 @@ class MachineModel(Descriptions, Texts):
         if nodes:
             assert main is not None, "nodes have memory of their own"
             try:
-                self._pc.memory.rest_on(JoinedMemory(nodes, main.mapping))
+                joined = JoinedMemory(nodes, self._pc.memory.mapping)
             except OSError as error:
                 raise ConfigError(f"cannot set up guest memory: {error.strerror}") from None
+            if self.window is not None:
+                self.window.join(joined)
+            else:
+                self._pc.memory.rest_on(joined)
             for backend in nodes:
                 backend.mapped = True
         elif main is not None:

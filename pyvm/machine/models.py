@@ -70,6 +70,13 @@ def _net() -> type[AnyVirtioDevice]:
     return VirtioNet
 
 
+def _vsock() -> type[AnyVirtioDevice]:
+    from pyvm.devices.virtio.vsock import VirtioVsock
+
+    return VirtioVsock
+
+
+_NEVER = (("virtio-vsock-pci", "-transitional"),)
 VIRTIO_PCI: dict[str, tuple[str, str, Callable[[], type[AnyVirtioDevice]]]] = {
     "virtio-serial-pci": ("virtio-serial", "Input", _serial),
     "virtio-balloon-pci": ("virtio-balloon", "Misc", _balloon),
@@ -77,6 +84,7 @@ VIRTIO_PCI: dict[str, tuple[str, str, Callable[[], type[AnyVirtioDevice]]]] = {
     "virtio-blk-pci": ("virtio-blk", "Storage", _blk),
     "virtio-scsi-pci": ("virtio-scsi", "Storage", _scsi),
     "virtio-net-pci": ("virtio-net", "Network", _net),
+    "virtio-vsock-pci": ("virtio-vsock", "Misc", _vsock),
 }
 """Virtio devices on PCI: alias, heading, and what loads their code."""
 
@@ -128,8 +136,49 @@ def _port(name: str) -> DeviceModel:
     return DeviceModel(name, "virtio-serial-bus", "Input", table)
 
 
+GUARDS = ("i6300esb", "ib700", "pvpanic", "pvpanic-pci", "vmgenid")
+"""Devices that watch over the guest, or over what becomes of it."""
+
+
+def _guard(name: str) -> DeviceModel:
+    from pyvm.machine.guards import device_model
+
+    return device_model(name)
+
+
+PCI_CARDS = {"e1000": ("e1000-82540em",), "e1000-82544gc": (), "e1000-82545em": ()}
+"""Network cards on PCI other than virtio's, and their aliases."""
+
+
+def _card(name: str) -> DeviceModel:
+    from pyvm.devices.e1000.function import PROPERTIES
+
+    table = {**PCI_PROPERTIES, **PROPERTIES}
+    return DeviceModel(name, "PCI", "Network", table, "Intel Gigabit Ethernet", PCI_CARDS[name])
+
+
+_MODULE_PROPERTIES = {
+    "memdev": Property("link<memory-backend>", None),
+    "node": Property("uint32", 0),
+    "addr": Property("uint64", 0),
+    "slot": Property("int32", -1),
+}
+_CPU_PROPERTIES = {
+    "apic-id": Property("uint32", 0xFFFFFFFF),
+    **{name: Property("int32", -1) for name in ("socket-id", "die-id", "core-id", "thread-id", "node-id")},
+}
+
+
+def _cpu(name: str) -> DeviceModel | None:
+    """Return the model of a CPU, None where that is no name of one."""
+    from pyvm.qom.types import CPU_SUFFIX, load
+
+    kind = load().get(name) if name.endswith(CPU_SUFFIX) else None
+    return None if kind is None or kind.abstract else DeviceModel(name, None, "CPU", _CPU_PROPERTIES)
+
+
 _LOADERS: dict[str, Callable[[str], DeviceModel]] = {
-    **{name + suffix: _virtio for name in VIRTIO_PCI for suffix in _VARIANTS},
+    **{name + suffix: _virtio for name in VIRTIO_PCI for suffix in _VARIANTS if (name, suffix) not in _NEVER},
     "ide-hd": _ide,
     "ide-cd": _ide,
     "scsi-hd": _scsi_unit,
@@ -139,6 +188,9 @@ _LOADERS: dict[str, Callable[[str], DeviceModel]] = {
         name, "PCI", "Bridge", {**PCI_PROPERTIES, **_BRIDGE_PROPERTIES}, "Standard PCI Bridge"
     ),
     "VGA": lambda name: DeviceModel(name, "PCI", "Display", PCI_PROPERTIES),
+    **dict.fromkeys(GUARDS, _guard),
+    **dict.fromkeys(PCI_CARDS, _card),
+    "pc-dimm": lambda name: DeviceModel(name, None, "Misc", _MODULE_PROPERTIES, "DIMM memory module"),
     "virtserialport": _port,
     "virtconsole": _port,
     "isa-debug-exit": lambda name: DeviceModel(name, "ISA", "Misc", _EXIT_PROPERTIES),
@@ -146,11 +198,12 @@ _LOADERS: dict[str, Callable[[str], DeviceModel]] = {
     "isa-serial": lambda name: DeviceModel(name, "ISA", "Input", _SERIAL_PROPERTIES),
 }
 _NAMES = {alias: name for name, (alias, _, _) in VIRTIO_PCI.items()}
+_NAMES |= {alias: name for name, aliases in PCI_CARDS.items() for alias in aliases}
 """The models behind aliases."""
 
 
 class DeviceModels(Mapping[str, DeviceModel]):
-    """All models by name; an alias is found as well, but not listed."""
+    """All models by name; aliases and CPUs are found as well, but not listed."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, DeviceModel] = {}
@@ -158,7 +211,10 @@ class DeviceModels(Mapping[str, DeviceModel]):
     def __getitem__(self, name: str) -> DeviceModel:
         name = _NAMES.get(name, name)
         if name not in self._loaded:
-            self._loaded[name] = _LOADERS[name](name)
+            made = _LOADERS[name](name) if name in _LOADERS else _cpu(name)
+            if made is None:
+                raise KeyError(name)
+            self._loaded[name] = made
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:

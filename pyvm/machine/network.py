@@ -18,10 +18,12 @@ from pyvm.options import warn
 if TYPE_CHECKING:
     from pyvm.clock import Clock
     from pyvm.config import DeviceConfig, MachineConfig
+    from pyvm.devices.e1000.function import E1000Function
     from pyvm.devices.properties import DeviceModel
     from pyvm.devices.virtio.net import VirtioNet
     from pyvm.machine.pc import Pc
     from pyvm.machine.plugging import PluggedDevice
+    from pyvm.memory import GuestMemory
     from pyvm.net.announce import Announcer, AnnounceTimes
     from pyvm.net.user.backend import UserBackend
 
@@ -123,6 +125,7 @@ class Network:
                 mtu=values["host_mtu"],
                 speed=values["speed"],
                 duplex=values["duplex"],
+                mq=values["mq"],
                 **{name: values[name] for name in _VIRTIO_SWITCHES},
             )
         except BaseException:
@@ -130,6 +133,19 @@ class Network:
             raise
         card.on_filter_change = lambda: self._filter_changed(client)
         return card
+
+    def make_e1000(
+        self, model: DeviceModel, device: DeviceConfig, values: Mapping[str, Any], memory: GuestMemory
+    ) -> E1000Function:
+        """Return a new Intel card.  Raises ConfigError."""
+        from pyvm.devices.e1000.function import E1000Function
+
+        client = self.make_client(model, device, values)
+        return E1000Function(
+            *(model.name, self._clock, memory, client),
+            mitigation=values["mitigation"],
+            autonegotiation=values["autonegotiation"],
+        )
 
     @property
     def _clock(self) -> Clock:

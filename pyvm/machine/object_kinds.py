@@ -376,10 +376,10 @@ class AuthorizationFile(AuthorizationObject):
         self._rules, self._stamp = rules, stamp
 
 
-def _filter_dump(host: ObjectHost, kind: str, identifier: str, given: dict[str, Any]) -> UserObject:
-    from pyvm.machine.net_filters import FilterDumpObject
+def _filter(host: ObjectHost, kind: str, identifier: str, given: dict[str, Any]) -> UserObject:
+    from pyvm.machine.net_filters import FILTERS
 
-    return FilterDumpObject(host, kind, identifier, given)
+    return FILTERS[kind](host, kind, identifier, given)
 
 
 Creator = Callable[[ObjectHost, str, str, dict[str, Any]], UserObject]
@@ -388,7 +388,7 @@ KINDS: dict[str, Creator] = {
     "authz-list-file": AuthorizationFile,
     "authz-simple": AuthorizationObject,
     "can-bus": CanBusObject,
-    "filter-dump": _filter_dump,
+    **dict.fromkeys(("filter-buffer", "filter-dump", "filter-mirror", "filter-redirector"), _filter),
     "iothread": IoThreadObject,
     "main-loop": MainLoopObject,
     "memory-backend-file": MemoryBackend,

@@ -30,8 +30,8 @@ class NewOverlay:
     """Whether the image is there; otherwise it is made."""
 
 
-def make_overlay(storage: Storage, below: Node, wanted: NewOverlay) -> None:
-    """Make an image, and put it on top of `below`."""
+def make_overlay(storage: Storage, below: Node, wanted: NewOverlay, *, freeze: bool = True) -> Node:
+    """Make an image, put it on top of `below`, and return it; the caller holds it, too.  `freeze`: see below."""
     graph = storage.graph
     graph.check_free(below)
     if wanted.node_name is not None and (wanted.node_name in graph.nodes or wanted.node_name in graph.device_names):
@@ -51,9 +51,11 @@ def make_overlay(storage: Storage, below: Node, wanted: NewOverlay) -> None:
         tree["node-name"] = wanted.node_name
     overlay = storage.open(wanted.filename, tree, Dialect.DRIVE)
     try:
-        put_on_top(storage, overlay, below)
-    finally:
-        storage.release(overlay)  # those above hold it
+        put_on_top(storage, overlay, below, freeze=freeze)
+    except BaseException:
+        storage.release(overlay)
+        raise
+    return overlay
 
 
 def _takes_backing(image_format: str) -> bool:
@@ -84,8 +86,11 @@ def _announce(line: str) -> None:
     print(line, flush=True)
 
 
-def put_on_top(storage: Storage, overlay: Node, below: Node) -> None:
-    """Let everybody who uses `below` use `overlay` in its place, with `below` as its backing file."""
+def put_on_top(storage: Storage, overlay: Node, below: Node, *, freeze: bool = True) -> None:
+    """Let everybody who uses `below` use `overlay` in its place, with `below` as its backing file.
+
+    With `freeze`, that is read-only from now on; otherwise the caller calls :func:`freeze_below`.
+    """
     graph = storage.graph
     if graph.accesses()[overlay].used & Permission.CONSISTENT_READ:
         raise BlockError("The overlay is already in use")
@@ -102,6 +107,12 @@ def put_on_top(storage: Storage, overlay: Node, below: Node) -> None:
         if not below.read_only:
             below.flush()
         _move_users(storage, overlay, below)
+    if freeze:
+        freeze_below(storage, below)
+
+
+def freeze_below(storage: Storage, below: Node) -> None:
+    """Let an image that another one stands on be read-only."""
     if not below.read_only:
         storage.set_read_only(below, True)
 

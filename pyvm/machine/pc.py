@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import ChardevError
 from pyvm.chardev.registry import ChardevHost, ChardevSet
-from pyvm.clock import NANOSECONDS
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
 from pyvm.cpu.vcpu import CpuEvents, VcpuSet
@@ -25,12 +25,13 @@ from pyvm.machine.accelerators import make_clock, vcpu_class
 from pyvm.machine.backend_paths import name_backends
 from pyvm.machine.board import Board, BoardEvents
 from pyvm.machine.boot import Boot, describe
-from pyvm.machine.inspection import Inspection
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.model import STORED, MachineModel
 from pyvm.machine.network import Network
+from pyvm.machine.persistence import Persistence
 from pyvm.machine.plugging import PlugEvents, Plugger
+from pyvm.machine.rtc_base import RtcBase
 from pyvm.machine.screen import screen_size
 from pyvm.machine.shadow import read_firmware
 from pyvm.machine.storage import Storage, StorageEvents
@@ -44,13 +45,15 @@ from pyvm.monitor.machine import Balloon
 from pyvm.monitor.qmp import QmpMonitor
 from pyvm.monitor.schema import model as schema
 from pyvm.monitor.trace import TraceEvents, start_traces, trace_life
+from pyvm.records import replace
 from pyvm.runstate import RunState, ShutdownCause
 
 if TYPE_CHECKING:
+    from pyvm.block.backend import BlockBackend
     from pyvm.config import ChardevConfig, MachineConfig
     from pyvm.devices.display.vga import Vga
     from pyvm.firmware.tables import Tables
-    from pyvm.migration.snapshot import Snapshot
+    from pyvm.machine.sleep import Sleep
     from pyvm.monitor.hmp.monitor import HumanMonitor
     from pyvm.vnc.displays import VncDisplays
 
@@ -58,7 +61,7 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 _GIL_SWITCH_SECONDS = 0.0005
 
 
-class Pc(Inspection):
+class Pc(Persistence):
     """A machine, made and reset but not running yet; it is what monitors see as MachineControl.
 
     Raises :class:`ConfigError` for whatever the configuration asks for that cannot be had.
@@ -71,8 +74,10 @@ class Pc(Inspection):
         self.lock = self.mainloop.lock
         self.events = EventBus(self.mainloop)
         self.autostart = True
-        self._rtc_base: int | None = None
+        self._rtc_base = RtcBase(config.rtc, self.clock)
         self._thread: threading.Thread | None = None
+        self._temporary = ExitStack()
+        """What is given back as soon as all images are open."""
         self._resources = ExitStack()
         """What :meth:`close` gives back, the newest first."""
         self._resources.callback(self.mainloop.close)
@@ -94,7 +99,8 @@ class Pc(Inspection):
         )
         self._give_back(self.chardev_set.close_all)
         self._complete = False
-        self.snapshot: Snapshot | None = None
+        self.disk_names: dict[BlockBackend, str] = {}
+        """What the command line calls disks that have no name as drives."""
         self.vnc: VncDisplays | None = None
         self.migration = MigrationSettings()
         self.model = MachineModel(self)
@@ -120,10 +126,7 @@ class Pc(Inspection):
     def _build(self) -> None:
         config = self.config
         refuse_unsupported(config)
-        if config.restore is not None:
-            from pyvm.migration.snapshot import Snapshot
-
-            self.snapshot = Snapshot(config.restore)
+        self._find_origin()
         start_traces(self.traces, config.traces)
         for chardev in config.chardevs:
             self._open_chardev(chardev)
@@ -146,7 +149,8 @@ class Pc(Inspection):
             self.input.register(MouseInput(self.board.mouse, self._woken_by_input))
         self.lifecycle = Lifecycle(self.mainloop, self.clock, self.cpus, self, config.actions, self.events.emit)
         trace_life(self.traces, self.events, self.lifecycle.states)
-        self.storage = self._open_storage()
+        with self._temporary:
+            self.storage = self._open_storage()
         self.model.create_objects(STORED, wanted=True)
         if not config.preconfig:
             self.complete()
@@ -160,20 +164,21 @@ class Pc(Inspection):
         config = self.config
         self.model.settle_memory()
         self._plugger = self._plug()
+        self.model.hotplug.machine_made()
         from pyvm.firmware.tables import Tables
 
         plugged = self._plugger.plugged
         affinity = self.model.numa.affinity(self.cpus.apic_ids, self.memory.blocks)
-        tables = Tables(describe(self.board, config, vga=plugged.display is not None, affinity=affinity))
+        info = describe(self.board, config, vga=plugged.display is not None, affinity=affinity)
+        info = replace(info, panic_port=plugged.panic_port, generation_id=plugged.generation_id is not None)
+        tables = Tables(self.model.hotplug.describe(info))
         disks = self._plugger.disks
         self._boot = Boot(self.board, config, tables, lambda: disks.bootable, disks.boot_order, display=plugged.display)
+        self._boot.generation_id = plugged.generation_id
         self._boot.describe_to_guest()
         self._complete = True
         name_backends(self)
-        if self.snapshot is None:
-            self.reset_hardware()
-        else:
-            self._restore(self.snapshot)
+        self._first_state()
 
     def _open_vnc(self) -> None:
         from pyvm.vnc.displays import VncDisplays
@@ -211,6 +216,7 @@ class Pc(Inspection):
                     failed=self._cpu_failed,
                     firmware_call=lambda vcpu: self._boot.firmware_call(vcpu),
                 ),
+                places=smp.max_cpus,
             )
         except EngineError as error:
             raise ConfigError(str(error)) from None
@@ -229,7 +235,6 @@ class Pc(Inspection):
 
     def _make_board(self) -> Board:
         config = self.config
-        self._set_rtc()
         events = BoardEvents(reset=self._guest_resets, sleep=self._guest_sleeps, rtc_change=self._rtc_changed)
         board = Board(
             self.clock,
@@ -238,7 +243,7 @@ class Pc(Inspection):
             self.ports,
             self.cpus,
             events,
-            rtc_base=self._rtc_at_start,
+            rtc_base=self._rtc_base,
             hpet=config.board.hpet,
             firmware=None if config.boot.bios is None else read_firmware(config.boot.bios),
             rtc_make_up=config.rtc.driftfix == "slew",
@@ -247,19 +252,6 @@ class Pc(Inspection):
             if name is not None:
                 board.add_serial(number, self._port(name))
         return board
-
-    def _set_rtc(self) -> None:
-        """Find what the RTC shows at guest time 0: with `clock=host` it follows the host through every stop."""
-        base, clock = self.config.rtc.base, self.config.rtc.clock
-        if isinstance(base, int):
-            self._rtc_base = base
-        elif self._rtc_base is None or clock != "vm":
-            now = (time.time_ns() - self.clock.now()) // NANOSECONDS
-            self._rtc_base = now + time.localtime(now).tm_gmtoff if base == "localtime" else now
-
-    def _rtc_at_start(self) -> int:
-        assert self._rtc_base is not None
-        return self._rtc_base
 
     def _port(self, name: str) -> Any:
         chardev = self.chardev_set.find(name)
@@ -272,7 +264,14 @@ class Pc(Inspection):
             emit=self.events.emit, stop=self.lifecycle.request_io_error, call_soon=self.mainloop.call_soon
         )
         events.call_later = self.mainloop.call_later
-        storage = Storage(self.config, self.lock, self.clock, events, open_file=self.fdsets.open)
+        storage = Storage(
+            self.config,
+            self.lock,
+            self.clock,
+            events,
+            open_file=self.fdsets.open,
+            find_object=self.model.objects.find,
+        )
         self._give_back(storage.close)
         return storage
 
@@ -281,11 +280,15 @@ class Pc(Inspection):
             guest_opened_port=self._port_opened,
             balloon_changed=lambda actual: self.events.emit("BALLOON_CHANGE", {"actual": actual}),
             debug_exit=self.request_exit,
+            watchdog_expired=self.lifecycle.watchdog_expired,
+            guest_panicked=self.lifecycle.guest_panicked,
+            crash_kernel_started=self.lifecycle.crash_kernel_started,
         )
         plugger = Plugger(
             self.board, self.config, self.chardev_set, self.storage, events, self.model.objects, self.network
         )
         self._give_back(plugger.close)
+        plugger.sockets = self.model.sockets
         plugger.plug_all()
         self.network.warn()
         if self.config.debugcon is not None:
@@ -318,57 +321,31 @@ class Pc(Inspection):
             self.cpus.reset()
             self._boot.run()
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Become the machine that was saved; its RAM is there already."""
-        with self.board.shadow.deferred():
-            self.board.reset()
-            self.cpus.reset()
-        self._boot.restored()
-        snapshot.load(self)
-
-    def save_snapshot(self, path: str, arguments: Sequence[str]) -> None:
-        """Save the machine in a new folder, stopped for so long; raises SnapshotError, and goes on in any case."""
-        from pyvm.migration.snapshot import save_machine
-
-        with self._held_up():
-            save_machine(self, path, list(arguments))
-
-    @contextmanager
-    def _held_up(self) -> Iterator[None]:
-        """Stop the guest for so long, if it runs."""
-        running = self.lifecycle.states.running
-        self.lifecycle.vm_stop(RunState.SAVE_VM)
-        try:
-            yield
-        finally:
-            if running:
-                self.lifecycle.vm_start()
-
-    def save_devices(self, path: str) -> None:
-        """Save the state of the machine without its memory in a file; raises OSError, and goes on in any case."""
-        from pyvm.migration.snapshot import save_devices
-
-        with self._held_up():
-            save_devices(self, path)
-
-    def load_devices(self, path: str) -> None:
-        """Load such a file into the stopped machine; raises ConfigError."""
-        from pyvm.migration.snapshot import load_devices
-
-        load_devices(self, path)
-
     def devices_changed(self) -> None:
         """Reset everything, as other devices are plugged in than firmware knows."""
         self._boot.devices_changed()
         self.reset_hardware()
 
-    def resume_from_ram(self) -> None:
-        """Wake from suspend-to-RAM: everything but RAM and the power management is reset."""
+    @cached_property
+    def _sleep(self) -> Sleep:
+        from pyvm.machine.sleep import Sleep
+
+        return Sleep(self.mainloop, self.clock, self.board, self.lifecycle.wakeup)
+
+    def fall_asleep(self) -> None:
+        """The guest sleeps in RAM, or was loaded so."""
+        self._sleep.begin()
+
+    def resume_from_ram(self, reason: WakeReason) -> None:
+        """Wake from suspend-to-RAM: everything but RAM is reset, and the guest may ask for the reason."""
+        self._sleep.end()
+        self.model.before_reset()
         with self.board.shadow.deferred():
+            self._boot.before_resume()
             self.board.reset()
             self.cpus.reset()
             self._boot.resume()
-        self.board.acpi.wake(WakeReason.OTHER)
+        self.board.acpi.wake(reason)
 
     def press_power_button(self) -> None:
         """Press the power button."""
@@ -376,6 +353,7 @@ class Pc(Inspection):
 
     def pause(self) -> None:
         """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
+        self._rtc_base.stopped()
         self.board.flush()
         self.storage.pause()
         if self._complete:
@@ -383,7 +361,7 @@ class Pc(Inspection):
 
     def resume(self) -> None:
         """The guest is about to run: devices go on with what waits."""
-        self._set_rtc()
+        self._rtc_base.about_to_run()
         self.model.before_run()
         self._plugger.resume()
         self.storage.resume()
@@ -463,6 +441,8 @@ class Pc(Inspection):
 
     def vm_start(self) -> None:
         """Let the guest run."""
+        if "migrations" in vars(self):
+            self.migrations.before_start()
         self.lifecycle.vm_start()
 
     def reset(self, cause: ShutdownCause = ShutdownCause.NONE) -> None:
@@ -476,6 +456,7 @@ class Pc(Inspection):
     def quit(self, cause: ShutdownCause) -> None:
         """End the machine."""
         self.lifecycle.quit(cause)
+        self.storage.end_exports()
         self.storage.end_jobs()
 
     @property
@@ -557,8 +538,13 @@ class Pc(Inspection):
 
     def begin(self) -> None:
         """Let the guest run, unless it is to wait."""
-        if self._complete and not self.config.start_paused and self.autostart:
+        waits = self.config.start_paused or self.config.incoming is not None
+        if self._complete and not waits and self.autostart:
             self.vm_start()
+            if self.snapshot is not None:
+                from pyvm.machine.arrival import announce
+
+                announce(self)
 
     def stop(self) -> None:
         """End the machine and wait until it has ended; from any thread but its own."""
@@ -593,4 +579,5 @@ def run(config: MachineConfig) -> int:
     pc = Pc(config)
     pc.handle_signals()
     config.ready()
+    gc.enable()
     return pc.run()

@@ -91,9 +91,23 @@ def _function(function: PciFunction, identifier: str) -> dict[str, Any]:
         "qdev_id": identifier,
         "regions": [_region(function, bar) for _, bar in sorted(function.bars.items())],
     }
+    if function.rom_size:
+        info["regions"].append(_rom(function))
     if function.config[c.INTERRUPT_PIN]:
         info["irq"] = function.config[c.INTERRUPT_LINE]
     return info
+
+
+def _rom(function: PciFunction) -> dict[str, Any]:
+    address = function.rom_address()
+    return {
+        "bar": c.BAR_COUNT,
+        "type": "memory",
+        "address": _UNMAPPED if address is None else address,
+        "size": function.rom_size,
+        "prefetch": False,
+        "mem_type_64": False,
+    }
 
 
 def _region(function: PciFunction, bar: Bar) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
 from pyvm.machine.entropy import BuiltinEntropy, Entropy
-from pyvm.machine.models import DEVICE_MODELS, VIRTIO_PCI, variant
+from pyvm.machine.models import DEVICE_MODELS, GUARDS, PCI_CARDS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 from pyvm.records import field, record
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvm.chardev.registry import ChardevSet
     from pyvm.config import MachineConfig
     from pyvm.devices.display.vga import Vga
+    from pyvm.devices.e1000.card import E1000
     from pyvm.devices.pci.bus import PciBus
     from pyvm.devices.pci.function import PciFunction
     from pyvm.devices.virtio.balloon import VirtioBalloon
@@ -30,15 +31,20 @@ if TYPE_CHECKING:
     from pyvm.devices.virtio.console_port import ConsolePort
     from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
     from pyvm.devices.virtio.rng import VirtioRng
+    from pyvm.devices.virtio.vsock import VirtioVsock
+    from pyvm.devices.vmgenid import VmGenId
     from pyvm.machine.board import Board
     from pyvm.machine.network import Network
+    from pyvm.machine.sockets import Sockets
     from pyvm.machine.storage import Storage
     from pyvm.machine.user_objects import UserObjects
     from pyvm.machine.video import Display
+    from pyvm.net.vsock import VsockHost
 
 _TRANSPORT = ("vectors", "packed", "event_idx", "indirect_desc", "any_layout", "notify_on_empty", "queue_reset")
 _NEXT_FREE = 0xFFFFFFFF
 _VGA_SLOT = "02.0"
+_LAST_INDEX = 0x3FFF
 
 
 @record(frozen=True)
@@ -51,6 +57,10 @@ class PlugEvents:
     """How many bytes of memory the guest has now."""
     debug_exit: Callable[[int], None]
     """The exit status that the guest asks for."""
+    watchdog_expired: Callable[[], None]
+    """The guest was silent for too long."""
+    guest_panicked: Callable[[], None]
+    crash_kernel_started: Callable[[], None]
 
 
 @record(eq=False)
@@ -84,7 +94,12 @@ class Plugged:
     """Those behind bridges, by the name of the bus."""
     balloon: VirtioBalloon | None = None
     display: Display | None = None
+    panic_port: int = 0
+    generation_id: VmGenId | None = None
     virtio: list[AnyVirtioDevice] = field(default_factory=list)
+    vsock_hosts: dict[VirtioVsock, VsockHost] = field(default_factory=dict)
+    """What serves the programs on the host, by the device."""
+    cards: list[E1000] = field(default_factory=list)
     devices: list[PluggedDevice] = field(default_factory=list)
     """All devices in the order in which they came."""
 
@@ -112,6 +127,10 @@ class Plugger:
         self._network = network
         self._pci_target = board.pci
         """Where the PCI device that is being plugged in goes."""
+        self.sockets: Sockets | None = None
+        """Where CPUs and memory modules go."""
+        self._hotplugged = False
+        """Whether the device that is being plugged in comes when the machine existed already."""
         self._anonymous = 0
         self._entropy: Entropy | None = None
         """What the device that is being plugged in draws from."""
@@ -143,23 +162,30 @@ class Plugger:
         """The guest has stopped."""
         for device in self.plugged.virtio:
             device.pause()
+        for card in self.plugged.cards:
+            card.pause()
 
     def resume(self) -> None:
         """The guest is about to run."""
         for device in self.plugged.virtio:
             device.resume()
+        for card in self.plugged.cards:
+            card.resume()
 
     def close(self) -> None:
         """Let go what entropy comes from."""
         for device in self.plugged.devices:
             if device.entropy is not None:
                 device.entropy.release()
+        for host in self.plugged.vsock_hosts.values():
+            host.close()
 
     def plug(self, device: DeviceConfig, *, built_in: bool = False, hotplugged: bool = False) -> PluggedDevice:
         """Plug one device in; raises ConfigError."""
         model = find_model(DEVICE_MODELS, device.driver)
         values = set_properties(model, device.properties, typed=device.typed, overrides=self._config.globals)
         self._entropy = None
+        self._hotplugged = hotplugged
         try:
             made = self._make(model, device, values)
         except (ValueError, OverlapError) as error:
@@ -181,8 +207,14 @@ class Plugger:
         """Let go what a device that could not be made draws from."""
         if self._entropy is not None:
             self._entropy.release()
+        for made in [made for made in self.plugged.vsock_hosts if made not in self.plugged.virtio]:
+            self.plugged.vsock_hosts.pop(made).close()
 
     def _make(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
+        if model.name in GUARDS:
+            return self._plug_guard(model, device, values)
+        if model.bus is None and self.sockets is not None:
+            return self.sockets.plug(model, device, values)
         plain, suffix = variant(model.name)
         if plain in VIRTIO_PCI:
             self._pci_target = self._find_pci_bus(device)
@@ -190,6 +222,9 @@ class Plugger:
         if model.name == "pci-bridge":
             self._pci_target = self._find_pci_bus(device)
             return self._plug_bridge(device, values)
+        if model.name in PCI_CARDS:
+            self._pci_target = self._find_pci_bus(device)
+            return self._plug_card(model, device, values)
         if model.name == "VGA":
             self._pci_target = self._find_pci_bus(device)
             return self._plug_vga(values)
@@ -261,6 +296,7 @@ class Plugger:
             "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, device, values),
             "virtio-net-pci": lambda model, device, values: self._network.make_virtio(model, device, values),
             "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
+            "virtio-vsock-pci": self._make_vsock,
         }
         from pyvm.devices.virtio.pci import VirtioPci
 
@@ -285,7 +321,24 @@ class Plugger:
     def _attach(self, function: PciFunction, values: dict[str, Any]) -> None:
         address = values["addr"]
         slot, number = (None, 0) if address is None else divmod(address, 8)
+        self._check_index(values.get("acpi-index", 0))
+        self._check_reachable(function.name, slot, number)
         self._pci_target.attach(function, slot, number)
+
+    def _check_index(self, index: int) -> None:
+        if index > _LAST_INDEX:
+            raise ConfigError(f"acpi-index should be less or equal to {_LAST_INDEX}")
+        if index and any(device.values.get("acpi-index") == index for device in self.plugged.devices):
+            raise ConfigError(f"a PCI device with acpi-index = {index} already exist")
+
+    def _check_reachable(self, name: str, slot: int | None, number: int) -> None:
+        """Raise ConfigError for a further function of a slot when the guest may have looked at the slot already."""
+        first = self._pci_target.function_at(slot) if number and slot is not None else None
+        if self._hotplugged and first is not None and self._pci_target.function_at(slot or 0, number) is None:
+            raise ConfigError(
+                f"PCI: slot {slot} function 0 already occupied by {first.name}, new func {name} cannot be exposed to"
+                " guest."
+            )
 
     def _plug_vga(self, values: dict[str, Any]) -> Vga:
         from pyvm.machine.video import Display
@@ -337,6 +390,14 @@ class Plugger:
         source.waiting.append(rng.source_ready)
         return rng
 
+    def _make_vsock(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioVsock:
+        del model, device
+        from pyvm.machine.vsock import make_vsock
+
+        made, host = make_vsock(self._network.host.loop, self._board.clock, values)
+        self.plugged.vsock_hosts[made] = host
+        return made
+
     def _random_source(self, name: str | None) -> Entropy:
         if name is None:
             return BuiltinEntropy()
@@ -367,6 +428,36 @@ class Plugger:
         port = ConsolePort(nr=values["nr"], name=values["name"] or "", chardev=chardev, console=is_console)
         console.add_port(port)
         return port
+
+    # ---- Network cards
+
+    def _plug_card(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> PciFunction:
+        function = self._network.make_e1000(model, device, values, self._board.memory)
+        function.identifier = device.id or ""
+        try:
+            self._attach(function, values)
+        except BaseException:
+            self._network.drop_client(function.device.client)
+            raise
+        name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
+        self._board.components[name] = function
+        self._board.components[f"{name}/card"] = function.device
+        self.plugged.cards.append(function.device)
+        return function
+
+    # ---- Watchdogs and the like
+
+    def _plug_guard(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
+        from pyvm.machine.guards import Guards
+
+        if model.bus == "PCI":
+            self._pci_target = self._find_pci_bus(device)
+        elif model.bus == "ISA":
+            self._check_bus(device, "isa.0")
+        elif device.bus is not None:
+            raise ConfigError(f"Device '{model.name}' can't go on a bus")
+        guards = Guards(self._board, self._events, self.plugged, lambda function: self._attach(function, values))
+        return guards.plug(model.name, device, values)
 
     # ---- ISA
 

@@ -145,7 +145,7 @@ class _Chips:
     # ---- Chips
 
     def _add_cpus(self) -> None:
-        for index in range(self._pc.cpus.count):
+        for index in range(self._pc.config.smp.cpus):
             self._number(f"cpu{index}", cpu_object(self._pc, index))
             if index == 0:
                 self._skip(_HELPER_OF_FIRST_CPU)

@@ -25,12 +25,13 @@ def vcpus_of(pc: Pc) -> VcpuSet:
 class CpuObject(DeviceObject):
     """A vCPU: its features are those of the guest's CPU model."""
 
-    def __init__(self, pc: Pc, index: int) -> None:
+    def __init__(self, pc: Pc, index: int, identifier: str | None = None, *, hotplugged: bool = False) -> None:
         self._pc = pc
         cpus = vcpus_of(pc)
         kind = cpus.model.name + CPU_SUFFIX
-        super().__init__(kind if load().get(kind) else f"qemu64{CPU_SUFFIX}", hotpluggable=True)
-        self._index = index
+        kind = kind if load().get(kind) else f"qemu64{CPU_SUFFIX}"
+        super().__init__(kind, identifier=identifier, hotplugged=hotplugged, hotpluggable=True)
+        self.index = index
         self.add("lapic", DeviceObject("apic", hotpluggable=True, getters={"id": lambda: cpus.apic_ids[index]}))
 
     def _value(self, name: str) -> Any:
@@ -44,10 +45,10 @@ class CpuObject(DeviceObject):
         if name == "crash-information":
             raise QmpError("No crash occurred")
         if name == "apic-id":
-            return self._pc.cpus.apic_ids[self._index]
+            return self._pc.cpus.apic_ids[self.index]
         if name == "phys-bits":
             return PHYSICAL_ADDRESS_BITS
-        place = self._pc.model.cpu_place(self._index)
+        place = self._pc.model.cpu_place(self.index)
         if name in place:
             return place[name]
         if name == "die-id":

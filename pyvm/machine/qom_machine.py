@@ -123,6 +123,8 @@ def _boot(pc: Pc) -> dict[str, Any]:
         info["menu"] = True
     if boot.strict:
         info["strict"] = True
+    if boot.splash is not None:
+        info["splash"] = boot.splash
     if boot.splash_time is not None:
         info["splash-time"] = boot.splash_time
     if boot.reboot_timeout != -1:

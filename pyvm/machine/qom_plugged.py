@@ -7,6 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyvm.devices.pci.constants import CLASS_CODE
+from pyvm.machine.cpu_plug import PluggedCpu
+from pyvm.machine.memory_plug import MemoryModule
+from pyvm.machine.qom_cpu import CpuObject
 from pyvm.machine.qom_devices import BusObject, DeviceObject, check_kind
 from pyvm.monitor.errors import QmpError
 from pyvm.qom.tree import Property, QomObject, container
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 _BACKEND, _TRANSPORT_BUS = "virtio-backend", "virtio-bus"
 _OF_ALL = frozenset({"realized", "hotplugged", "hotpluggable", "parent_bus"})
 _UNKNOWN_STATISTIC = (1 << 64) - 1
-_HOTPLUGGABLE_BUSES = ("PCI", "SCSI", "virtio-serial-bus")
+_HOTPLUGGABLE_BUSES = ("PCI", "SCSI", "virtio-serial-bus", None)
 _DEFAULT_ENTROPY = "default-backend"
 _SCSI_CONTROL_QUEUES = 2
 _SECTOR = 512
@@ -89,6 +92,8 @@ class PluggedObjects:
     def bus_name(self, device: PluggedDevice) -> str:
         """Return the name of the bus that a device is on."""
         kind = device.model.bus
+        if kind is None:
+            return ""
         if kind == "PCI":
             return "" if device.built_in else self._pci_bus_name(device)
         if kind == "IDE":
@@ -136,6 +141,8 @@ class PluggedObjects:
         return [name for name, bus in buses.items() if bus is inner or bus is getattr(inner, "bus", None)]
 
     def _make(self, device: PluggedDevice) -> DeviceObject:
+        if isinstance(device.made, PluggedCpu):
+            return CpuObject(self._pc, device.made.index, device.config.id, hotplugged=device.hotplugged)
         getters: dict[str, Callable[[], Any]] = {}
         extra: list[Property] = []
         if device.model.bus == "PCI":
@@ -179,6 +186,8 @@ class PluggedObjects:
             getters["guest-stats"] = lambda: _statistics(inner.guest_stats())
             getters["guest-stats-polling-interval"] = lambda: inner.polling_interval
             setters["guest-stats-polling-interval"] = lambda value: _set_interval(inner, value)
+        if isinstance(device.made, MemoryModule):
+            getters |= _module_values(device.made)
         if device.model.bus == "virtio-serial-bus":
             getters["nr"] = lambda: getattr(device.made, "nr")  # noqa: B009 - devices share no type that has it
         return setters
@@ -212,6 +221,15 @@ class PluggedObjects:
                 _DEFAULT_ENTROPY, QomObject("rng-builtin", (Property("opened", "bool", lambda: True),))
             )
             backend.own(Property("rng", "link<rng-backend>", lambda: source.path))
+
+
+def _module_values(module: MemoryModule) -> dict[str, Callable[[], Any]]:
+    """Return where a memory module is."""
+    return {
+        "addr": lambda: module.block.gpa,
+        "slot": lambda: module.slot,
+        "size": lambda: module.block.size,
+    }
 
 
 def _settled(device: PluggedDevice) -> dict[str, Callable[[], Any]]:

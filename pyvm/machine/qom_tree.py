@@ -115,6 +115,12 @@ class MachineTree:
         self._complete()
         return self._buses.get(name)
 
+    def drop_cpu(self, index: int) -> None:
+        """Forget a vCPU that the board came with."""
+        self._complete()
+        chip = self._chips.pop(f"cpu{index}")
+        self.unattached.drop(chip)
+
     def _unattached(self) -> Mapping[str, QomObject]:
         return {}
 

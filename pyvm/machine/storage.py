@@ -20,9 +20,11 @@ from pyvm.block.open import Opener, open_node, print_warning
 from pyvm.block.options import Dialect, Tree, unflatten
 from pyvm.block.throttling import Limits
 from pyvm.errors import ConfigError
+from pyvm.machine.accelerators import account_by_guest_time
 from pyvm.records import field, record
 
 if TYPE_CHECKING:
+    from pyvm.block.export.exports import Exports
     from pyvm.block.jobs.manager import Jobs
     from pyvm.block.reopen import Reopener
     from pyvm.clock import Clock
@@ -88,8 +90,11 @@ class Storage:
         *,
         warn: Callable[[str], None] = print_warning,
         open_file: OpenFile = os.open,
+        find_object: Callable[[str], Any] = lambda identifier: None,
     ) -> None:
         self.graph = BlockGraph(clock)
+        self.graph.inactive = config.incoming is not None
+        self.graph.find_object = find_object
         self.graph.drive_of = self._drive_of
         self.graph.open_file = open_file
         self.drives: dict[str, Drive] = {}
@@ -102,7 +107,9 @@ class Storage:
         self.lock = lock
         self._events = events
         self._jobs: Jobs | None = None
+        self._exports: Exports | None = None
         self._backend_events = BackendEvents(emit=events.emit, stop=events.stop)
+        account_by_guest_time(config, clock, self._backend_events)
         self._warn = warn
         self._anonymous: list[BlockBackend] = []
         """Backends of nodes that devices use by their node name, and of devices whose drive was taken away."""
@@ -126,9 +133,10 @@ class Storage:
     def quiet(self) -> Iterator[None]:
         """Keep all workers from nodes meanwhile: what is opened may share some with disks that are in use."""
         with ExitStack() as stack:
-            stack.enter_context(self.context.lock)
-            for thread in (*self.iothreads.values(), *self._retired):
-                stack.enter_context(thread.context.lock)
+            with self.graph.unlimited():
+                stack.enter_context(self.context.lock)
+                for thread in (*self.iothreads.values(), *self._retired):
+                    stack.enter_context(thread.context.lock)
             yield
 
     def _drive_of(self, node: Node) -> str:
@@ -143,10 +151,25 @@ class Storage:
             self._jobs = Jobs(StorageHost(self._events), self)
         return self._jobs
 
+    @property
+    def exports(self) -> Exports:
+        """The nodes that other programs use, and the NBD server."""
+        if self._exports is None:
+            from pyvm.block.export.exports import Exports
+
+            self._exports = Exports(self, self._events)
+        return self._exports
+
+    def end_exports(self) -> None:
+        """Let all exports go: the machine ends."""
+        if self._exports is not None:
+            self._exports.close()
+
     def end_jobs(self) -> None:
         """Cancel all jobs: the machine ends."""
         if self._jobs is not None:
-            self._jobs.end_all()
+            with self.graph.unlimited():
+                self._jobs.end_all()
 
     # ---- Objects
 
@@ -223,6 +246,7 @@ class Storage:
             self._reopen(reopener)
 
     def _reopen(self, reopener: Reopener) -> None:
+        reopener.check_contexts(self.context_of, self.context)
         self.drain()
         with self.quiet():
             reopener.run()
@@ -233,8 +257,7 @@ class Storage:
                 bitmap_store.reopened(node)
         for backend in self.backends():
             if backend.node in reopener.nodes:
-                backend.detect_zeroes = backend.node.detect_zeroes
-                backend.update_gates()
+                backend.reopened(backend.node)
 
     def resize(self, node: Node, size: int) -> None:
         """Make a node `size` bytes long, and tell the devices that show it.  Raises OSError or BlockError."""
@@ -254,10 +277,7 @@ class Storage:
 
     def move_node(self, node: Node, iothread: str | None) -> None:
         """Let an I/O thread, or the main context, serve a node; raises BlockError where a device's disk decides."""
-        context = self.context if iothread is None else self.iothreads[iothread].context
-        for backend in self.backends():
-            if backend.node is not None and node in set(_tree(backend.node)) and backend.context is not context:
-                raise BlockError("Cannot change iothread of active block backend")
+        self.move_tree(node, self.context if iothread is None else self.iothreads[iothread].context)
 
     def watch(self, node: Node) -> None:
         """Report what happens to `node` and to what is below it: BLOCK_IMAGE_CORRUPTED, BLOCK_WRITE_THRESHOLD."""
@@ -265,14 +285,14 @@ class Storage:
         node.on_threshold = lambda node, *figures: self._tell(self._threshold_exceeded, node, *figures)
         if hasattr(node, "on_report"):
             node.on_report = lambda name, data: self._tell(self._events.emit, name, data)
-        self._load_bitmaps(node)
+        self.load_bitmaps(node)
         for child in node.children:
             self.watch(child.node)
 
-    def _load_bitmaps(self, node: Node) -> None:
+    def load_bitmaps(self, node: Node) -> None:
         """Take over the bitmaps that an image has."""
         disk = getattr(node, "disk", None)
-        if disk is not None and getattr(disk, "bitmaps", None):
+        if not node.inactive and disk is not None and getattr(disk, "bitmaps", None):
             from pyvm.block import bitmap_store
 
             with self.quiet():
@@ -372,7 +392,7 @@ class Storage:
         node = opener.open(config.file or None, tree, aio=config.aio)
         try:
             if config.snapshot:
-                node = self._add_overlay(node, config, name)
+                node = self.add_overlay(node, name, discard=config.discard)
             if config.copy_on_read:
                 node = self._add_copy_on_read(node)
         except BaseException:
@@ -381,8 +401,8 @@ class Storage:
         self.watch(node)
         return node
 
-    def _add_overlay(self, node: Node, config: DriveConfig, name: str | None) -> Node:
-        """Put a temporary image in front of `node`: what the guest writes is gone when the machine ends."""
+    def add_overlay(self, node: Node, name: str | None = None, *, discard: bool) -> Node:
+        """Put a temporary image in front of `node`, and hold that in its place: what is written is gone at the end."""
         from pyvm.block.create import create_image
 
         directory = os.environ.get("TMPDIR") or _TEMPORARY
@@ -400,7 +420,7 @@ class Storage:
                 "file": {"driver": "file", "filename": path, "locking": "off"},
                 "backing": node.name,
                 "cache": {"no-flush": True},
-                "discard": "unmap" if config.discard else "ignore",
+                "discard": "unmap" if discard else "ignore",
             }
             if name is not None:
                 tree["node-name"] = name
@@ -507,7 +527,9 @@ class Storage:
             self._close_drive(self.drives[backend.name])
 
     def backends(self) -> Iterator[BlockBackend]:
-        """Yield all backends, in the order in which they were made."""
+        """Yield all backends: those of exports, then those of disks in the order in which they were made."""
+        if self._exports is not None:
+            yield from [it.backend for it in self._exports if it.node is not None]
         yield from tuple(self._all)
 
     def set_iothread(self, backend: BlockBackend, name: str) -> None:
@@ -515,19 +537,27 @@ class Storage:
         thread = self.iothreads.get(name)
         if thread is None:
             raise BlockError(f"Device '{name}' not found")
-        others = self._nodes_elsewhere(backend, thread.context)
-        if backend.node is not None and not others.isdisjoint(_tree(backend.node)):
-            raise BlockError("Cannot change iothread of active block backend")
+        if backend.node is not None:
+            self.move_tree(backend.node, thread.context, backend)
         backend.drain()
         backend.context = thread.context
 
-    def _nodes_elsewhere(self, backend: BlockBackend, context: IoContext) -> set[Node]:
-        """Return the nodes that other contexts than `context` serve, for others than `backend`."""
-        nodes: set[Node] = set()
-        for other in self.backends():
-            if other is not backend and other.context is not context and other.node is not None:
-                nodes.update(_tree(other.node))
-        return nodes
+    def move_tree(self, node: Node, context: IoContext, backend: BlockBackend | None = None) -> None:
+        """Have a context serve a node for all but `backend`; raises BlockError where somebody wants another one."""
+        nodes = set(_tree(node))
+        elsewhere = [
+            other
+            for other in self.backends()
+            if other is not backend
+            and other.context is not context
+            and other.node is not None
+            and not nodes.isdisjoint(_tree(other.node))
+        ]
+        if not all(other.movable for other in elsewhere):
+            raise BlockError("Cannot change iothread of active block backend")
+        for other in elsewhere:
+            other.drain()
+            other.context = context
 
     def context_of(self, node: Node | None) -> IoContext:
         """Return the context that serves `node` or what is below it already, otherwise the main one."""
@@ -548,7 +578,7 @@ class Storage:
         for backend in self.backends():
             node = backend.node
             if node is not None and not node.read_only:
-                with backend.context.lock, suppress(OSError, BlockError):
+                with self.graph.unlimited(), backend.context.lock, suppress(OSError, BlockError):
                     node.flush()
 
     def resume(self) -> None:
@@ -563,6 +593,7 @@ class Storage:
 
     def close(self) -> None:
         """Finish everything, and close all images."""
+        self.end_exports()
         self.end_jobs()
         while self._anonymous:
             backend = self._anonymous.pop()

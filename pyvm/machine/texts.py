@@ -40,11 +40,15 @@ class Texts:
         sizes = {number: node.size for number, node in sorted(self.numa.nodes.items())}
         if not sizes and memory.slots:
             sizes = {0: memory.size}
+        plugged = dict.fromkeys(sizes, 0)
+        for module in self._pc.model.sockets.modules:
+            plugged[module.node] += module.block.size
         text = f"{len(sizes)} nodes\n"
         for number, size in sizes.items():
-            cpus = [str(index) for index in range(self._pc.cpus.count) if self.numa.node_of(index) == number]
+            cpus = [str(index) for index in self._pc.cpus.present if self.numa.node_of(index) == number]
             text += " ".join([f"node {number} cpus:", *cpus]) + "\n"
-            text += f"node {number} size: {size // _MIB} MB\nnode {number} plugged: 0 MB\n"
+            more = plugged[number]
+            text += f"node {number} size: {(size + more) // _MIB} MB\nnode {number} plugged: {more // _MIB} MB\n"
         return text
 
     def ram_text(self) -> str:
@@ -59,6 +63,8 @@ class Texts:
     def _blocks(self) -> Iterator[tuple[str, int]]:
         pc = self._pc
         yield pc.config.board.memory_backend or "pc.ram", pc.memory.size
+        for module in pc.model.sockets.modules:
+            yield module.backend.id, module.block.size
         for display in pc.displays():
             yield "vga.vram", display.vram.size
 

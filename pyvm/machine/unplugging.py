@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def unplug(pc: Pc, device: PluggedDevice) -> None:
-    """Take a device out that is on the PCI bus, on a SCSI bus or in a virtio-serial device.
+    """Take a device out that is on the PCI bus, on a SCSI bus, in a virtio-serial device or in a socket.
 
     Units of a SCSI host, and ports of a virtio-serial device, go with it.
     """
@@ -21,6 +21,8 @@ def unplug(pc: Pc, device: PluggedDevice) -> None:
         _unplug_function(pc, device)
     elif kind == "SCSI":
         _unplug_unit(pc, device)
+    elif kind is None:
+        pc.model.sockets.unplug(device)
     else:
         _unplug_port(pc, device)
     plugged = plugger.plugged
@@ -37,6 +39,9 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
     if hasattr(function, "secondary_bus"):
         _unplug_bridge(pc, device)
         return
+    if not hasattr(function, "device"):
+        _unplug_plain(pc, device)
+        return
     inner = function.device
     for other in list(plugger.plugged.devices):
         units = inner.bus.units if hasattr(inner, "bus") else getattr(inner, "ports", {})
@@ -46,7 +51,9 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
         function.bus.detach(function)
     for name in [name for name, part in pc.board.components.items() if part in (function, inner)]:
         del pc.board.components[name]
-    plugger.plugged.virtio.remove(inner)
+    for known in (plugger.plugged.virtio, plugger.plugged.cards):
+        if inner in known:
+            known.remove(inner)
     inner.reset()
     if inner is plugger.plugged.balloon:
         plugger.plugged.balloon = None
@@ -58,8 +65,21 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
         device.entropy.waiting.remove(inner.source_ready)
     if "drive" in device.values:
         _give_back(pc, inner.backend)
+    if inner in plugger.plugged.vsock_hosts:
+        # The guest may have let go of the device from within its own instructions; sockets belong to the main loop.
+        pc.mainloop.call_soon(plugger.plugged.vsock_hosts.pop(inner).close)
     if "netdev" in device.values:
         pc.network.drop_client(inner.client)
+
+
+def _unplug_plain(pc: Pc, device: PluggedDevice) -> None:
+    """Take out a function that is all there is of its device."""
+    function: Any = device.made
+    if device.realized:
+        function.bus.detach(function)
+    for name in [name for name, part in pc.board.components.items() if part is function]:
+        del pc.board.components[name]
+    function.reset()
 
 
 def _unplug_bridge(pc: Pc, device: PluggedDevice) -> None:

@@ -16,6 +16,7 @@ from pyvm.secrets import Secrets
 
 if TYPE_CHECKING:
     from pyvm.chardev.registry import ChardevSet
+    from pyvm.clock import Clock
     from pyvm.machine.storage import Storage
     from pyvm.net.client import NetClient
 
@@ -32,6 +33,8 @@ class ObjectHost:
     """How many threads prepare memory where nothing else is said."""
     netdev: Callable[[str], NetClient | None] = lambda identifier: None
     """Returns a network back end by its ID."""
+    clock: Clock | None = None
+    """The guest's time, where there is a machine."""
     find: Callable[[str], UserObject | None] = lambda identifier: None
     """Returns another object by its ID."""
 

@@ -47,6 +47,7 @@ _DEVICE: dict[int, tuple[tuple[int, str, str], ...]] = {
     c.ID_NET: (
         (63, "VIRTIO_NET_F_SPEED_DUPLEX", "Device set linkspeed and duplex"),
         (23, "VIRTIO_NET_F_CTRL_MAC_ADDR", "MAC address set through control channel"),
+        (22, "VIRTIO_NET_F_MQ", "Multiqueue with automatic receive steering supported"),
         (21, "VIRTIO_NET_F_GUEST_ANNOUNCE", "Driver sending gratuitous packets supported"),
         (20, "VIRTIO_NET_F_CTRL_RX_EXTRA", "Extra RX mode control supported"),
         (19, "VIRTIO_NET_F_CTRL_VLAN", "Control channel VLAN filtering supported"),
@@ -89,6 +90,10 @@ _DEVICE: dict[int, tuple[tuple[int, str, str], ...]] = {
         (0, "VIRTIO_SCSI_F_INOUT", "Requests including read and writable data buffers supported"),
     ),
     c.ID_ENTROPY: (_VHOST_USER,),
+    c.ID_VSOCK: (
+        (1, "VIRTIO_VSOCK_F_SEQPACKET", "SOCK_SEQPACKET supported"),
+        (0, "VIRTIO_VSOCK_F_STREAM", "SOCK_STREAM supported"),
+    ),
 }
 _STATUS = (
     (c.STATUS_ACKNOWLEDGE, "VIRTIO_CONFIG_S_ACKNOWLEDGE", "Valid virtio device found"),

@@ -29,7 +29,6 @@ ABSENT_CHAPTERS = {
 """Chapters about what pyvm does not have, and why: the answers are those of a QEMU in which it is not used."""
 ABSENT_COMMANDS = {
     "query-kvm": "there is no KVM",
-    "query-vm-generation-id": "there is no such device",
     "dumpdtb": "a PC has no device tree",
     "x-query-rdma": "there is no RDMA",
     "x-query-usb": "there is no USB",

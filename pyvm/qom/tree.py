@@ -59,6 +59,10 @@ class QomObject:
         self._fixed[name] = child
         return child
 
+    def drop(self, child: QomObject) -> None:
+        """Let go of a child that was added."""
+        del self._fixed[child.name]
+
     def own(self, item: Property) -> None:
         """Give the object one more property."""
         self._properties[item.name] = item

@@ -88,9 +88,20 @@ netfilter : object +user-creatable abstract
   queue : NetFilterDirection
   insert netdev position status : string
 
+filter-buffer : netfilter
+  interval : uint32
+
 filter-dump : netfilter
   file : string
   maxlen : uint32
+
+filter-mirror : netfilter
+  outdev : string
+  vnet_hdr_support : bool
+
+filter-redirector : netfilter
+  indev outdev : string
+  vnet_hdr_support : bool
 
 main-loop : event-loop-base
 

@@ -36,6 +36,18 @@ pci-device : device abstract
 
 base-pci-bridge : pci-device abstract
 
+e1000-base : pci-device abstract
+  mac : str | Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56
+  netdev : str | ID of a netdev to use as a backend
+  autonegotiation extra_mac_registers init-vet migrate_tso_props mitigation : bool =true | on/off
+  bootindex : int32
+
+e1000 : e1000-base +conventional-pci-device
+
+e1000-82544gc : e1000-base +conventional-pci-device
+
+e1000-82545em : e1000-base +conventional-pci-device
+
 pci-bridge : base-pci-bridge +hotplug-handler +conventional-pci-device
   chassis_nr : uint8 =0
   msi : OnOffAuto ="auto" | on/off/auto
@@ -270,6 +282,21 @@ virtio-rng-pci-transitional : virtio-rng-pci-base +conventional-pci-device
 
 virtio-rng-pci-non-transitional : virtio-rng-pci-base +pci-express-device +conventional-pci-device
 
+virtio-vsock-device : virtio-device
+  guest-cid : uint64 =0
+  uds : str
+
+virtio-vsock-pci-base : virtio-pci ~virtio-vsock-device abstract
+  vectors : uint32 =4294967295
+  ioeventfd : bool =true | on/off
+  virtio-backend : child<virtio-vsock-device>
+
+virtio-vsock-pci : virtio-vsock-pci-base +pci-express-device +conventional-pci-device
+  disable-legacy : OnOffAuto ="on" | on/off/auto
+  disable-modern : bool =false
+
+virtio-vsock-pci-non-transitional : virtio-vsock-pci-base +pci-express-device +conventional-pci-device
+
 virtio-blk-device : virtio-device
   share-rw : bool =false
   cyls heads lcyls lheads lsecs secs : uint32 =0
@@ -394,6 +421,13 @@ virtio-serial-port : device abstract
 virtserialport : virtio-serial-port
 
 virtconsole : virtserialport
+
+pc-dimm : device +memory-device
+  memdev : link<memory-backend>
+  node : uint32 =0
+  addr : uint64 =0
+  slot : int32 =-1
+  size : uint64
 
 isa-debug-exit : isa-device
   iosize : uint32 =2

@@ -169,9 +169,9 @@ def load() -> TypeRegistry:
     """Return the types that pyvm has."""
     from pyvm.config import MACHINE_TYPES
     from pyvm.cpu.cpuid import model_names
-    from pyvm.qom import type_text, type_text_cpu, type_text_devices
+    from pyvm.qom import type_text, type_text_cpu, type_text_devices, type_text_guards
 
-    registry = TypeRegistry((type_text.TEXT, type_text_devices.TEXT, type_text_cpu.TEXT))
+    registry = TypeRegistry((type_text.TEXT, type_text_devices.TEXT, type_text_guards.TEXT, type_text_cpu.TEXT))
     machines = [name + MACHINE_SUFFIX for name in MACHINE_TYPES if name.startswith("pc-")]
     registry.replace(_MACHINE_MODEL, machines)
     registry.replace(_CPU_MODEL, (name + CPU_SUFFIX for name in model_names()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.guest.disk_support import (
     make_overlay,
     virtual_size,
 )
-from tests.guest.support import SOON, complaints
+from tests.guest.support import SOON, Process, complaints, until
 
 TWO_BOOTS = 2 * LOGIN + 2 * SOON
 
@@ -41,10 +42,11 @@ def seabios(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SeaBIOS as Debian packages it."""
     apt = debian.Apt(cache_directory())
     package = apt.fetch(apt.find("seabios"))
-    (file,) = debian.files(package, lambda path: path == "usr/share/seabios/bios-256k.bin")
-    path = tmp_path_factory.mktemp("firmware") / "bios-256k.bin"
-    path.write_bytes(file.data or b"")
-    return path
+    directory = tmp_path_factory.mktemp("firmware")
+    names = {f"usr/share/seabios/{name}" for name in ("bios-256k.bin", "vgabios-stdvga.bin")}
+    for file in debian.files(package, lambda path: path in names):
+        (directory / Path(file.path).name).write_bytes(file.data or b"")
+    return directory / "bios-256k.bin"
 
 
 @pytest.fixture(params=["builtin", "seabios"])
@@ -205,3 +207,58 @@ class TestSmallMedia:
         process = pyvm(*firmware, "-m", "512", *drives, "-boot", f"order={order}")
         assert process.end() == (0, "", "")
         assert [text for text in ("boot drive 80", disk_media.CD_TEXT) if text in process.console_text] == [expected]
+
+    def test_menu(self, pyvm: ProcessFactory, firmware: list[str], media: Path) -> None:
+        """A script presses Esc and chooses what is not first in the order."""
+        drives = ["-drive", f"file={media / 'disk.img'},format=raw,if=ide", "-cdrom", str(media / "cdrom.iso")]
+        process = pyvm(*firmware, "-m", "512", *drives, "-boot", "order=c,menu=on,splash-time=60000")
+        until(lambda: "for boot menu" in screen_text(process), "what to press for the menu")
+        press(process, "esc")
+        until(lambda: "Select boot device" in screen_text(process), "the menu")
+        (choice,) = [line.strip()[0] for line in screen_lines(process) if "DVD" in line]
+        press(process, choice)
+        assert process.end() == (0, "", "")
+        assert disk_media.CD_TEXT in process.console_text
+        assert "boot drive 80" not in process.console_text
+
+    def test_picture_at_the_menu(self, pyvm: ProcessFactory, seabios: Path, tmp_path: Path) -> None:
+        picture = tmp_path / "picture.bmp"
+        picture.write_bytes(bmp(640, 480, (0x20, 0x40, 0xE0)))
+        process = pyvm("-bios", str(seabios), "-boot", f"menu=on,splash={picture},splash-time=60000")
+
+        def colours() -> set[bytes]:
+            shot = tmp_path / "shot.ppm"
+            process.qmp.command("screendump", filename=str(shot))
+            header, pixels = shot.read_bytes().split(b"255\n", 1)
+            return {pixels[at : at + 3] for at in range(0, len(pixels), 3)} if b"640 480" in header else set()
+
+        # 16 bits for a pixel: the lowest of each colour are gone.
+        until(
+            lambda: {bytes(part & 0xF8 for part in colour) for colour in colours()} == {b"\x20\x40\xe0"}, "the picture"
+        )
+
+
+TEXT_MEMORY, LINE_BYTES, LINES = 0xB8000, 160, 25
+
+
+def screen_lines(process: Process) -> list[str]:
+    """Return what is on the screen in text mode, by line."""
+    path = process.directory / "text"
+    process.qmp.command("pmemsave", val=TEXT_MEMORY, size=LINE_BYTES * LINES, filename=str(path))
+    memory = path.read_bytes()
+    return [memory[at : at + LINE_BYTES : 2].decode("cp437") for at in range(0, len(memory), LINE_BYTES)]
+
+
+def screen_text(process: Process) -> str:
+    return "\n".join(screen_lines(process))
+
+
+def press(process: Process, key: str) -> None:
+    process.qmp.command("send-key", keys=[{"type": "qcode", "data": key}])
+
+
+def bmp(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
+    """Return a picture in one colour (red, green, blue), 24 bits for a pixel."""
+    pixels = bytes(reversed(colour)) * (width * height)
+    size = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(pixels), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 14 + len(size) + len(pixels), 0, 0, 14 + len(size)) + size + pixels

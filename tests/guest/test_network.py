@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from images.build import Image
 from pyvm import Machine
 from tests.guest.conftest import GuestFactory
 from tests.guest.support import complaints, until
@@ -49,9 +50,15 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Server6(ThreadingHTTPServer):
+    """The same by IPv6."""
+
+    address_family = socket.AF_INET6
+
+
 @contextmanager
-def http_server() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def http_server(kind: type[ThreadingHTTPServer] = ThreadingHTTPServer, host: str = "127.0.0.1") -> Iterator[int]:
+    server = kind((host, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -117,6 +124,43 @@ def test_a_guest_gets_an_address_downloads_and_serves(boot: GuestFactory, kind: 
     assert found["hardware-address"] == MAC
     assert any(address["ip-address"] == "10.0.2.15" for address in found["ip-addresses"])
     assert complaints(shell(vm, "dmesg")) == []
+
+
+def test_an_intel_card(boot: GuestFactory, generic: Image) -> None:
+    vm = boot("-nic", "user,hostfwd=tcp:127.0.0.1:0-:8080,id=n0", image=generic)
+    assert configured(vm) == "10.0.2.15"
+    assert "e1000" in shell(vm, "readlink /sys/class/net/eth0/device/driver")
+    assert MAC in shell(vm, "ip link show dev eth0")
+    with http_server() as port:
+        assert shell(vm, f"wget -q -O - http://10.0.2.2:{port}/ | md5sum").split()[0] == digest()
+        shell(vm, f"mkdir -p /tmp/w; wget -q -O /tmp/w/file http://10.0.2.2:{port}/; httpd -p 8080 -h /tmp/w")
+    assert hashlib.md5(fetch(forward_port(vm)), usedforsecurity=False).hexdigest() == digest()
+    shell(vm, "ip link set dev eth0 promisc on")
+    assert "0% packet loss" in shell(vm, "ping -c 2 10.0.2.2")
+    vm.qmp("set_link", name="n0", up=False)
+    until(lambda: shell(vm, "cat /sys/class/net/eth0/carrier").strip() == "0" or None, "carrier to go")
+    vm.qmp("set_link", name="n0", up=True)
+    until(lambda: shell(vm, "cat /sys/class/net/eth0/carrier").strip() == "1" or None, "carrier to come")
+    assert "0% packet loss" in shell(vm, "ping -c 2 10.0.2.2")
+    counters = ("rx_errors", "tx_errors", "rx_dropped")
+    assert shell(vm, " ".join(f"cat /sys/class/net/eth0/statistics/{name};" for name in counters)).split() == ["0"] * 3
+    assert complaints(shell(vm, "dmesg")) == []
+
+
+def test_ipv6(boot: GuestFactory) -> None:
+    vm = boot("-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0")
+    until(lambda: "fec0::5054:ff:fe12:3456" in shell(vm, "ip -6 addr") or None, "address")
+    assert "default via fe80::2" in shell(vm, "ip -6 route")
+    until(lambda: "0% packet loss" in vm.run("ping6 -c 1 fec0::2").text or None, "answer")
+    assert "0% packet loss" in shell(vm, "ping6 -c 1 -s 4000 fec0::2")
+    interfaces = vm.agent.command("guest-network-get-interfaces")
+    found = next(item for item in interfaces if item["name"] == "eth0")
+    assert {"fec0::5054:ff:fe12:3456", "10.0.2.15"} <= {item["ip-address"] for item in found["ip-addresses"]}
+    try:
+        with http_server(Server6, "::1") as port:
+            assert shell(vm, f"wget -q -O - 'http://[fec0::2]:{port}/' | md5sum").split()[0] == digest()
+    except OSError:
+        pytest.skip("the host has no IPv6")
 
 
 @pytest.mark.parametrize("vectors", ["", ",vectors=0"])

@@ -142,7 +142,10 @@ def test_memory_slots() -> None:
         ("-append x", "-append only allowed with -kernel option"),
         ("-boot z", "-boot z: Invalid boot device 'z'"),
         ("-boot aa", "-boot aa: Boot device 'a' was given twice"),
-        ("-boot splash=x.bmp", "-boot splash=x.bmp: 'splash' is not supported by pyvm yet"),
+        (
+            "-boot splash=x.bmp",
+            "-boot splash=x.bmp: splash pictures are shown by a firmware (-bios FILE); the built-in BIOS has text only",
+        ),
         ("-boot foo=1", "-boot foo=1: Invalid parameter 'foo'"),
         ("-uuid x", "-uuid x: failed to parse UUID string: wrong format"),
         ("-name a,foo=1", "-name a,foo=1: Invalid parameter 'foo'"),
@@ -266,6 +269,19 @@ def test_a_memory_backend_gives_the_size() -> None:
     )
     assert found.memory.size == found.memory.max_size == 32 * MIB
     assert found.objects[0].properties == {"size": 32 * MIB}
+
+
+def test_where_main_memory_is(tmp_path: Path) -> None:
+    found = config("-m", "32", "-mem-path", str(tmp_path))
+    assert found.board.memory_backend == "pc.ram"
+    (backend,) = found.objects
+    assert (backend.type, backend.id) == ("memory-backend-file", "pc.ram")
+    assert backend.properties == {"size": 32 * MIB, "prealloc": False, "mem-path": str(tmp_path)}
+    (backend,) = config("-m", "32", "-mem-prealloc").objects
+    assert (backend.type, backend.properties) == ("memory-backend-ram", {"size": 32 * MIB, "prealloc": True})
+    taken = ("-machine", "memory-backend=m", "-object", "memory-backend-ram,id=m,size=32M")
+    assert refused("-mem-path", "/tmp", *taken) == "'-mem-path' can't be used together with '-machine memory-backend'"
+    assert [item.id for item in config("-mem-prealloc", *taken).objects] == ["m"]
 
 
 def test_boot(file: Callable[[str], str]) -> None:
@@ -636,7 +652,7 @@ def test_properties_have_defaults_globals_and_values() -> None:
     values = set_properties(MODEL, {"ports": "0x10", "addr": "06.1", "room": "1k"}, overrides=globals_)
     assert values == {
         "addr": 0x31, "multifunction": False, "flag": False, "ports": 16, "level": -1, "room": 1024, "legacy": "auto",
-        "chardev": None,
+        "chardev": None, "acpi-index": 0,
     }  # fmt: skip
 
 

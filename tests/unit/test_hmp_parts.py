@@ -251,7 +251,7 @@ def test_mappings(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: Enable postcopy with migrate_set_capability before the start of migration\n",
         ),
         ("migrate_cancel", ""),
-        ("migrate x", "Error: Migration is not supported by pyvm yet\n"),
+        ("migrate x", "Error: Parameter 'uri' expects a valid migration protocol\n"),
         ("client_migrate_info spice h 1", "Error: SPICE is not in use\n"),
         ("x_colo_lost_heartbeat", "Error: The feature 'colo' is not enabled\n"),
         ("nbd_server_stop", "Error: NBD server not running\n"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pyvm.config import ActionConfig
+from pyvm.devices.acpi_pm import WakeReason
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.runstate import RunState, ShutdownCause
 
@@ -59,9 +60,16 @@ class Machine:
         assert not self.running
         self.log.append("reset")
 
-    def resume_from_ram(self) -> None:
+    def fall_asleep(self) -> None:
         assert not self.running
-        self.log.append("wake")
+        self.log.append("asleep")
+
+    def resume_from_ram(self, reason: WakeReason) -> None:
+        assert not self.running
+        self.log.append(f"wake {reason.name}")
+
+    def inject_nmi(self) -> None:
+        self.log.append("nmi")
 
     def press_power_button(self) -> None:
         self.log.append("button")
@@ -281,12 +289,21 @@ def test_suspend_and_wake() -> None:
     assert machine.take() == []
     machine.life.request_suspend()
     machine.turn()
-    assert machine.take() == ["halt soon", *HALT, "SUSPEND"]
+    assert machine.take() == ["halt soon", *HALT, "asleep", "SUSPEND"]
     assert machine.state is RunState.SUSPENDED
-    machine.life.wakeup()
-    assert machine.take() == ["wake", "WAKEUP", *GO]
+    machine.life.wakeup(WakeReason.RTC)
+    assert machine.take() == ["wake RTC", "WAKEUP", *GO]
     assert machine.state is RunState.RUNNING
     assert [name for name, _ in machine.events] == ["SUSPEND", "WAKEUP"]
+
+
+def test_a_machine_that_was_loaded_asleep_can_be_woken() -> None:
+    machine = Machine()
+    machine.life.states.set(RunState.INMIGRATE)
+    machine.life.states.set(RunState.SUSPENDED)
+    assert machine.take() == ["asleep"]
+    machine.life.wakeup()
+    assert machine.take() == ["wake OTHER", "WAKEUP", *GO]
 
 
 def test_a_suspended_machine_is_not_stopped_but_can_be_reset() -> None:
@@ -314,6 +331,68 @@ def test_suspend_to_disk() -> None:
     machine.turn()
     assert [name for name, _ in machine.events] == ["SUSPEND_DISK", "SHUTDOWN"]
     assert machine.life.ended
+
+
+@pytest.mark.parametrize(
+    ("action", "log", "state"),
+    [
+        ("reset", ["WATCHDOG", "halt soon", *HALT, "reset", "RESET", *GO], RunState.RUNNING),
+        ("shutdown", ["WATCHDOG", "POWERDOWN", "button"], RunState.RUNNING),
+        ("poweroff", ["WATCHDOG", "halt soon", *HALT, "loop ends"], RunState.RUNNING),
+        ("pause", ["WATCHDOG", "halt soon", *HALT, "STOP"], RunState.WATCHDOG),
+        ("debug", ["WATCHDOG"], RunState.RUNNING),
+        ("none", ["WATCHDOG"], RunState.RUNNING),
+        ("inject-nmi", ["WATCHDOG", "nmi"], RunState.RUNNING),
+    ],
+)
+def test_watchdog(action: str, log: list[str], state: RunState, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = running(watchdog=action)
+    machine.life.watchdog_expired()
+    machine.turn()
+    assert machine.take() == log
+    assert machine.state is state
+    assert machine.events[0] == ("WATCHDOG", {"action": action})
+    assert machine.life.exit_status == 0
+    assert capsys.readouterr().err == ("watchdog: timer fired\n" if action == "debug" else "")
+
+
+def test_watchdog_with_no_reboot() -> None:
+    machine = running(reboot="shutdown")
+    machine.life.watchdog_expired()
+    machine.turn()
+    assert machine.events[1:] == [("SHUTDOWN", {"guest": True, "reason": "guest-reset"})]
+
+
+@pytest.mark.parametrize(
+    ("panic", "shutdown", "told", "log", "status"),
+    [
+        ("pause", "poweroff", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP"], 0),
+        ("shutdown", "pause", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP"], 0),
+        ("shutdown", "poweroff", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "loop ends"], 0),
+        ("exit-failure", "poweroff", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "loop ends"], 1),
+        ("exit-failure", "pause", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "STOP"], 1),
+        ("none", "poweroff", "run", ["GUEST_PANICKED"], 0),
+    ],
+)
+def test_panic(panic: str, shutdown: str, told: str, log: list[str], status: int) -> None:
+    machine = running(panic=panic, shutdown=shutdown)
+    machine.life.guest_panicked()
+    machine.turn()
+    assert machine.take() == log
+    assert machine.events[0] == ("GUEST_PANICKED", {"action": told})
+    assert machine.life.exit_status == status
+    if told == "pause":
+        assert machine.state is RunState.GUEST_PANICKED
+    elif told == "poweroff":
+        assert ("SHUTDOWN", {"guest": True, "reason": "guest-panic"}) in machine.events
+
+
+def test_a_crash_kernel() -> None:
+    machine = running()
+    machine.life.crash_kernel_started()
+    machine.turn()
+    assert machine.events == [("GUEST_CRASHLOADED", {"action": "run"})]
+    assert machine.state is RunState.RUNNING
 
 
 def test_internal_error() -> None:

@@ -48,9 +48,10 @@ def test_places_for_cpus() -> None:
         for number, error in (
             (1, "Unable to add CPU: 1, it already exists"),
             (3, "Unable to add CPU: 3, max allowed: 2"),
-            (2, "CPUs cannot be plugged in by pyvm yet"),
         ):
             assert machine.error("cpu-add", id=number) == error
+        machine.execute("cpu-add", id=2)
+        assert [cpu["CPU"] for cpu in machine.execute("query-cpus")] == [0, 1, 2]
 
 
 def test_the_machine_that_is_none() -> None:
@@ -245,7 +246,7 @@ def test_numa_nodes() -> None:
             "node 1 cpus: 1\nnode 1 size: 6 MB\nnode 1 plugged: 0 MB\n"
         )
         info = machine.pc.tables.info.affinity
-        assert info.cpus == ((0, 0), (1, 1))
+        assert info.cpus == ((0, 0), (1, 1), (2, 0), (3, 0))
         assert info.memory == ((0, 0xA0000, 0), (0xC0000, 0xA00000 - 0xC0000, 0), (0xA00000, 0x600000, 1))
         assert info.distances == ((10, 20), (20, 10))
         assert {"SRAT", "SLIT"} <= set(machine.pc.tables.acpi.offsets)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pyvm.errors import ConfigError
 from pyvm.memory import GuestMemory, RamBlock
+from pyvm.migration.page_scan import touched
 from pyvm.migration.ram_file import RamPart, SavedRam, write_ram
 from pyvm.migration.snapshot import Snapshot
 from pyvm.migration.state_file import SnapshotError, read_state, write_state
@@ -115,7 +116,7 @@ def test_memory_with_holes(tmp_path: Path) -> None:
             memory.write(gpa, b"x")
         with memoryview(memory.mapping) as first, memoryview(bytes(3 * PAGE) + b"y" * PAGE) as second:
             path = str(tmp_path / "ram")
-            parts = write_ram(path, {"first": first, "second": second}, {"first": memory.fd})
+            parts = write_ram(path, {"first": first, "second": second}, {"first": touched(memory.fd, memory.size)})
             assert parts == [RamPart("first", 0, 1 << 20), RamPart("second", 1 << 20, 4 * PAGE)]
             with open(path, "rb") as file:
                 assert file.read() == bytes(first) + bytes(second)

@@ -14,8 +14,10 @@ COMMANDS = CommandTable()
 @COMMANDS.command("blockdev-add")
 def blockdev_add(context: Context, arguments: dict[str, Any]) -> None:
     """Open a node that the monitor holds."""
+    storage = storage_of(context.machine)
+    storage.graph.find_fd = context.session.named_fds.take
     with block_errors():
-        storage_of(context.machine).add_node(arguments)
+        storage.add_node(arguments)
 
 
 @COMMANDS.command("blockdev-del")
@@ -61,7 +63,7 @@ def blockdev_snapshot_sync(
         raise QmpError("New overlay node-name missing")
     wanted = NewOverlay(snapshot_file, format or "qcow2", snapshot_node_name, existing=mode == "existing")
     with block_errors():
-        make_overlay(storage, node, wanted)
+        storage.release(make_overlay(storage, node, wanted))  # those above hold it
 
 
 @COMMANDS.command("blockdev-snapshot")

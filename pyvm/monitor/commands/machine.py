@@ -42,6 +42,10 @@ class PartsModel(Protocol):
     def finish(self) -> str | None:
         """Make the machine that waits with `-preconfig`, and start it; return what is wrong with it, if anything."""
 
+    @property
+    def generation_id(self) -> str | None:
+        """The identifier that changes when the machine goes on from a saved state, where it has a device for it."""
+
     def vcpu_states(self) -> list[dict[str, Any]]:
         """Return program counter (``pc``) and whether it is ``halted`` of each vCPU."""
 
@@ -156,8 +160,12 @@ def query_uuid(context: Context) -> dict[str, Any]:
 
 @COMMANDS.command("query-vm-generation-id")
 def query_vm_generation_id(context: Context) -> dict[str, Any]:
-    """There is no device that has such an identifier."""
-    raise QmpError("VM Generation ID device not found")
+    """Return the identifier that changes when the machine goes on from a saved state."""
+    machine = context.machine
+    guid = machine.model.generation_id if isinstance(machine, PartsOwner) else None
+    if guid is None:
+        raise QmpError("VM Generation ID device not found")
+    return {"guid": guid}
 
 
 @COMMANDS.command("query-kvm")

@@ -1,20 +1,23 @@
-"""Commands about migration.  Its settings can be made; none can be started yet, so all else answers as when idle."""
+"""Commands about migrations of the machine, their settings, and its snapshots."""
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pyvm.errors import ConfigError
+from pyvm.migration.transport import UnknownProtocolError
+from pyvm.monitor.commands.block_common import block_errors, storage_of
 from pyvm.monitor.errors import DEVICE_NOT_ACTIVE, QmpError, unsupported
 from pyvm.monitor.registry import CommandTable, Context
 from pyvm.monitor.schema.record import Record
-from pyvm.options import is_identifier
 from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from pyvm.machine.migrations import Migrations
     from pyvm.migration.settings import MigrationSettings
 
 COMMANDS = CommandTable()
@@ -29,6 +32,33 @@ class MigrationOwner(Protocol):
     """A machine whose migration has settings."""
 
     migration: MigrationSettings
+
+
+@runtime_checkable
+class Migrating(Protocol):
+    """A machine that can move."""
+
+    migrations: Migrations
+
+
+def migrations_of(context: Context) -> Migrations:
+    """Return the machine's migrations."""
+    machine = context.machine
+    if not isinstance(machine, Migrating):
+        raise unsupported()
+    return machine.migrations
+
+
+def _busy(context: Context) -> bool:
+    """Return whether a migration to somewhere else is under way."""
+    known = _known(context)
+    return known is not None and not known.idle
+
+
+def _known(context: Context) -> Migrations | None:
+    """Return the machine's migrations where there ever was one."""
+    known: Migrations | None = vars(context.machine).get("migrations")
+    return known
 
 
 def settings_of(context: Context) -> MigrationSettings:
@@ -59,6 +89,8 @@ def query_migrate_capabilities(context: Context) -> list[dict[str, Any]]:
 @COMMANDS.command("migrate-set-capabilities")
 def migrate_set_capabilities(context: Context, capabilities: list[Record]) -> None:
     """Switch capabilities on or off."""
+    if _busy(context):
+        raise QmpError("There's a migration process in progress")
     with _settings_errors():
         settings_of(context).enable([(item.capability, item.state) for item in capabilities])
 
@@ -106,62 +138,105 @@ def query_migrate_cache_size(context: Context) -> int:
     return size
 
 
-# ---- Migrations, of which there is none
+# ---- Migrations
 
 
 @COMMANDS.command("query-migrate")
 def query_migrate(context: Context) -> dict[str, Any]:
-    """Return how the migration goes: there is none."""
-    return {}
+    """Return how the migration goes."""
+    known = _known(context)
+    return {} if known is None else known.info()
+
+
+def _taker(context: Context) -> Callable[[str], int]:
+    """Return what gives away descriptors: by the names that a client gave them, or by their numbers."""
+
+    def take(name: str) -> int:
+        if not name[:1].isdecimal():
+            return context.session.named_fds.require(name)
+        try:
+            os.fstat(int(name))
+        except (ValueError, OverflowError, OSError):
+            raise QmpError(f"Invalid parameter 'fd:{name}'") from None
+        return int(name)
+
+    return take
 
 
 @COMMANDS.command("migrate")
 def migrate(
     context: Context, uri: str, blk: bool | None, inc: bool | None, detach: bool | None, resume: bool | None
 ) -> None:
-    """Refuse to start a migration."""
+    """Begin to move the machine."""
+    del detach  # it is always so: only the human monitor waits
     if resume:
         raise QmpError("Cannot resume if there is no paused migration")
     settings = settings_of(context)
-    if (blk or inc) and (settings.capabilities["block"] or settings.parameters["block-incremental"]):
-        raise QmpError("Command options are incompatible with current migration capabilities")
-    raise QmpError("Migration is not supported by pyvm yet")
+    if blk or inc:
+        if settings.capabilities["block"] or settings.parameters["block-incremental"]:
+            raise QmpError("Command options are incompatible with current migration capabilities")
+        raise QmpError("Block migration is not supported by pyvm: copy disks with drive-mirror or blockdev-mirror")
+    if settings.parameters["tls-creds"]:
+        raise QmpError("TLS for migrations is not supported by pyvm")
+    with _settings_errors():
+        migrations_of(context).migrate(uri, _taker(context))
 
 
 @COMMANDS.command("migrate_cancel")
 def migrate_cancel(context: Context) -> None:
-    """Give the migration up: there is none."""
+    """Give the migration up."""
+    if _busy(context):
+        moving = migrations_of(context).outgoing
+        assert moving is not None
+        moving.cancel()
 
 
 @COMMANDS.command("migrate-continue")
 def migrate_continue(context: Context, state: str) -> None:
-    """Refuse to go on with a migration that is paused: there is none."""
-    raise QmpError("Migration not in expected state: none")
+    """Go on with a migration that waits before its switch-over."""
+    known = _known(context)
+    status = "none" if known is None else known.status
+    if state != status:
+        raise QmpError(f"Migration not in expected state: {status}")
+    if known is not None and known.outgoing is not None and status == "pre-switchover":
+        known.outgoing.go_on()
 
 
 @COMMANDS.command("migrate-start-postcopy")
 def migrate_start_postcopy(context: Context) -> None:
-    """Refuse to let the other side run: there is no migration."""
+    """Refuse to let the other side run already."""
     if not settings_of(context).capabilities["postcopy-ram"]:
         raise QmpError("Enable postcopy with migrate_set_capability before the start of migration")
-    raise QmpError("Postcopy must be started after migration has been started")
+    if not _busy(context):
+        raise QmpError("Postcopy must be started after migration has been started")
+    raise QmpError("Postcopy is not supported by pyvm")
 
 
 @COMMANDS.command("migrate-incoming")
 def migrate_incoming(context: Context, uri: str) -> None:
-    """Refuse to let a migration come in: the machine does not wait for one."""
-    raise QmpError(_NO_INCOMING)
+    """Let a migration come in."""
+    if context.machine.run_state is not RunState.INMIGRATE:
+        raise QmpError(_NO_INCOMING)
+    migrations = migrations_of(context)
+    if migrations.incoming is not None:
+        raise QmpError("The incoming migration has already been started")
+    try:
+        migrations.listen(uri, _taker(context))
+    except UnknownProtocolError:
+        raise QmpError(f"unknown migration protocol: {uri}") from None
+    except (OSError, ConfigError) as error:
+        raise QmpError(str(error)) from None
 
 
 @COMMANDS.command("migrate-recover")
 def migrate_recover(context: Context, uri: str) -> None:
-    """Refuse to take a migration up again: there is none."""
+    """Refuse to take a migration up again: only postcopy can be interrupted."""
     raise QmpError("Migrate recover can only be run when postcopy is paused.")
 
 
 @COMMANDS.command("migrate-pause")
 def migrate_pause(context: Context) -> None:
-    """Refuse to interrupt the migration: there is none."""
+    """Refuse to interrupt the migration: only postcopy can be."""
     raise QmpError("migrate-pause is currently only supported during postcopy-active state")
 
 
@@ -219,25 +294,34 @@ def xen_load_devices_state(context: Context, filename: str) -> None:
 # ---- Snapshots of the whole machine
 
 
-def _refuse_snapshot(job_id: str) -> None:
-    if not is_identifier(job_id):
-        raise QmpError(f"Invalid job ID '{job_id}'")
-    raise QmpError("Snapshots of the machine are not supported by pyvm yet")
+def _saved_by(context: Context) -> Any:
+    """Return the machine, which must be one with disks."""
+    storage_of(context.machine)
+    return context.machine
 
 
 @COMMANDS.command("snapshot-save")
 def snapshot_save(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
-    """Refuse to save the machine in its disks."""
-    _refuse_snapshot(job_id)
+    """Save the machine in its disks."""
+    from pyvm.machine.snapshot_jobs import SnapshotSaveJob
+
+    with block_errors():
+        SnapshotSaveJob(_saved_by(context), job_id, tag, devices, vmstate).start()
 
 
 @COMMANDS.command("snapshot-load")
 def snapshot_load(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
-    """Refuse to load the machine from its disks."""
-    _refuse_snapshot(job_id)
+    """Load the machine from its disks."""
+    from pyvm.machine.snapshot_jobs import SnapshotLoadJob
+
+    with block_errors():
+        SnapshotLoadJob(_saved_by(context), job_id, tag, devices, vmstate).start()
 
 
 @COMMANDS.command("snapshot-delete")
 def snapshot_delete(context: Context, job_id: str, tag: str, devices: list[str]) -> None:
-    """Refuse to delete a saved machine from its disks."""
-    _refuse_snapshot(job_id)
+    """Delete a saved machine from its disks."""
+    from pyvm.machine.snapshot_jobs import SnapshotDeleteJob
+
+    with block_errors():
+        SnapshotDeleteJob(_saved_by(context), job_id, tag, devices).start()

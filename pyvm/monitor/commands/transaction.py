@@ -103,7 +103,7 @@ def _snapshot_sync(storage: Storage, data: Any, jobs: Transaction | None) -> _St
     wanted = NewOverlay(
         data.snapshot_file, data.format or "qcow2", data.snapshot_node_name, existing=data.mode == "existing"
     )
-    return _overlay_step(storage, node, lambda: make_overlay(storage, node, wanted))
+    return _overlay_step(storage, node, lambda: make_overlay(storage, node, wanted, freeze=False))
 
 
 def _snapshot(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
@@ -112,35 +112,39 @@ def _snapshot(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
     node = find_node(storage, data.node, data.node)
     storage.graph.check_free(node)
     overlay = find_node(storage, data.overlay, data.overlay)
-    return _overlay_step(storage, node, lambda: put_on_top(storage, overlay, node))
+
+    def put() -> Node:
+        put_on_top(storage, overlay, node, freeze=False)
+        return overlay.hold()
+
+    return _overlay_step(storage, node, put)
 
 
-def _overlay_step(storage: Storage, node: Node, put: Callable[[], object]) -> _Step:
-    """Put something on top of a node, in a way that can be undone."""
+def _overlay_step(storage: Storage, node: Node, put: Callable[[], Node]) -> _Step:
+    """Put something on top of a node, in a way that can be undone; `put` returns it, held."""
     from pyvm.block.jobs import surgery
+    from pyvm.machine.overlays import freeze_below
 
     was_read_only = node.read_only
     node.hold()  # until all is done
     try:
-        put()
+        overlay = put()
     except BaseException:
         storage.release(node)
         raise
-    overlay = next(
-        it
-        for it, label in storage.graph.parents(node)
-        if label == "backing" and not it.is_filter and it.backing is node
-    )
 
     def undo() -> None:
-        overlay.hold()
         storage.set_read_only(node, was_read_only)
         surgery.set_backing(storage, overlay, None)
         surgery.replace_node(storage, overlay, node)
         storage.release(overlay)
         storage.release(node)
 
-    return _Step(undo, lambda: storage.release(node))
+    def clean() -> None:
+        storage.release(node)
+        storage.release(overlay)
+
+    return _Step(undo, lambda: freeze_below(storage, node), clean)
 
 
 def _snapshot_internal(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:

@@ -313,7 +313,7 @@ def _run_io(storage: Storage, backend: BlockBackend, line: str) -> str:
     from pyvm.tools.io.session import Session
     from pyvm.tools.io.table import execute, make_table
 
-    if backend.node is not None and backend.read_only and _writes(line):
+    if backend.node is not None and backend.node.read_only and _writes(line):
         return "Block node is read-only\n"
     table = make_table(tool=False)
     session = Session(lambda text: _put(sys.stdout, text), lambda text: _put(sys.stderr, text), table, backend)

@@ -16,6 +16,7 @@ from pyvm.monitor.hmp import (
     objects,
     parts,
     tracing,
+    vm_snapshots,
     vnc,
 )
 from pyvm.monitor.hmp import input as typing
@@ -25,9 +26,36 @@ from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable, UnknownCommandError, help_line
 
 COMMANDS = CommandTable()
-for _chapter in (block, block_jobs, character, dumping, examine, host, migration, network, objects, tracing, typing):
+for _chapter in (
+    block,
+    block_jobs,
+    character,
+    dumping,
+    examine,
+    host,
+    migration,
+    network,
+    objects,
+    tracing,
+    typing,
+    vm_snapshots,
+):
     COMMANDS.include(_chapter.COMMANDS)
-for _subjects in (block, block_jobs, dumping, examine, host, migration, network, objects, parts, tracing, typing, vnc):
+for _subjects in (
+    block,
+    block_jobs,
+    dumping,
+    examine,
+    host,
+    migration,
+    network,
+    objects,
+    parts,
+    tracing,
+    typing,
+    vm_snapshots,
+    vnc,
+):
     INFORMATION.include(_subjects.INFORMATION)
 
 _PORT_SUFFIX = {1: "b", 2: "w", 4: "l"}

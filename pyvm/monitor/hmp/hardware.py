@@ -45,7 +45,7 @@ def cpu_states(machine: MachineControl, index: int | None = None) -> dict[int, R
     from pyvm.cpu.registers import RegisterState
 
     parts = inspect(machine)
-    wanted = [place for place in range(parts.cpus.count) if index in (None, place)]
+    wanted = [place for place in parts.cpus.present if index in (None, place)]
     with parts.cpus.paused():
         return {place: RegisterState.from_engine(parts.cpus.registers(place)) for place in wanted}
 
@@ -103,6 +103,8 @@ def show_spaces(board: Board) -> str:
         where = f"{block.offset:016x}-{block.offset + block.size - 1:016x}"
         text = f"(prio 0, ram): alias {name} @pc.ram {where}"
         ram.append((block.gpa, _region(4, block.gpa, block.end, text)))
+    for module in board.memory.modules:
+        ram.append((module.gpa, _region(4, module.gpa, module.end, "(prio 0, ram): pc-dimm")))
     memory = "".join(line for _, line in sorted(ram + _registers_of(board.mmio)))
     ports = "".join(line for _, line in _registers_of(board.ports))
     return (
@@ -142,4 +144,6 @@ def show_flat(board: Board) -> str:
     for block in board.memory.blocks:
         offset = f" @{block.offset:016x}" if block.offset else ""
         ram.append((block.gpa, _region(2, block.gpa, block.end, f"(prio 0, ram): pc.ram{offset}")))
+    for module in board.memory.modules:
+        ram.append((module.gpa, _region(2, module.gpa, module.end, "(prio 0, ram): pc-dimm")))
     return _flat_view(0, "memory", "system", ram + _flat(board.mmio)) + _flat_view(1, "I/O", "io", _flat(board.ports))

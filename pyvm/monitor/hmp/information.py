@@ -112,7 +112,7 @@ def lapic(shell: Shell, apic_id: int | None) -> str:
     from pyvm.monitor.hmp.hardware import inspect
     from pyvm.monitor.hmp.interrupts import show_lapic
 
-    chips = dict(enumerate(inspect(shell.machine).board.lapics))
+    chips = inspect(shell.machine).board.lapics
     if apic_id is None:
         index: int | None = shell.state.cpu
     else:

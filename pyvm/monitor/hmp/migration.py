@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from pyvm.monitor.errors import QmpError
@@ -39,6 +41,8 @@ _QUOTED = ("tls-creds", "tls-hostname", "tls-authz")
 _IN_MIB = ("max-bandwidth", "xbzrle-cache-size", "max-postcopy-bandwidth")
 """Sizes that a person gives in MiB unless there is a suffix."""
 _UINT64 = (1 << 64) - 1
+_UNDER_WAY = ("setup", "active", "pre-switchover", "device", "cancelling")
+_POLL_SECONDS = 0.1
 
 
 def _onoff(value: Any) -> Any:
@@ -51,8 +55,9 @@ def _onoff(value: Any) -> Any:
 @INFORMATION.command("migrate", description="show migration status")
 def migrate_status(shell: Shell) -> str:
     """Show how a migration goes, and what holds for all."""
-    shell.qmp("query-migrate")
-    return _GLOBALS
+    from pyvm.monitor.hmp.migration_status import lines
+
+    return _GLOBALS + "".join(f"{line}\n" for line in lines(shell.qmp("query-migrate")))
 
 
 @INFORMATION.command("migrate_capabilities", description="show current migration capabilities")
@@ -147,9 +152,21 @@ def _size(text: str, parse: Any) -> int:
     description="migrate to URI (-d: do not wait for completion; -b, -i: with a full or an incremental copy of disks; "
     "-r: resume a paused migration)",
 )
-def migrate(shell: Shell, d: bool, b: bool, i: bool, r: bool, uri: str) -> None:
-    """Start a migration."""
+def migrate(shell: Shell, d: bool, b: bool, i: bool, r: bool, uri: str) -> str | Coroutine[Any, Any, str]:
+    """Start a migration, and wait for its end unless that is not wanted."""
     shell.qmp("migrate", uri=uri, blk=b, inc=i, detach=d, resume=r)
+    if d:
+        return ""
+    if not shell.at_terminal:
+        return "terminal does not allow synchronous migration, continuing detached\n"
+    return _wait_for_migration(shell)
+
+
+async def _wait_for_migration(shell: Shell) -> str:
+    """Wait for the end of the migration; return why it failed."""
+    while (info := shell.qmp("query-migrate")).get("status") in _UNDER_WAY:
+        await asyncio.sleep(_POLL_SECONDS)
+    return f"Error: {info['error-desc']}\n" if "error-desc" in info else ""
 
 
 @COMMANDS.command("migrate_cancel", description="cancel the current VM migration")
@@ -248,8 +265,17 @@ def nbd_server_start(shell: Shell, a: bool, w: bool, uri: str) -> None:
     host, colon, port = uri.rpartition(":")
     if not colon:
         raise QmpError(f"error parsing address '{uri}'")
-    address = {"type": "inet", "data": {"host": host, "port": port}}
+    address = {"type": "inet", "data": {"host": host.strip("[]"), "port": port}}
     shell.request("nbd-server-start", {"addr": address})
+    if not a:
+        return
+    try:
+        for drive in shell.qmp("query-block"):
+            if "inserted" in drive:
+                shell.request("nbd-server-add", {"device": drive["device"], "writable": w})
+    except QmpError:
+        shell.qmp("nbd-server-stop")
+        raise
 
 
 @COMMANDS.command(

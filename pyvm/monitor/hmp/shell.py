@@ -61,6 +61,11 @@ class Shell:
         return self._context.machine
 
     @property
+    def at_terminal(self) -> bool:
+        """Whether a person waits at a monitor, as opposed to a QMP client that has lines executed."""
+        return isinstance(self._context.session, HumanSession)
+
+    @property
     def schema(self) -> Schema:
         """What QMP's handlers take."""
         return self._context.schema

@@ -1,0 +1,125 @@
+"""The machine in which every command of the guest agent is tried, and what its steps ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import Emulator
+from images.build import Image
+from pyvm.agent import AgentClient, AgentError, AgentFailure
+from pyvm.qmp_client import QmpClient, QmpFailure
+
+PATIENCE = 300.0
+"""Seconds for what a guest takes a few for; the host may have much else to do."""
+_DISK_BYTES = 64 << 20
+_SWAP_BYTES = 1 << 30
+OPTIONS = (
+    *("-m", "512,slots=2,maxmem=1G", "-smp", "2,maxcpus=3", "-display", "none"),
+    *("-device", "virtio-serial-pci,addr=5"),
+    *("-device", "virtserialport,chardev=ga0,name=org.qemu.guest_agent.0"),
+    *("-device", "virtio-blk-pci,addr=6,drive=d0,serial=DISK-1,discard=on"),
+    *("-device", "virtio-blk-pci,addr=7,drive=d1,serial=SWAP-1"),
+    *("-netdev", "user,id=n0", "-device", "virtio-net-pci,addr=8,netdev=n0,mac=52:54:00:12:34:56"),
+)
+"""What both emulators get, beside the guest itself and paths."""
+
+
+@dataclass
+class Session:
+    """One machine that runs, with its agent and its monitor."""
+
+    agent: AgentClient
+    qmp: QmpClient
+    restart: Callable[[], None]
+    """Starts the machine anew, once it has ended."""
+    process: subprocess.Popen[bytes] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What an earlier step leaves for a later one."""
+
+    def shell(self, line: str) -> str:
+        """Run a line in the guest and return what it printed."""
+        return self.agent.run(line, timeout=PATIENCE, check=True).text
+
+    def refusal(self, action: Callable[[], Any]) -> str:
+        """Do what the agent should refuse, and return its words."""
+        try:
+            return f"answers {action()!r}"
+        except AgentError as error:
+            return f"{error.error_class}: {error.desc}"
+
+    def event(self, name: str) -> dict[str, Any]:
+        """Wait for an event of the monitor, and return its data."""
+        found: dict[str, Any] = self.qmp.wait_event(name, timeout=PATIENCE).get("data", {})
+        return found
+
+    def until(self, question: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+        """Ask until the answer is true or the time is over; return the last answer."""
+        end = time.monotonic() + seconds
+        while not (answer := question()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return answer
+
+    def back(self) -> None:
+        """Wait until the agent answers again."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.agent.wait(PATIENCE / 10)
+                return
+            except AgentFailure:
+                if time.monotonic() > end:
+                    raise
+
+    def boot_id(self) -> str:
+        """Return what is another one after each boot."""
+        return self.shell("cat /proc/sys/kernel/random/boot_id")
+
+
+@contextmanager
+def session(emulator: Emulator, image: Image, directory: Path) -> Iterator[Session]:
+    """Boot the guest, with disks of its own in `directory`, and end it afterwards."""
+    paths = {name: directory / name for name in ("ga", "qmp", "disk", "swap", "console")}
+    for name, size in (("disk", _DISK_BYTES), ("swap", _SWAP_BYTES)):
+        with paths[name].open("wb") as file:
+            file.truncate(size)
+    command = [
+        *emulator.command,
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+        *("-append", f"{image.append} pyvm.resume=/dev/vdb"),
+        *("-serial", f"file:{paths['console']}", "-chardev", f"socket,path={paths['ga']},server=on,wait=off,id=ga0"),
+        *("-qmp", f"unix:{paths['qmp']},server=on,wait=off"),
+        *("-drive", f"if=none,id=d0,file={paths['disk']},format=raw,discard=unmap"),
+        *("-drive", f"if=none,id=d1,file={paths['swap']},format=raw"),
+        *OPTIONS,
+    ]
+    found: Session | None = None
+
+    def start() -> None:
+        assert found is not None
+        with contextlib.suppress(QmpFailure, AttributeError):
+            found.qmp.close()
+        for name in ("ga", "qmp"):
+            paths[name].unlink(missing_ok=True)
+        found.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        found.agent.reconnect()
+        found.agent.wait(PATIENCE)
+        found.qmp = QmpClient.connect(str(paths["qmp"]))
+
+    with AgentClient(str(paths["ga"]), PATIENCE) as agent:
+        found = Session(agent, None, start)  # type: ignore[arg-type]
+        try:
+            start()
+            yield found
+        finally:
+            with contextlib.suppress(AttributeError):
+                found.qmp.close()
+            if found.process is not None:
+                found.process.kill()
+                found.process.wait()
