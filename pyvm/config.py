@@ -16,7 +16,7 @@ from pyvm.records import field, record
 if TYPE_CHECKING:
     from pyvm.chardev.options import ChardevOptions
     from pyvm.firmware.smbios_fields import SmbiosFields
-    from pyvm.machine.fork import ForkedMachine
+    from pyvm.machine.saved.fork import ForkedMachine
     from pyvm.migration.snapshot import Snapshot
     from pyvm.sandbox import SandboxConfig
     from pyvm.vnc.options import VncOptions

@@ -1,12 +1,12 @@
 """Memory slots in the DSDT: the methods by which the system hears of modules that come, and lets modules go.
 
 ACPI specification 6.5, sections 9.11 "Memory Devices" and 6.3 "Device Insertion, Removal, and Status Objects"; the
-registers are :mod:`pyvm.devices.acpi_memory_hotplug`.
+registers are :mod:`pyvm.devices.acpi.memory_hotplug`.
 """
 
 from __future__ import annotations
 
-from pyvm.devices import acpi_memory_hotplug as registers
+from pyvm.devices.acpi import memory_hotplug as registers
 from pyvm.firmware import aml
 from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space, Update

@@ -1,7 +1,7 @@
 """PCI slots in the DSDT: the methods by which the system hears of devices that come, and lets devices go.
 
 ACPI specification 6.5, sections 6.3 "Device Insertion, Removal, and Status Objects" and 9.1.1 "_DSM"; PCI Firmware
-specification 3.2, section 4.6.7 (names of devices); the registers are :mod:`pyvm.devices.acpi_pci_hotplug`.
+specification 3.2, section 4.6.7 (names of devices); the registers are :mod:`pyvm.devices.acpi.pci_hotplug`.
 
 Each bus has its number (BSEL), a device with _EJ0 for each slot from which something can be taken, a method that
 notifies slots (PHNT), and one that looks at its registers and goes on to the buses behind it (PHSC).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 
-from pyvm.devices import acpi_pci_hotplug as registers
+from pyvm.devices.acpi import pci_hotplug as registers
 from pyvm.firmware import aml
 from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space, Update

@@ -1,14 +1,14 @@
 """Processors in the DSDT, which may come and go while the system runs.
 
 ACPI specification 6.5, sections 8.4 "Declaring Processors" and 6.3 "Device Insertion, Removal, and Status Objects"; the
-registers are :mod:`pyvm.devices.acpi_cpu_hotplug`.  Each processor is named by its index, which the MADT uses as well.
+registers are :mod:`pyvm.devices.acpi.cpu_hotplug`.  Each processor is named by its index, which the MADT uses as well.
 """
 
 from __future__ import annotations
 
 import struct
 
-from pyvm.devices import acpi_cpu_hotplug as registers
+from pyvm.devices.acpi import cpu_hotplug as registers
 from pyvm.firmware import aml
 from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space, Update

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
 
 _BACKEND = "virtio-backend"
 

@@ -2,7 +2,7 @@
 
 Everything soldered on is wired here: interrupt controllers, timers, clock, keyboard controller, serial ports, PCI host
 bridge and south bridge, power management and firmware configuration.  What is plugged into it comes from
-:mod:`pyvm.machine.plugging`.
+:mod:`pyvm.machine.plug.plugging`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pyvm.devices.acpi_pm import AcpiPm, SleepKind
+from pyvm.devices.acpi.pm import AcpiPm, SleepKind
 from pyvm.devices.apic_bus import ApicBus
 from pyvm.devices.dma8237 import DmaPair
 from pyvm.devices.fwcfg import FwCfg

@@ -10,7 +10,7 @@ import sys
 from pyvm.config import GlobalConfig, MachineConfig
 from pyvm.devices.properties import DeviceModel, parse_property
 from pyvm.errors import ConfigError
-from pyvm.machine.models import DEVICE_MODELS
+from pyvm.machine.plug.models import DEVICE_MODELS
 from pyvm.options import parse_number
 from pyvm.qom.types import load
 

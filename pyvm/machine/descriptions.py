@@ -15,11 +15,11 @@ from pyvm.runstate import RunState
 if TYPE_CHECKING:
     from pyvm.devices.pci.function import PciFunction
     from pyvm.devices.virtio.pci import VirtioPci
-    from pyvm.machine.hotplug import Hotplug
     from pyvm.machine.numa import Numa
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
-    from pyvm.machine.qom_tree import MachineTree
+    from pyvm.machine.plug.hotplug import Hotplug
+    from pyvm.machine.plug.plugging import PluggedDevice
+    from pyvm.machine.qom.tree import MachineTree
     from pyvm.machine.user_objects import UserObjects
     from pyvm.memory import RamBlock
 
@@ -39,7 +39,7 @@ class Descriptions:
     @cached_property
     def qom(self) -> MachineTree:
         """The tree of all objects, made when somebody first looks at it."""
-        from pyvm.machine.qom_tree import MachineTree
+        from pyvm.machine.qom.tree import MachineTree
 
         return MachineTree(self._pc, self.objects)
 
@@ -60,13 +60,13 @@ class Descriptions:
         device = self.plugged_cpu(index)
         if device is not None:
             return self.qom.plugged.object_of(device).path
-        from pyvm.machine.qom_tree import cpu_number
+        from pyvm.machine.qom.tree import cpu_number
 
         return f"/machine/unattached/device[{cpu_number(index)}]"
 
     def plugged_cpu(self, index: int) -> PluggedDevice | None:
         """Return the device that is the CPU in a place, None for one that the board came with."""
-        from pyvm.machine.cpu_plug import PluggedCpu
+        from pyvm.machine.plug.cpu import PluggedCpu
 
         for device in self._pc.plugger.plugged.devices if self._pc.initialized else ():
             if isinstance(device.made, PluggedCpu) and device.made.index == index:

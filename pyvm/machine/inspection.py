@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyvm.cpu.registers import RegisterState
     from pyvm.cpu.vcpu import VcpuSet
     from pyvm.machine.board import Board
-    from pyvm.machine.dump import Dumper
+    from pyvm.machine.dump.dumper import Dumper
     from pyvm.machine.model import MachineModel
     from pyvm.machine.network import Network
     from pyvm.machine.pc import Pc
@@ -52,7 +52,7 @@ class Inspection(ABC):
     @cached_property
     def dumper(self) -> Dumper:
         """What dumps the guest's memory; made when somebody first asks for it."""
-        from pyvm.machine.dump import Dumper
+        from pyvm.machine.dump.dumper import Dumper
 
         dumper = Dumper(cast("Pc", self), self.events.emit)
         self._give_back(dumper.close)

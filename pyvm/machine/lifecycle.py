@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pyvm.devices.acpi_pm import WakeReason
+from pyvm.devices.acpi.pm import WakeReason
 from pyvm.runstate import RunState, RunStateHolder, ShutdownCause
 
 if TYPE_CHECKING:

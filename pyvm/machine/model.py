@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
 from pyvm.machine.descriptions import Descriptions
-from pyvm.machine.hotplug import Hotplug
 from pyvm.machine.memory_backends import JoinedMemory, MemoryBackend
 from pyvm.machine.numa import Numa
-from pyvm.machine.sockets import Sockets, memory_room
+from pyvm.machine.plug.hotplug import Hotplug
+from pyvm.machine.plug.sockets import Sockets, memory_room
 from pyvm.machine.texts import Texts
 from pyvm.machine.user_objects import ObjectHost, UserObjects
 from pyvm.memory import GuestMemory, pc_ram_blocks
@@ -22,8 +22,8 @@ from pyvm.monitor.errors import QmpError
 if TYPE_CHECKING:
     from pyvm.config import NumaConfig, ObjectConfig
     from pyvm.machine.dirty_rate import DirtyRate
-    from pyvm.machine.memory_window import MemoryWindow
     from pyvm.machine.pc import Pc
+    from pyvm.machine.plug.memory_window import MemoryWindow
     from pyvm.machine.storage import Storage
     from pyvm.migration.fork_ram import LayeredRam, Layers
 
@@ -122,7 +122,7 @@ class MachineModel(Descriptions, Texts):
         room = memory_room(memory)
         if not room:
             return GuestMemory(memory.size, blocks, backing)
-        from pyvm.machine.memory_window import MemoryWindow
+        from pyvm.machine.plug.memory_window import MemoryWindow
 
         try:
             self.window = MemoryWindow(backing, memory.size, room, fd)

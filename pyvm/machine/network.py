@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyvm.devices.properties import DeviceModel
     from pyvm.devices.virtio.net import VirtioNet
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
     from pyvm.memory import GuestMemory
     from pyvm.net.announce import Announcer, AnnounceTimes
     from pyvm.net.user.backend import UserBackend

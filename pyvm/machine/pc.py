@@ -18,7 +18,7 @@ from pyvm.chardev.registry import ChardevHost, ChardevSet
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
 from pyvm.cpu.engine import EngineError
 from pyvm.cpu.vcpu import CpuEvents, VcpuSet
-from pyvm.devices.acpi_pm import SleepKind, WakeReason
+from pyvm.devices.acpi.pm import SleepKind, WakeReason
 from pyvm.errors import ConfigError
 from pyvm.input import InputRouter, KeyboardInput, MouseInput
 from pyvm.machine.accelerators import make_clock, vcpu_class
@@ -29,9 +29,9 @@ from pyvm.machine.lifecycle import Lifecycle
 from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.model import STORED, MachineModel
 from pyvm.machine.network import Network
-from pyvm.machine.persistence import Persistence
-from pyvm.machine.plugging import PlugEvents, Plugger
+from pyvm.machine.plug.plugging import PlugEvents, Plugger
 from pyvm.machine.rtc_base import RtcBase
+from pyvm.machine.saved.persistence import Persistence
 from pyvm.machine.screen import screen_size
 from pyvm.machine.shadow import read_firmware
 from pyvm.machine.storage import Storage, StorageEvents
@@ -542,7 +542,7 @@ class Pc(Persistence):
         if self._complete and not waits and self.autostart:
             self.vm_start()
             if self.snapshot is not None:
-                from pyvm.machine.arrival import announce
+                from pyvm.machine.saved.arrival import announce
 
                 announce(self)
 

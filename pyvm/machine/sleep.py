@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyvm.clock import NANOSECONDS
-from pyvm.devices.acpi_pm import WakeReason
+from pyvm.devices.acpi.pm import WakeReason
 
 if TYPE_CHECKING:
     import asyncio

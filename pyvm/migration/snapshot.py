@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.block.errors import BlockError
 from pyvm.block.reopen import all_below
-from pyvm.machine.arrival import step_clock
-from pyvm.machine.disk_layers import SAVED_STATE, Frozen, copy_image, name_of_copy, writable_disks
+from pyvm.machine.saved.arrival import step_clock
+from pyvm.machine.saved.disk_layers import SAVED_STATE, Frozen, copy_image, name_of_copy, writable_disks
 from pyvm.migration.components import (
     MAIN_RAM,
     check_machine,

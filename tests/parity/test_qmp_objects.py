@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pyvm.devices.properties import shown_kind
-from pyvm.machine.models import DEVICE_MODELS
+from pyvm.machine.plug.models import DEVICE_MODELS
 from pyvm.qmp_client import QmpClient
 from pyvm.qmp_client import QmpError as QemuError
 from pyvm.qom.types import UNSET, load

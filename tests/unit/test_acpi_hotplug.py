@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvm.devices import acpi_cpu_hotplug as cpu
-from pyvm.devices import acpi_memory_hotplug as memory
-from pyvm.devices import acpi_pci_hotplug as pci
+from pyvm.devices.acpi import cpu_hotplug as cpu
+from pyvm.devices.acpi import memory_hotplug as memory
+from pyvm.devices.acpi import pci_hotplug as pci
 from pyvm.state import State, StateError
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvm.clock import ManualClock
-from pyvm.devices.acpi_pm import (
+from pyvm.devices.acpi.pm import (
     ACPI_DISABLE,
     ACPI_ENABLE,
     PM1_POWER_BUTTON,

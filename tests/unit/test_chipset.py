@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvm.clock import ManualClock
-from pyvm.devices.acpi_pm import AcpiPm
+from pyvm.devices.acpi.pm import AcpiPm
 from pyvm.devices.pci import constants as c
 from pyvm.devices.pci.bus import PciBus
 from pyvm.devices.pci.function import PciFunction

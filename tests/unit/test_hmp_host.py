@@ -15,7 +15,7 @@ from pyvm.cpu.registers import RegisterState
 from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
 from pyvm.input import InputRouter, KeyboardInput, MouseInput
-from pyvm.machine.dump import Dumper
+from pyvm.machine.dump.dumper import Dumper
 from pyvm.memory import GuestMemory, IoSpace, pc_ram_blocks
 from pyvm.monitor.schema.model import load
 from pyvm.monitor.trace import TraceEvents

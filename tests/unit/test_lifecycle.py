@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyvm.config import ActionConfig
-from pyvm.devices.acpi_pm import WakeReason
+from pyvm.devices.acpi.pm import WakeReason
 from pyvm.machine.lifecycle import Lifecycle
 from pyvm.runstate import RunState, ShutdownCause
 

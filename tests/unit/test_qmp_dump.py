@@ -14,8 +14,8 @@ import pytest
 
 from pyvm.cpu import paging
 from pyvm.cpu.registers import RegisterState, SegmentState
-from pyvm.machine.dump import Dumper, PhysicalMemory, memory_runs
-from pyvm.machine.dump_file import Dump, MemoryRun, Segment, write_elf
+from pyvm.machine.dump.dumper import Dumper, PhysicalMemory, memory_runs
+from pyvm.machine.dump.file import Dump, MemoryRun, Segment, write_elf
 from pyvm.memory import DeviceRam, GuestMemory, IoSpace, pc_ram_blocks
 from pyvm.monitor.descriptors import FdSets
 from pyvm.runstate import RunState
@@ -406,7 +406,7 @@ def test_kdump(guest: Guest, tmp_path: Path, wide: bool) -> None:
 
 
 def test_bits_of_frames_at_odd_places() -> None:
-    from pyvm.machine.dump_file import _bitmap
+    from pyvm.machine.dump.file import _bitmap
 
     runs = [MemoryRun(page << 12, count << 12, lambda offset, length: memoryview(b"")) for page, count in _ODD]
     bitmap = _bitmap(Dump(runs, b"", 1, False), 4096)

@@ -7,8 +7,8 @@ import pytest
 from pyvm.commandline.objects import OBJECT_TYPES
 from pyvm.config import MACHINE_TYPES
 from pyvm.devices.properties import shown_kind
-from pyvm.machine.models import DEVICE_MODELS
 from pyvm.machine.object_kinds import KINDS
+from pyvm.machine.plug.models import DEVICE_MODELS
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.schema.model import EnumType
 from pyvm.monitor.schema.model import load as load_schema

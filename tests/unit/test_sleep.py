@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvm.clock import NANOSECONDS, ManualClock
-from pyvm.devices.acpi_pm import PM1_POWER_BUTTON, PM1_RTC, PM1_WAKE, WakeReason
+from pyvm.devices.acpi.pm import PM1_POWER_BUTTON, PM1_RTC, PM1_WAKE, WakeReason
 from pyvm.devices.ide.piix3 import IDETIM
 from pyvm.devices.pci.i440fx import PAM0
 from pyvm.devices.rtc import B_24_HOUR, B_ALARM, HOURS_ALARM, MINUTES_ALARM, REGISTER_B, SECONDS_ALARM, Rtc

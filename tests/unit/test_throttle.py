@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyvm.machine.throttle import Throttle
+from pyvm.machine.saved.throttle import Throttle
 from pyvm.runstate import RunState, RunStateHolder
 
 

@@ -1,7 +1,7 @@
 """The PIIX4 power management function: bus 0 slot 1 function 3, which places the ACPI and SMBus registers.
 
 Intel 82371AB PCI-to-ISA/IDE Xcelerator (PIIX4) (order number 290562), chapter 7.  The registers themselves are
-:class:`pyvm.devices.acpi_pm.AcpiPm` and :class:`pyvm.devices.pci.piix4_smbus.SmbusHost`.  Firmware programs both base
+:class:`pyvm.devices.acpi.pm.AcpiPm` and :class:`pyvm.devices.pci.piix4_smbus.SmbusHost`.  Firmware programs both base
 addresses; until then neither block is decoded.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyvm.devices.acpi_pm import PM_BLOCK_SIZE, AcpiPm
+from pyvm.devices.acpi.pm import PM_BLOCK_SIZE, AcpiPm
 from pyvm.devices.pci import constants as c
 from pyvm.devices.pci.function import PciFunction, Window
 from pyvm.devices.pci.piix4_smbus import SMBUS_BLOCK_SIZE, SmbusHost

@@ -13,7 +13,7 @@ from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
     from pyvm.cpu.registers import RegisterState
-    from pyvm.machine.dump import Dumper, PhysicalMemory
+    from pyvm.machine.dump.dumper import Dumper, PhysicalMemory
     from pyvm.memory import GuestMemory, IoSpace
 
 COMMANDS = CommandTable()
@@ -72,7 +72,7 @@ def _check_format(context: Context, dumper: Dumper, form: str, paging: bool, ran
         raise QmpError("Parameter 'length' is missing")
     if ranged == (False, True):
         raise QmpError("Parameter 'begin' is missing")
-    from pyvm.machine.dump import FORMATS
+    from pyvm.machine.dump.dumper import FORMATS
 
     if form not in FORMATS:
         raise QmpError(f"{form} is not available now")
@@ -97,7 +97,7 @@ async def dump_guest_memory(
     format: str | None = None,  # noqa: A002 - the name that the schema gives it
 ) -> None:
     """Write a core file of the guest, and wait for the end unless `detach` is set."""
-    from pyvm.machine.dump import DumpRequest
+    from pyvm.machine.dump.dumper import DumpRequest
 
     dumper = _owner(context).dumper
     form = format or "elf"
@@ -127,7 +127,7 @@ def query_dump(context: Context) -> dict[str, Any]:
 @COMMANDS.command("query-dump-guest-memory-capability")
 def query_dump_guest_memory_capability(context: Context) -> dict[str, Any]:
     """Return the formats that can be asked for."""
-    from pyvm.machine.dump import FORMATS
+    from pyvm.machine.dump.dumper import FORMATS
 
     return {"formats": list(FORMATS)}
 
@@ -136,7 +136,7 @@ def query_dump_guest_memory_capability(context: Context) -> dict[str, Any]:
 
 
 def _physical(context: Context) -> PhysicalMemory:
-    from pyvm.machine.dump import PhysicalMemory
+    from pyvm.machine.dump.dumper import PhysicalMemory
 
     owner = _owner(context)
     return PhysicalMemory(owner.memory, owner.mmio)

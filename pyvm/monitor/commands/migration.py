@@ -17,7 +17,7 @@ from pyvm.runstate import RunState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyvm.machine.migrations import Migrations
+    from pyvm.machine.saved.migrations import Migrations
     from pyvm.migration.settings import MigrationSettings
 
 COMMANDS = CommandTable()
@@ -303,7 +303,7 @@ def _saved_by(context: Context) -> Any:
 @COMMANDS.command("snapshot-save")
 def snapshot_save(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
     """Save the machine in its disks."""
-    from pyvm.machine.snapshot_jobs import SnapshotSaveJob
+    from pyvm.machine.saved.snapshot_jobs import SnapshotSaveJob
 
     with block_errors():
         SnapshotSaveJob(_saved_by(context), job_id, tag, devices, vmstate).start()
@@ -312,7 +312,7 @@ def snapshot_save(context: Context, job_id: str, tag: str, vmstate: str, devices
 @COMMANDS.command("snapshot-load")
 def snapshot_load(context: Context, job_id: str, tag: str, vmstate: str, devices: list[str]) -> None:
     """Load the machine from its disks."""
-    from pyvm.machine.snapshot_jobs import SnapshotLoadJob
+    from pyvm.machine.saved.snapshot_jobs import SnapshotLoadJob
 
     with block_errors():
         SnapshotLoadJob(_saved_by(context), job_id, tag, devices, vmstate).start()
@@ -321,7 +321,7 @@ def snapshot_load(context: Context, job_id: str, tag: str, vmstate: str, devices
 @COMMANDS.command("snapshot-delete")
 def snapshot_delete(context: Context, job_id: str, tag: str, devices: list[str]) -> None:
     """Delete a saved machine from its disks."""
-    from pyvm.machine.snapshot_jobs import SnapshotDeleteJob
+    from pyvm.machine.saved.snapshot_jobs import SnapshotDeleteJob
 
     with block_errors():
         SnapshotDeleteJob(_saved_by(context), job_id, tag, devices).start()

@@ -207,7 +207,7 @@ def block_set_io_throttle(shell: Shell, device: str, **limits: int) -> None:
 )
 def drive_add(shell: Shell, n: bool, address: str, options: str) -> str:
     """Make a drive that a device can be plugged in for; with `-n`, a node."""
-    from pyvm.machine.hotplug_drives import add_drive, add_node
+    from pyvm.machine.plug.drives import add_drive, add_node
 
     del address
     storage = storage_of(shell.machine)

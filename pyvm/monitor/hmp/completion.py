@@ -54,7 +54,7 @@ def _children(path: str) -> Source:
 
 
 def _device_models(shell: Shell, typed: str) -> Iterable[str]:
-    from pyvm.machine.models import DEVICE_MODELS
+    from pyvm.machine.plug.models import DEVICE_MODELS
 
     return DEVICE_MODELS
 

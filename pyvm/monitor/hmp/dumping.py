@@ -83,7 +83,7 @@ def dump(shell: Shell) -> str:
 )
 def checksum(shell: Shell, start: int, size: int) -> str:
     """Show the checksum of a part of physical memory that BSD's sum(1) would give."""
-    from pyvm.machine.dump import PhysicalMemory
+    from pyvm.machine.dump.dumper import PhysicalMemory
 
     machine: Any = shell.machine
     physical = PhysicalMemory(machine.memory, machine.mmio)

@@ -13,7 +13,7 @@ from pyvm.monitor.hmp.table import CommandTable
 
 if TYPE_CHECKING:
     from pyvm.cpu.registers import RegisterState
-    from pyvm.machine.dump import PhysicalMemory
+    from pyvm.machine.dump.dumper import PhysicalMemory
 
 COMMANDS = CommandTable()
 INFORMATION = CommandTable()
@@ -69,7 +69,7 @@ def _registers(shell: Shell) -> RegisterState | None:
 
 
 def _reader(shell: Shell, registers: RegisterState | None) -> _Reader:
-    from pyvm.machine.dump import PhysicalMemory
+    from pyvm.machine.dump.dumper import PhysicalMemory
 
     return _Reader(PhysicalMemory(shell.machine_part("memory"), shell.machine_part("mmio")), registers)
 

@@ -12,7 +12,7 @@ from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
 
 if TYPE_CHECKING:
-    from pyvm.machine.qom_devices import DeviceObject
+    from pyvm.machine.qom.devices import DeviceObject
     from pyvm.options import Group, Options
     from pyvm.qom.tree import Property, QomObject
     from pyvm.qom.types import PropertyInfo
@@ -228,7 +228,7 @@ def qtree(shell: Shell) -> str:
 
 
 def _bus(bus: QomObject, name: str, indent: int, functions: Functions) -> Iterator[str]:
-    from pyvm.machine.qom_devices import DeviceObject
+    from pyvm.machine.qom.devices import DeviceObject
 
     yield f"{' ' * indent}bus: {name}\n"
     yield f"{' ' * indent}  type {bus.type}\n"
@@ -239,7 +239,7 @@ def _bus(bus: QomObject, name: str, indent: int, functions: Functions) -> Iterat
 
 
 def _device(device: DeviceObject, indent: int, functions: Functions) -> Iterator[str]:
-    from pyvm.machine.qom_devices import BusObject
+    from pyvm.machine.qom.devices import BusObject
 
     space = " " * (indent + _INDENT)
     yield f'{" " * indent}dev: {device.type}, id "{device.identifier or ""}"\n'

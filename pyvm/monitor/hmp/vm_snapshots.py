@@ -31,7 +31,7 @@ def _machine(shell: Shell) -> Any:
 )
 def savevm(shell: Shell, name: str | None) -> None:
     """Save the machine in its disks; a snapshot of that name goes."""
-    from pyvm.machine import vm_snapshots
+    from pyvm.machine.saved import vm_snapshots
 
     with block_errors():
         vm_snapshots.save(_machine(shell), name, overwrite=True)
@@ -40,7 +40,7 @@ def savevm(shell: Shell, name: str | None) -> None:
 @COMMANDS.command("loadvm", "name:string", parameters="tag", description="restore a VM snapshot from its tag")
 def loadvm(shell: Shell, name: str) -> None:
     """Let the machine and its disks be as they were."""
-    from pyvm.machine import vm_snapshots
+    from pyvm.machine.saved import vm_snapshots
 
     with block_errors():
         vm_snapshots.load_and_go_on(_machine(shell), name)
@@ -49,7 +49,7 @@ def loadvm(shell: Shell, name: str) -> None:
 @COMMANDS.command("delvm", "name:string", parameters="tag", description="delete a VM snapshot from its tag")
 def delvm(shell: Shell, name: str) -> None:
     """Forget a snapshot."""
-    from pyvm.machine import vm_snapshots
+    from pyvm.machine.saved import vm_snapshots
 
     with block_errors():
         vm_snapshots.delete(_machine(shell), name)
@@ -58,7 +58,7 @@ def delvm(shell: Shell, name: str) -> None:
 @INFORMATION.command("snapshots", description="show the currently saved VM snapshots")
 def info_snapshots(shell: Shell) -> str:
     """Show the snapshots that can be loaded, and those that only some disks have."""
-    from pyvm.machine import vm_snapshots
+    from pyvm.machine.saved import vm_snapshots
 
     try:
         common, partial = vm_snapshots.listing(storage_of(shell.machine))

@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.cpu.paging import TooManyTablesError, mappings, translate
-from pyvm.machine.dump_file import Dump, DumpWriteError, MemoryRun, Segment, write_elf, write_kdump
-from pyvm.machine.dump_notes import long_mode, notes
+from pyvm.machine.dump.file import Dump, DumpWriteError, MemoryRun, Segment, write_elf, write_kdump
+from pyvm.machine.dump.notes import long_mode, notes
 from pyvm.memory import GuestMemoryError
 from pyvm.monitor.errors import QmpError
 from pyvm.runstate import RunState

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyvm.devices.acpi_pci_hotplug import BLOCK_SIZE, GPE, AcpiPciHotplug
+from pyvm.devices.acpi.pci_hotplug import BLOCK_SIZE, GPE, AcpiPciHotplug
 from pyvm.devices.pci.constants import SLOTS
 from pyvm.firmware.machine_info import PCI_HOTPLUG_BASE, PM_SLOT, HotplugBus
 
 if TYPE_CHECKING:
     from pyvm.devices.pci.bus import PciBus
     from pyvm.machine.board import Board
-    from pyvm.machine.plugging import Plugged, PluggedDevice
+    from pyvm.machine.plug.plugging import Plugged, PluggedDevice
 
 _ALL = (1 << SLOTS) - 1
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyvm.devices.acpi_memory_hotplug import BLOCK_SIZE, GPE, MAX_SLOTS, AcpiMemoryHotplug, Module
+from pyvm.devices.acpi.memory_hotplug import BLOCK_SIZE, GPE, MAX_SLOTS, AcpiMemoryHotplug, Module
 from pyvm.errors import ConfigError, MissingError
 from pyvm.firmware.e820 import HYPERTRANSPORT_START, high_ram_end
 from pyvm.firmware.machine_info import MEMORY_HOTPLUG_BASE
 from pyvm.machine.memory_backends import MemoryBackend
-from pyvm.machine.sockets import memory_room, window_start
+from pyvm.machine.plug.sockets import memory_room, window_start
 from pyvm.memory import RamBlock
 from pyvm.records import record
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyvm.config import DeviceConfig
     from pyvm.cpu.vcpu import Overlay
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
 
 _ALIGN = 2 << 20
 _ANY_SLOT = -1

@@ -7,17 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyvm.devices.pci.constants import CLASS_CODE
-from pyvm.machine.cpu_plug import PluggedCpu
-from pyvm.machine.memory_plug import MemoryModule
-from pyvm.machine.qom_cpu import CpuObject
-from pyvm.machine.qom_devices import BusObject, DeviceObject, check_kind
+from pyvm.machine.plug.cpu import PluggedCpu
+from pyvm.machine.plug.memory import MemoryModule
+from pyvm.machine.qom.cpu import CpuObject
+from pyvm.machine.qom.devices import BusObject, DeviceObject, check_kind
 from pyvm.monitor.errors import QmpError
 from pyvm.qom.tree import Property, QomObject, container
 from pyvm.qom.types import load
 
 if TYPE_CHECKING:
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
 
 _BACKEND, _TRANSPORT_BUS = "virtio-backend", "virtio-bus"
 _OF_ALL = frozenset({"realized", "hotplugged", "hotpluggable", "parent_bus"})
@@ -146,7 +146,7 @@ class PluggedObjects:
         getters: dict[str, Callable[[], Any]] = {}
         extra: list[Property] = []
         if device.model.bus == "PCI":
-            from pyvm.machine.qom_chips import legacy_address, pci_address
+            from pyvm.machine.qom.chips import legacy_address, pci_address
 
             function: Any = device.made
             getters |= pci_address(function)

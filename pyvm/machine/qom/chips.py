@@ -22,9 +22,9 @@ from pyvm.machine.board import (
     SERIAL_PORTS,
 )
 from pyvm.machine.chip_globals import POWER_CHIP, chip_number
-from pyvm.machine.qom_cpu import cpu_object
-from pyvm.machine.qom_devices import BusObject, DeviceObject
-from pyvm.machine.qom_machine import rtc_time
+from pyvm.machine.qom.cpu import cpu_object
+from pyvm.machine.qom.devices import BusObject, DeviceObject
+from pyvm.machine.qom.machine import rtc_time
 from pyvm.memory import FOUR_GIB
 from pyvm.qom.tree import Property, QomObject
 from pyvm.records import field, record
@@ -32,7 +32,7 @@ from pyvm.records import field, record
 if TYPE_CHECKING:
     from pyvm.devices.pci.function import PciFunction
     from pyvm.machine.pc import Pc
-    from pyvm.machine.qom_plugged import PluggedObjects
+    from pyvm.machine.qom.plugged import PluggedObjects
 
 _HELPER_OF_FIRST_CPU = 1
 _EEPROMS = 8

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.block.errors import BlockError
 from pyvm.errors import ConfigError
-from pyvm.machine.throttle import Throttle
+from pyvm.machine.saved.throttle import Throttle
 from pyvm.migration import progress as states
 from pyvm.migration.components import check_machine, load_state, marks_of_machine, memory_of, state_of
 from pyvm.migration.loop_calls import MainLoopCalls

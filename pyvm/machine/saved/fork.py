@@ -2,7 +2,7 @@
 
 The first machine stands still for some milliseconds.  Nothing is copied that is large: memory becomes layers that both
 machines map copy-on-write (:mod:`pyvm.migration.fork_ram`), disks become images that both put overlays on
-(:mod:`pyvm.machine.disk_layers`).
+(:mod:`pyvm.machine.saved.disk_layers`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.errors import BlockError
-from pyvm.machine.disk_layers import DiskFamily, Frozen, freeze_disks
+from pyvm.machine.saved.disk_layers import DiskFamily, Frozen, freeze_disks
 from pyvm.migration.components import (
     MAIN_RAM,
     check_machine,

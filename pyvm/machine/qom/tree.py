@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyvm.machine.qom_chips import board_chips
-from pyvm.machine.qom_devices import BusObject, DeviceObject, TypedObject
-from pyvm.machine.qom_machine import machine_object
-from pyvm.machine.qom_plugged import PluggedObjects
+from pyvm.machine.qom.chips import board_chips
+from pyvm.machine.qom.devices import BusObject, DeviceObject, TypedObject
+from pyvm.machine.qom.machine import machine_object
+from pyvm.machine.qom.plugged import PluggedObjects
 from pyvm.qom.tree import Property, QomObject, container, resolve
 from pyvm.qom.types import load
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.config import BoardConfig
 from pyvm.devices.rtc import B_24_HOUR, B_BINARY, CENTURY, REGISTER_B
-from pyvm.machine.qom_devices import TypedObject
+from pyvm.machine.qom.devices import TypedObject
 from pyvm.qom.tree import Property, QomObject
 from pyvm.qom.types import MACHINE_SUFFIX, load
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pyvm.block.jobs.job import Job
 from pyvm.block.jobs.waits import Body, Sleep
-from pyvm.machine import vm_snapshots
+from pyvm.machine.saved import vm_snapshots
 
 if TYPE_CHECKING:
     from pyvm.machine.pc import Pc

@@ -1,4 +1,4 @@
-"""Taking devices out of the board: everything that :mod:`pyvm.machine.plugging` did, undone."""
+"""Taking devices out of the board: everything that :mod:`pyvm.machine.plug.plugging` did, undone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
 
 
 def unplug(pc: Pc, device: PluggedDevice) -> None:

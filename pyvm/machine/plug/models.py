@@ -141,7 +141,7 @@ GUARDS = ("i6300esb", "ib700", "pvpanic", "pvpanic-pci", "vmgenid")
 
 
 def _guard(name: str) -> DeviceModel:
-    from pyvm.machine.guards import device_model
+    from pyvm.machine.plug.guards import device_model
 
     return device_model(name)
 

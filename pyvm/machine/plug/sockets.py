@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.affinity import Affinity
-from pyvm.machine.cpu_plug import CpuSockets, PluggedCpu
+from pyvm.machine.plug.cpu import CpuSockets, PluggedCpu
 from pyvm.memory import FOUR_GIB
 from pyvm.records import replace
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pyvm.config import DeviceConfig, MemoryConfig
     from pyvm.devices.properties import DeviceModel
     from pyvm.firmware.machine_info import MachineInfo
-    from pyvm.machine.memory_plug import MemoryModule, MemorySockets
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.memory import MemoryModule, MemorySockets
+    from pyvm.machine.plug.plugging import PluggedDevice
 
 MODULE = "pc-dimm"
 """The model of memory modules."""
@@ -44,7 +44,7 @@ class Sockets:
     @cached_property
     def memory(self) -> MemorySockets:
         """The slots for memory modules."""
-        from pyvm.machine.memory_plug import MemorySockets
+        from pyvm.machine.plug.memory import MemorySockets
 
         return MemorySockets(self._pc)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS
 from pyvm.machine.cpu_models import feature_word_infos, value_of
-from pyvm.machine.qom_devices import DeviceObject
+from pyvm.machine.qom.devices import DeviceObject
 from pyvm.monitor.errors import QmpError
 from pyvm.qom.types import CPU_SUFFIX, load
 

@@ -14,7 +14,7 @@ from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
 from pyvm.machine.entropy import BuiltinEntropy, Entropy
-from pyvm.machine.models import DEVICE_MODELS, GUARDS, PCI_CARDS, VIRTIO_PCI, variant
+from pyvm.machine.plug.models import DEVICE_MODELS, GUARDS, PCI_CARDS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 from pyvm.records import field, record
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyvm.devices.vmgenid import VmGenId
     from pyvm.machine.board import Board
     from pyvm.machine.network import Network
-    from pyvm.machine.sockets import Sockets
+    from pyvm.machine.plug.sockets import Sockets
     from pyvm.machine.storage import Storage
     from pyvm.machine.user_objects import UserObjects
     from pyvm.machine.video import Display
@@ -392,7 +392,7 @@ class Plugger:
 
     def _make_vsock(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioVsock:
         del model, device
-        from pyvm.machine.vsock import make_vsock
+        from pyvm.machine.plug.vsock import make_vsock
 
         made, host = make_vsock(self._network.host.loop, self._board.clock, values)
         self.plugged.vsock_hosts[made] = host
@@ -448,7 +448,7 @@ class Plugger:
     # ---- Watchdogs and the like
 
     def _plug_guard(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
-        from pyvm.machine.guards import Guards
+        from pyvm.machine.plug.guards import Guards
 
         if model.bus == "PCI":
             self._pci_target = self._find_pci_bus(device)

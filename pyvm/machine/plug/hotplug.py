@@ -1,7 +1,7 @@
 """Plugging devices in and out when the machine exists already: `device_add` and `device_del`.
 
 Ports of a virtio-serial device and units of a virtio SCSI host come and go at once: the guest finds out by itself.  Of
-the rest the guest is told by ACPI, and it lets go what is to leave (:mod:`pyvm.machine.pci_hotplug`).  Before the guest
+the rest the guest is told by ACPI, and it lets go what is to leave (:mod:`pyvm.machine.plug.pci`).  Before the guest
 has run, firmware finds PCI devices when it starts.
 """
 
@@ -14,9 +14,9 @@ from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model
 from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.backend_paths import name_backends
-from pyvm.machine.models import DEVICE_MODELS
-from pyvm.machine.pci_hotplug import PciHotplug
-from pyvm.machine.unplugging import unplug
+from pyvm.machine.plug.models import DEVICE_MODELS
+from pyvm.machine.plug.pci import PciHotplug
+from pyvm.machine.plug.unplugging import unplug
 from pyvm.monitor.errors import DEVICE_NOT_FOUND, QmpError, device_not_found
 from pyvm.options import is_identifier
 from pyvm.qom.types import load
@@ -26,7 +26,7 @@ from pyvm.runstate import RunState
 if TYPE_CHECKING:
     from pyvm.firmware.machine_info import MachineInfo
     from pyvm.machine.pc import Pc
-    from pyvm.machine.plugging import PluggedDevice
+    from pyvm.machine.plug.plugging import PluggedDevice
     from pyvm.qom.tree import QomObject
 
 _OWN = ("driver", "bus", "id")
@@ -147,7 +147,7 @@ class Hotplug:
 
     def remove(self, name: str) -> None:
         """Take out the device with an ID or at a path; raises QmpError."""
-        from pyvm.machine.qom_cpu import CpuObject
+        from pyvm.machine.qom.cpu import CpuObject
 
         found = self._find(name)
         if isinstance(found, CpuObject):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyvm.config import DeviceConfig
     from pyvm.devices.pci.function import PciFunction
     from pyvm.machine.board import Board, Component
-    from pyvm.machine.plugging import PlugEvents, Plugged
+    from pyvm.machine.plug.plugging import PlugEvents, Plugged
 
 _MODELS = {
     "i6300esb": DeviceModel("i6300esb", "PCI", "Watchdog", I6300Esb.PROPERTIES, "Intel 6300ESB"),

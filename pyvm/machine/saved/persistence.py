@@ -17,11 +17,11 @@ from pyvm.runstate import RunState
 
 if TYPE_CHECKING:
     from pyvm.machine.boot import Boot
-    from pyvm.machine.disk_layers import DiskFamily, Frozen
-    from pyvm.machine.fork import ForkedMachine
     from pyvm.machine.lifecycle import Lifecycle
-    from pyvm.machine.migrations import Migrations
     from pyvm.machine.pc import Pc
+    from pyvm.machine.saved.disk_layers import DiskFamily, Frozen
+    from pyvm.machine.saved.fork import ForkedMachine
+    from pyvm.machine.saved.migrations import Migrations
     from pyvm.migration.snapshot import Snapshot
 
 
@@ -73,7 +73,7 @@ class Persistence(Inspection):
         else:
             self._restore(self.snapshot)
         if config.loadvm is not None:
-            from pyvm.machine.vm_snapshots import load_at_start
+            from pyvm.machine.saved.vm_snapshots import load_at_start
 
             load_at_start(self._pc, config.loadvm)
 
@@ -85,14 +85,14 @@ class Persistence(Inspection):
 
     def stand_on(self, disks: Mapping[str, Frozen], *, alone: bool) -> None:
         """Have temporary images on top of `disks`, whose files are removed as soon as they are open."""
-        from pyvm.machine.disk_layers import stand_on
+        from pyvm.machine.saved.disk_layers import stand_on
 
         for path in stand_on(self.config, disks, alone=alone):
             self._temporary.callback(os.unlink, path)
 
     def _restore(self, snapshot: Snapshot | ForkedMachine) -> None:
         """Become the machine that was saved; its RAM is there already."""
-        from pyvm.machine.arrival import put_right
+        from pyvm.machine.saved.arrival import put_right
 
         self.reset_to_load()
         snapshot.load(self._pc)
@@ -117,7 +117,7 @@ class Persistence(Inspection):
     @cached_property
     def migrations(self) -> Migrations:
         """The migrations to somewhere else, and the one from there; made when there is one."""
-        from pyvm.machine.migrations import Migrations
+        from pyvm.machine.saved.migrations import Migrations
 
         migrations = Migrations(self._pc)
         self._resources.callback(migrations.join)
@@ -135,7 +135,7 @@ class Persistence(Inspection):
 
     def fork(self) -> ForkedMachine:
         """Return this machine, stopped for so long, for another one to be made of; raises SnapshotError."""
-        from pyvm.machine.fork import ForkedMachine
+        from pyvm.machine.saved.fork import ForkedMachine
 
         with self._held_up():
             return ForkedMachine(self._pc)

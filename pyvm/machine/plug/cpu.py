@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyvm.devices.acpi_cpu_hotplug import GPE, LEGACY_SIZE, AcpiCpuHotplug
+from pyvm.devices.acpi.cpu_hotplug import GPE, LEGACY_SIZE, AcpiCpuHotplug
 from pyvm.devices.fwcfg import CPU_COUNT
 from pyvm.errors import ConfigError
 from pyvm.firmware.machine_info import CPU_HOTPLUG_BASE

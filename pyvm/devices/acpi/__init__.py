@@ -1,0 +1,1 @@
+"""The ACPI hardware: power management and hot-plugging."""

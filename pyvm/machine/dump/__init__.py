@@ -1,0 +1,1 @@
+"""Dumps of the guest's memory for debuggers."""

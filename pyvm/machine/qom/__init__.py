@@ -1,0 +1,1 @@
+"""The object tree that monitors see of the machine, by chapter."""
