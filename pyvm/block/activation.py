@@ -6,12 +6,16 @@ them.  Before they are used again, all that was read from them is read anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyvm.block.errors import BlockError
+from pyvm.block.node import ALL_PERMISSIONS, Access
 
 if TYPE_CHECKING:
+    from pyvm.block.graph import User
     from pyvm.block.node import Node
     from pyvm.machine.storage import Storage
 
@@ -34,14 +38,38 @@ def give_disks_up(storage: Storage) -> None:
 
 
 def take_disks(storage: Storage) -> None:
-    """Have all images for this process.  Raises BlockError, with nothing changed, where another one has some."""
+    """Have all images for this process.  Raises BlockError, with nothing changed, where another one has some.
+
+    A disk that is being filled through an export is shared with that until it goes away: the guest is to go on.
+    """
     graph = storage.graph
     before, graph.inactive = graph.inactive, False
+    exported = [user for node in graph.nodes.values() if not node.inactive for user in graph.users(node) if user.waits]
     try:
-        _take(storage, _roots(storage))
+        try:
+            _take(storage, _roots(storage))
+        except BlockError as error:
+            if not exported:
+                raise
+            _take_shared(storage, exported, error)
     except BlockError:
         graph.inactive = before
         raise
+
+
+def _take_shared(storage: Storage, devices: list[User], why: BlockError) -> None:
+    """Have all images, where `why` says that they cannot be had for these devices alone."""
+    own = [device.access for device in devices]
+    for device in devices:
+        device.access = Access(device.access.used, ALL_PERMISSIONS)
+    try:
+        _take(storage, _roots(storage))
+    except BlockError:
+        for device, access in zip(devices, own, strict=True):
+            device.access = access
+        raise why from None
+    with suppress(OSError):
+        print(f"pyvm: {why}", file=sys.stderr)
 
 
 def take_node(storage: Storage, node: Node) -> None:

@@ -109,9 +109,9 @@ def clear(storage: Storage, node_name: str, name: str) -> Undo:
     return _restore(bitmap, before)
 
 
-def _restore(bitmap: DirtyBitmap, before: object) -> Undo:
+def _restore(bitmap: DirtyBitmap, before: bytearray) -> Undo:
     def undo() -> None:
-        bitmap.bits = before  # type: ignore[assignment]
+        bitmap.bits = before
 
     return undo
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pyvm.block.errors import BlockError
 from pyvm.block.vectors import total
 
@@ -29,7 +27,6 @@ _WORD_BYTES = 8
 """The checksum covers whole words of the host QEMU runs on."""
 _SCAN_BYTES = 4096
 """A search looks at so many bytes of the bitmap at a time: most of the time the next bit is near."""
-_ONES = np.array([(value).bit_count() for value in range(256)], dtype=np.uint8)
 
 
 def default_granularity(node: Node) -> int:
@@ -60,7 +57,7 @@ class DirtyBitmap:
         self.successor: DirtyBitmap | None = None
         """Records in its place while a job reads it."""
         self._shift = granularity.bit_length() - 1
-        self.bits = np.zeros(self._length(), dtype=np.uint8)
+        self.bits = bytearray(self._length())
 
     def _length(self) -> int:
         return (self._count_bits() + 7) >> 3
@@ -76,12 +73,12 @@ class DirtyBitmap:
     @property
     def count(self) -> int:
         """How many bytes are dirty, by whole units."""
-        return int(_ONES[self.bits].sum(dtype=np.int64)) << self._shift
+        return int.from_bytes(self.bits, "little").bit_count() << self._shift
 
     @property
     def any(self) -> bool:
         """Whether anything is dirty."""
-        return bool(self.bits.any())
+        return self.bits != bytes(len(self.bits))
 
     # ---- Changes
 
@@ -108,7 +105,7 @@ class DirtyBitmap:
 
     def clear_all(self) -> None:
         """Make everything clean."""
-        self.bits[:] = 0
+        self.bits[:] = bytes(len(self.bits))
 
     def _put(self, first: int, end: int, value: bool) -> None:
         if first >= end:
@@ -119,7 +116,7 @@ class DirtyBitmap:
             self._put_byte(low, head & tail, value)
             return
         self._put_byte(low, head, value)
-        self.bits[low + 1 : high] = 0xFF if value else 0
+        self.bits[low + 1 : high] = (b"\xff" if value else b"\0") * (high - low - 1)
         self._put_byte(high, tail, value)
 
     def _put_byte(self, index: int, mask: int, value: bool) -> None:
@@ -128,7 +125,8 @@ class DirtyBitmap:
     def merge(self, other: DirtyBitmap) -> None:
         """Make dirty what is dirty in another bitmap of a disk of the same size."""
         if other.granularity == self.granularity:
-            self.bits |= other.bits
+            both = int.from_bytes(self.bits, "little") | int.from_bytes(other.bits, "little")
+            self.bits[:] = both.to_bytes(len(self.bits), "little")
             return
         for offset, length in other.runs():
             self.set(offset, length)
@@ -137,10 +135,7 @@ class DirtyBitmap:
         """The disk has another size; what is new is clean."""
         self.size = size
         length = self._length()
-        bits = np.zeros(length, dtype=np.uint8)
-        kept = min(length, len(self.bits))
-        bits[:kept] = self.bits[:kept]
-        self.bits = bits
+        self.bits = self.bits[:length].ljust(length, b"\0")
         self._clear_behind()
         if self.successor is not None:
             self.successor.resize(size)
@@ -161,21 +156,22 @@ class DirtyBitmap:
         """Return where the first unit from `offset` on is dirty, or clean; None where there is none."""
         bit = offset >> self._shift
         count = self._count_bits()
+        if bit >= count:
+            return None
+        skipped = b"\0" if dirty else b"\xff"
         index = bit >> 3
-        flip = 0 if dirty else 0xFF
-        first = True
-        while bit < count:
-            piece = self.bits[index : index + _SCAN_BYTES] ^ flip
-            if first:
-                piece[0] &= 0xFF << (bit & 7) & 0xFF
-                first = False
-            found = np.flatnonzero(piece)
-            if len(found):
-                value = int(piece[found[0]])
-                bit = ((index + int(found[0])) << 3) + (value & -value).bit_length() - 1
+        piece = self.bits[index : index + _SCAN_BYTES]
+        # The first byte may begin with bits that are in front of `offset`.
+        ignored = (1 << (bit & 7)) - 1
+        piece[0] = piece[0] & ~ignored if dirty else piece[0] | ignored
+        while piece:
+            rest = piece.lstrip(skipped) if piece != skipped * len(piece) else b""
+            if rest:
+                value = rest[0] if dirty else ~rest[0]
+                bit = ((index + len(piece) - len(rest)) << 3) + (value & -value).bit_length() - 1
                 return max(bit << self._shift, offset) if bit < count else None
-            index += _SCAN_BYTES
-            bit = index << 3
+            index += len(piece)
+            piece = self.bits[index : index + _SCAN_BYTES]
         return None
 
     def run(self, offset: int, limit: int) -> tuple[int, int] | None:
@@ -196,14 +192,12 @@ class DirtyBitmap:
 
     def content(self) -> bytes:
         """Return the bits as the qcow2 format has them."""
-        return self.bits.tobytes()
+        return bytes(self.bits)
 
     def load(self, content: bytes | bytearray) -> None:
         """Take over bits."""
-        bits = np.frombuffer(bytes(content), dtype=np.uint8)
-        self.bits = np.zeros(self._length(), dtype=np.uint8)
-        kept = min(len(bits), len(self.bits))
-        self.bits[:kept] = bits[:kept]
+        length = self._length()
+        self.bits = bytearray(content[:length]).ljust(length, b"\0")
         self._clear_behind()
 
     def sha256(self) -> str:

@@ -42,6 +42,39 @@ class Work(ABC):
         """Tell whoever waits for it; with the machine lock held."""
 
 
+class ContextLock:
+    """A reentrant lock that shows whether somebody waits for it: long work ends sooner then."""
+
+    __slots__ = ("_lock", "waiting")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.waiting = 0
+        """How many threads wait."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it; return False where that would mean to wait, and the caller does not."""
+        if self._lock.acquire(blocking=False):
+            return True
+        if not blocking:
+            return False
+        self.waiting += 1
+        try:
+            return self._lock.acquire()
+        finally:
+            self.waiting -= 1
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def run(work: Work) -> None:
     """Do what is to be done, with the context's lock held."""
     try:
@@ -56,7 +89,7 @@ class InlineContext:
 
     def __init__(self) -> None:
         self.name = ""
-        self.lock = threading.RLock()
+        self.lock = ContextLock()
         self._queue: deque[Work] = deque()
         self._running = False
 
@@ -76,6 +109,11 @@ class InlineContext:
                 work.complete()
         finally:
             self._running = before
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits until long work lets him in between."""
+        return bool(self._queue)
 
     def attempt(self, action: Callable[[], bool]) -> bool:
         """Nothing is attempted, as there is no thread whose waking would be spared."""
@@ -101,7 +139,7 @@ class IoContext:
     def __init__(self, machine_lock: Any, name: str = "") -> None:
         self.name = name
         """The ID of the `iothread` object; empty for the main context."""
-        self.lock = threading.RLock()
+        self.lock = ContextLock()
         self.thread: threading.Thread | None = None
         self._machine_lock = machine_lock
         self._queue: deque[Work] = deque()
@@ -110,6 +148,11 @@ class IoContext:
         self._wake.acquire()
         self._awake = False
         self._closing = False
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits until long work lets him in between: another request, or who wants the lock."""
+        return bool(self._queue) or self.lock.waiting > 0
 
     def submit(self, work: Work) -> None:
         """Have `work` done."""

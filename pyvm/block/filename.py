@@ -7,11 +7,11 @@ Only options that change what the guest reads count; caches, locks and node name
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pyvm.block.node import Node, Role
+from pyvm.records import record
 
 Tree = dict[str, Any]
 
@@ -38,7 +38,7 @@ _NAMED_BY_CHILD = ("copy-before-write", "mirror_top", "commit_top", "snapshot-ac
 _NAMED_BY_FILE = ("file", "host_device", "host_cdrom")
 
 
-@dataclass
+@record(eq=False)
 class Naming:
     """How a node is called."""
 

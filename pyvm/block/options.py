@@ -385,6 +385,9 @@ def convert(value: Any, option: Option, dialect: Dialect, path: str, key: str) -
     if kind == "any":
         return value
     if kind == "string":
+        if dialect is Dialect.DRIVE and isinstance(value, bool | int | float):
+            # From a file name that is JSON.
+            value = ("on" if value else "off") if isinstance(value, bool) else str(value)
         if not isinstance(value, str):
             raise BlockError(f"Invalid parameter type for '{path}', expected: string")
         if option.choices and value not in option.choices:
@@ -518,14 +521,13 @@ _CDSL_CURRENT = 0x7FFFFFFF
 
 def parse_pseudo(name: str) -> Tree:
     """Return the options that a ``json:{...}`` file name is.  Raises BlockError."""
-    import json
+    from pyvm.monitor.errors import JsonParseError, QmpError
+    from pyvm.monitor.json import loads
 
-    text = name.removeprefix("json:")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "too deeply nested")
-        raise BlockError(f"Could not parse the JSON options: JSON parse error, {reason}") from None
+        value = loads(name.removeprefix("json:"))
+    except (QmpError, JsonParseError) as error:
+        raise BlockError(f"Could not parse the JSON options: {error}") from None
     if not isinstance(value, dict):
         raise BlockError("Invalid JSON object given")
     return unflatten(value)

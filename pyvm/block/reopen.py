@@ -11,7 +11,6 @@ new way from the bottom up; an error undoes what was done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pyvm.block.context import Context
@@ -20,6 +19,7 @@ from pyvm.block.filename import flatten
 from pyvm.block.graph import BlockGraph
 from pyvm.block.node import Node, NodeOptions, Role
 from pyvm.block.options import DRIVERS, GENERIC, Tree
+from pyvm.records import record
 from pyvm.wire_order import wire_order
 
 _CHANGEABLE: dict[str, tuple[str, ...]] = {
@@ -60,7 +60,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-@dataclass
+@record(eq=False)
 class _Entry:
     """One node on its way."""
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import product
 from typing import Protocol
 
 from pyvm.block.errors import BlockError
 from pyvm.block.limit_names import BUCKETS, LIMIT_NAMES
 from pyvm.clock import NANOSECONDS, Clock
+from pyvm.records import field, record
 
 MAX_VALUE = 1_000_000_000_000_000
 """Highest limit."""
@@ -43,7 +43,7 @@ class Gate(Protocol):
         """Let everything go that waits here, whatever the limits."""
 
 
-@dataclass(slots=True)
+@record(eq=False)
 class _Bucket:
     average: int = 0
     """Units in a second; 0: no limit."""
@@ -77,7 +77,7 @@ class _Bucket:
             self.burst_level += units
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Limits:
     """Limits as they are asked for; :data:`LIMIT_NAMES` has the names.  What is not named is not limited."""
 

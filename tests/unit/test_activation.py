@@ -10,7 +10,7 @@ import pytest
 from pyvm.block.activation import give_disks_up, take_disks, take_node
 from pyvm.block.create import create_image
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Node
+from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
 from tests.unit.machine_rig import Machine
 
 SIZE = 4 << 20
@@ -107,3 +107,43 @@ def test_an_image_alone_is_taken_for_an_export(tmp_path: Path) -> None:
         assert storage.graph.inactive
         with pytest.raises(BlockError, match="Failed to get"):
             take_node(storage, node_of(waiting))
+
+
+def test_features_that_somebody_else_left_are_cleared(tmp_path: Path) -> None:
+    """Who had the image meanwhile may have known more of them: what they say holds no longer once we write."""
+    image = str(tmp_path / "disk"), "qcow2"
+    create_image(*image, SIZE, {})
+    with machine(image, "-incoming", "defer") as here:
+        with open(image[0], "r+b") as file:
+            file.seek(88)  # the first byte of autoclear_features
+            file.write(b"\xff")
+        take_disks(here.pc.storage)
+        assert Path(image[0]).read_bytes()[88:96] == bytes(8)
+
+
+def test_an_image_that_somebody_else_broke_is_not_taken(tmp_path: Path) -> None:
+    image = str(tmp_path / "disk"), "qcow2"
+    create_image(*image, SIZE, {})
+    with machine(image, "-incoming", "defer") as here:
+        with open(image[0], "r+b") as file:
+            file.seek(79)  # the last byte of incompatible_features
+            file.write(b"\x02")
+        with pytest.raises(BlockError, match="Image is corrupt"):
+            take_disks(here.pc.storage)
+
+
+def test_a_disk_that_is_still_filled_through_an_export_is_shared(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = str(tmp_path / "disk"), "qcow2"
+    create_image(*image, SIZE, {})
+    with machine(image, "-incoming", "defer") as here:
+        storage, node = here.pc.storage, node_of(here)
+        take_node(storage, node)
+        writer = storage.graph.attach(node, "an export", Access(Permission.WRITE, ALL_PERMISSIONS))
+        take_disks(storage)
+        assert "Permission conflict on node" in capfd.readouterr().err
+        assert not storage.graph.inactive
+        write(here, b"1")
+        storage.graph.detach(writer)
+        assert read(here) == b"1" * 4096

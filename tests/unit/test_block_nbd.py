@@ -380,7 +380,7 @@ def test_names_of_open_exports(name: str) -> None:
             {"server": {"type": "unix", "path": "a", "abstract": "maybe"}},
             "Parameter 'server.abstract' expects 'on' or 'off'",
         ),
-        ({"server": {"type": "unix", "path": 5}}, "Invalid parameter type for 'server.path', expected: string"),
+        ({"server": {"type": "unix", "path": None}}, "Invalid parameter type for 'server.path', expected: string"),
     ],
 )
 def test_bad_options(options: dict[str, Any], text: str) -> None:

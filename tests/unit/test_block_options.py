@@ -175,7 +175,8 @@ def test_the_same_image_by_many_names(image: str) -> None:
             "aio=native was specified, but it requires",
         ),
         ("IMAGE", {"driver": "raw", "file": {"pr-manager": "p"}}, "No persistent reservation manager with id 'p'"),
-        ("json:{", {}, "Could not parse the JSON options: JSON parse error, "),
+        ("json:{", {}, "Could not parse the JSON options: JSON parse error, premature EOI"),
+        ("json:{'driver': 'raw'} 1", {}, "Could not parse the JSON options: Expecting at most one JSON value"),
         ("json:[]", {}, "Invalid JSON object given"),
         ("/nowhere/x", {}, "Could not open '/nowhere/x': No such file or directory"),
     ],
@@ -186,6 +187,15 @@ def test_mistakes_in_a_drive(image: str, name: str | None, tree: dict[str, Any],
         opened(image if name == "IMAGE" else name, tree)
     assert str(error.value).startswith(message)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_name_in_json_takes_what_a_drive_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes of both kinds; and numbers for text, as everything becomes text."""
+    monkeypatch.chdir(tmp_path)
+    Path("12").write_bytes(bytes(1024))
+    node = opened("json:{'driver': 'raw', \"size\": '512', 'file': {'driver': 'file', 'filename': 12}}", {})
+    assert node.size == 512
+    node.close()
 
 
 def test_children_take_over_what_is_said_above(image: str) -> None:

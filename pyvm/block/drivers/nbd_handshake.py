@@ -41,6 +41,7 @@ from pyvm.block.drivers.nbd_protocol import (
 )
 from pyvm.block.drivers.nbd_stream import ConnectionLost, Socket, Stream
 from pyvm.block.errors import BlockError
+from pyvm.printable import printable
 
 MAX_REPLIES = 256
 """Most replies to one option that are looked at."""
@@ -209,8 +210,7 @@ class Handshake:
         if kind == OptionReply.ERR_TLS_REQD:
             text += "\nDid you forget a valid tls-creds?"
         if data:
-            told = "".join(it if it.isprintable() else "?" for it in data[:MAX_STRING].decode("utf-8", "replace"))
-            text += f"\nserver reported: {told}"
+            text += f"\nserver reported: {printable(data[:MAX_STRING])}"
         return BlockError(text)
 
     def _simple_option(self, option: OptionType) -> bool:

@@ -37,6 +37,7 @@ from pyvm.block.drivers.nbd_protocol import (
 )
 from pyvm.block.drivers.nbd_stream import ConnectionLost, Stream
 from pyvm.block.export.nbd import DIRTY_BITMAP
+from pyvm.printable import printable
 
 if TYPE_CHECKING:
     from pyvm.block.export.nbd import NbdExport
@@ -236,7 +237,7 @@ class Handshake:
     def _find(self, name: bytes) -> NbdExport:
         export = self._directory.find_export(name)
         if export is None:
-            shown = "".join(it if it.isprintable() else "?" for it in name[:_SHOWN].decode("utf-8", "replace"))
+            shown = printable(name[:_SHOWN])
             if len(name) >= _SHOWN:
                 shown += "..."
             raise _Refused(OptionReply.ERR_UNKNOWN, f"export '{shown}' not present")

@@ -114,7 +114,11 @@ class NbdServer:
             if self._closing:
                 sock.close()
                 return
-            client = _Connection(self, self._lock, sock)
+            try:
+                client = _Connection(self, self._lock, sock)
+            except OSError:
+                sock.close()  # it has gone already
+                return
             self._clients.add(client)
         try:
             threading.Thread(target=client.run, name="nbd-client", daemon=True).start()

@@ -51,17 +51,20 @@ def start_server(
     listener = open_address()
     try:
         tls, is_allowed = _security(exports, options, find_object)
+        exports.server = NbdServer(
+            exports.storage.lock,
+            listener,
+            max_connections=options.max_connections,
+            tls=tls,
+            is_allowed=is_allowed,
+            on_client_gone=on_client_gone,
+        )
+    except OSError as error:
+        listener.close()
+        raise BlockError(f"Failed to start NBD server: {error.strerror or error}") from None
     except BaseException:
         listener.close()
         raise
-    exports.server = NbdServer(
-        exports.storage.lock,
-        listener,
-        max_connections=options.max_connections,
-        tls=tls,
-        is_allowed=is_allowed,
-        on_client_gone=on_client_gone,
-    )
     return exports.server
 
 

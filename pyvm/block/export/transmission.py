@@ -303,8 +303,14 @@ class Transmission:
     def _reply(self, pending: _Pending) -> None:
         """Have a reply sent; from any thread."""
         if self._sender is None:
-            self._sender = threading.Thread(target=self._send_all, name="nbd-reply", daemon=True)
-            self._sender.start()
+            sender = threading.Thread(target=self._send_all, name="nbd-reply", daemon=True)
+            try:
+                sender.start()
+            except RuntimeError:  # there are too many threads
+                self._stream.shut_down()
+                self._release(pending)
+                return
+            self._sender = sender
         self._replies.put(pending)
 
     def _answer(self, pending: _Pending) -> None:

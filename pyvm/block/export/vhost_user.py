@@ -57,6 +57,8 @@ from pyvm.state import StateError
 _RING_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
 _PROTOCOL_FEATURES = PROTOCOL_F_MQ | PROTOCOL_F_REPLY_ACK | PROTOCOL_F_CONFIG
 _PAGE = mmap.PAGESIZE
+_MOST_MEMORY = 1 << 46
+"""More does not fit into the half of the address space that a process has."""
 _MAP_NORESERVE = 0x4000
 _ONE = U64.pack(1)
 
@@ -71,19 +73,21 @@ class SharedMemory:
     def __init__(self, regions: Sequence[tuple[int, int, int, int]], fds: Sequence[int]) -> None:
         self._regions = regions
         places, total = [], 0
-        for gpa, size, address, offset in regions:
+        for (gpa, size, address, offset), fd in zip(regions, fds, strict=True):
             if not size or max(gpa + size, address + size, offset + size) >= 1 << 63:
                 raise SessionError("a memory region of an impossible size")
+            if os.fstat(fd).st_size < offset + size:
+                raise SessionError("a memory region behind the end of its file")
             slack = offset % _PAGE
             places.append(total + slack)
             total += -(-(size + slack) // _PAGE) * _PAGE
+        if total > _MOST_MEMORY:
+            raise SessionError("more memory than there are addresses for")
         self.mapping = mmap.mmap(-1, total, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
         blocks = []
         for (gpa, size, _, offset), place, fd in zip(regions, places, fds, strict=True):
             slack = offset % _PAGE
-            if os.fstat(fd).st_size < offset + size:
-                raise SessionError("a memory region behind the end of its file")
             map_fixed(base + place - slack, size + slack, mmap.MAP_SHARED, fd, offset - slack)
             blocks.append(RamBlock(gpa, size, place))
         self.guest = GuestMemory(total, sorted(blocks, key=lambda block: block.gpa), self)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from select import POLLIN, poll
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _SERIAL = "vhost_user_blk"
 _MIN_BLOCK, _MAX_BLOCK = 512, 2 << 20
+_PAUSE = 0.02
 
 
 class VhostUserBlkExport(Export):
@@ -42,14 +44,25 @@ class VhostUserBlkExport(Export):
         try:
             self._check(options.id, logical_block_size, num_queues)
             self._listener = open_listener()
+            self._begin()
         except BaseException:
             self._drop(self.backend)
             raise
-        self._woken, self._wake = os.pipe()
+
+    def _begin(self) -> None:
         self._closing = False
         (listening,) = self._listener.sockets
         listening.setblocking(False)
-        threading.Thread(target=self._serve, args=(listening,), name="vhost-user-blk", daemon=True).start()
+        with ExitStack() as undo:
+            undo.callback(self._listener.close)
+            try:
+                self._woken, self._wake = os.pipe()
+                for fd in (self._woken, self._wake):
+                    undo.callback(os.close, fd)
+                threading.Thread(target=self._serve, args=(listening,), name="vhost-user-blk", daemon=True).start()
+            except (OSError, RuntimeError) as error:
+                raise BlockError(f"Failed to start vhost-user server: {error}") from None
+            undo.pop_all()
 
     def _check(self, identifier: str, block: int, queues: int) -> None:
         if not _MIN_BLOCK <= block <= _MAX_BLOCK:
@@ -69,10 +82,16 @@ class VhostUserBlkExport(Export):
         waits.register(self._woken, POLLIN)
         while not self._closing:
             waits.poll()
-            with suppress(OSError):
+            try:
                 sock, _ = listening.accept()
-                sock.setblocking(True)
-                _FrontEnd(self, sock).run()
+            except BlockingIOError:
+                continue
+            except OSError:
+                # It has gone already; or there are too many open files, and others have to end first.
+                time.sleep(_PAUSE)
+                continue
+            sock.setblocking(True)
+            _FrontEnd(self, sock).run()
         for fd in (self._wake, self._woken):
             os.close(fd)
 
@@ -88,10 +107,10 @@ class VhostUserBlkExport(Export):
 
     def hide(self) -> None:
         """Let no new front end connect."""
-        self._closing = True
+        # The thread closes the pipe once it sees that this is the end.
+        os.write(self._wake, b"\0")
         self._listener.close()
-        with suppress(OSError):
-            os.write(self._wake, b"\0")
+        self._closing = True
 
 
 class _FrontEnd(Client):
@@ -114,8 +133,9 @@ class _FrontEnd(Client):
             if not export.add_client(self):
                 self._socket.close()
                 return
-            session = VhostSession(self._socket, export.make_device(), export.backend.drain, lock)
         try:
+            with lock:
+                session = VhostSession(self._socket, export.make_device(), export.backend.drain, lock)
             session.run()
         finally:
             with lock:

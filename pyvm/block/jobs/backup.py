@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pyvm.block.bitmaps import DirtyBitmap
@@ -14,6 +13,7 @@ from pyvm.block.jobs.block_job import STEP_BYTES, BlockJob, JobOptions, OnError,
 from pyvm.block.jobs.copying import CopyError
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Node
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.jobs.manager import Jobs
@@ -22,7 +22,7 @@ BitmapMode = Literal["on-success", "never", "always"]
 _LOOK = 64
 
 
-@dataclass
+@record
 class BackupOptions:
     """What is backed up how."""
 
@@ -33,6 +33,11 @@ class BackupOptions:
     on_source_error: OnError = "report"
     on_target_error: OnError = "report"
     max_chunk: int = 0
+    """Most bytes that are copied at once; 0: as many as there are in a step."""
+    max_workers: int = 64
+    """How many copies may be on their way; one reads and writes in turns."""
+    use_copy_range: bool = False
+    """Whether the host copies, where it can."""
 
 
 class BackupJob(BlockJob):
@@ -50,6 +55,7 @@ class BackupJob(BlockJob):
         self.filter = CopyBeforeWriteNode(source.hold(), target.hold(), graph=jobs.storage.graph)
         self.copier = self.filter.copier
         self.copier.compress = backup.compress
+        self.copier.on_host = backup.use_copy_range
         if bitmap is not None:
             bitmap.freeze()
         try:
@@ -165,7 +171,8 @@ class BackupJob(BlockJob):
 
     def _copy_some(self) -> int:
         limit = min(STEP_BYTES, self.backup.max_chunk or STEP_BYTES)
-        return self.copier.copy(0, self.source.size, max(limit, self.copier.cluster)) or 0
+        self.ahead.enabled = self.backup.max_workers > 1 and not self.pace.speed
+        return self.copier.copy(0, self.source.size, max(limit, self.copier.cluster), self.ahead) or 0
 
     # ---- The end
 

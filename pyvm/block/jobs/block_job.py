@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs.job import Job, Transaction
 from pyvm.block.jobs.pace import Pace
+from pyvm.block.jobs.read_ahead import ReadAhead
 from pyvm.block.jobs.states import Verb
 from pyvm.block.jobs.waits import Body, Io, Step
 from pyvm.block.node import UNUSED
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.context import Context
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 OnError = Literal["report", "ignore", "enospc", "stop", "auto"]
 STEP_BYTES = 1 << 20
 """Most data that one step moves: so long the guest may have to wait for its own requests."""
-BATCH = 16
+ZERO_BYTES = 16 << 20
+"""Most zeros that one step writes."""
+BATCH = 64
 """Steps between two looks at what else there is to do."""
 
 
-@dataclass
+@record
 class JobOptions:
     """What every job on nodes takes."""
 
@@ -61,6 +64,8 @@ class BlockJob(Job):
         self.pace = Pace()
         self.pace.set(options.speed)
         self.io_status: Literal["ok", "failed", "nospace"] = "ok"
+        self.ahead = ReadAhead()
+        """How its source is read."""
         self.nodes: list[Node] = []
         """The nodes that others must leave as they are."""
         self._users: list[User] = []
@@ -91,6 +96,7 @@ class BlockJob(Job):
 
     def let_nodes_go(self) -> None:
         """Use no node any more."""
+        self.ahead.close()
         users, self._users = self._users, []
         for user in users:
             self.graph.detach(user)
@@ -107,7 +113,7 @@ class BlockJob(Job):
 
     def io(self, *steps: Step) -> Io:
         """Return what to wait for where steps are to be done in the nodes' context."""
-        return Io(self.context, list(steps))
+        return Io(self.context, list(steps), self.ahead.end_turn)
 
     @property
     def batch(self) -> int:

@@ -5,23 +5,24 @@ In the end these layers are gone from the chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.errors import BlockError
 from pyvm.block.filename import name_of
 from pyvm.block.jobs import surgery
-from pyvm.block.jobs.block_job import BlockJob, JobOptions, OnError, check_nodes_together
+from pyvm.block.jobs.block_job import STEP_BYTES, ZERO_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
 from pyvm.block.jobs.pace import SLICE
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, UNUSED, Access, Child, Node, Permission, Role
-from pyvm.block.status import chain_status, skip_filters
+from pyvm.block.status import skip_filters
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.jobs.manager import Jobs
 
 _CHUNK = 512 << 10
+"""Most of the disk that one step goes over where the speed is limited."""
 
 
 class CommitTop(FilterNode):
@@ -38,7 +39,7 @@ class CommitTop(FilterNode):
         return UNUSED
 
 
-@dataclass
+@record
 class CommitOptions:
     """What is written where."""
 
@@ -49,7 +50,7 @@ class CommitOptions:
     """The name of `base` for the header of the image above; None: the one by which one would open it."""
 
 
-@dataclass
+@record
 class _Step:
     length: int
     copied: bool = False
@@ -67,7 +68,6 @@ class CommitJob(BlockJob):
         self.base, self.top = commit.base, commit.top
         self._offset = 0
         self._failed = False
-        self._data = bytearray(_CHUNK)
         self._dropped = False
         context = check_nodes_together(jobs, root, (commit.base,))
         super().__init__(jobs, options, context)
@@ -130,15 +130,15 @@ class CommitJob(BlockJob):
             return _Step(0)
         of_read = True
         try:
-            extent = chain_status(self.top, offset, _CHUNK, self.base)
+            extent = self.ahead.status(self.top, offset, _CHUNK if self.pace.speed else ZERO_BYTES, self.base)
             length = extent.length
             if extent.present:
-                view = memoryview(self._data)[:length]
                 if extent.zero:
                     of_read = False
                     self.base.write_zeroes(offset, length, True)
                 else:
-                    self.top.readv(offset, (view,))
+                    length = min(length, STEP_BYTES)
+                    view = self.ahead.read(self.top, offset, length, offset if self.pace.speed else self.top.size)
                     of_read = False
                     self.base.writev(offset, (view,))
         except OSError as error:

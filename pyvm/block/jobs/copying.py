@@ -6,8 +6,9 @@ import errno
 
 from pyvm.block.bitmaps import DirtyBitmap
 from pyvm.block.errors import BlockError
+from pyvm.block.jobs.read_ahead import ReadAhead, file_of, plain_file
 from pyvm.block.node import Node
-from pyvm.block.status import chain_status, skip_filters
+from pyvm.block.status import ChainExtent, chain_status, skip_filters
 from pyvm.block.vectors import is_zero
 
 DEFAULT_CLUSTER = 64 << 10
@@ -44,6 +45,8 @@ class Copier:
         self.layer_only = False
         """Whether only what the topmost layer of the source has is copied."""
         self._data = bytearray()
+        self.on_host = False
+        """Whether the host is to copy from file to file, which may share blocks then."""
 
     def drop_unallocated(self, offset: int, length: int) -> int:
         """Want nothing from `offset` on that the topmost layer does not have; return how far this looked."""
@@ -72,26 +75,29 @@ class Copier:
         self.wanted.clear(offset, self.cluster)
         return offset + self.cluster
 
-    def copy(self, offset: int, end: int, limit: int) -> int | None:
+    def copy(self, offset: int, end: int, limit: int, ahead: ReadAhead | None = None) -> int | None:
         """Copy the first run of wanted clusters in a range, at most `limit` bytes; return how much, None for nothing.
 
-        Raises CopyError; what failed is still wanted.
+        A job that goes through all of the disk reads with its `ahead`.  Raises CopyError; what failed is still wanted.
         """
-        found = self.wanted.run(offset // self.cluster * self.cluster, max(limit // self.cluster, 1) * self.cluster)
+        most = max(limit // self.cluster, 1) * self.cluster
+        # What is wanted behind that may be read ahead.
+        found = self.wanted.run(offset // self.cluster * self.cluster, most if ahead is None else 2 * most)
         if found is None or found[0] >= end:
             return None
         start, length = found
         # The run may begin in the middle where the range does; clusters are copied as a whole.
-        length = min(length, -(-end // self.cluster) * self.cluster - start, self.source.size - start)
-        length = self._copy(start, length)
+        until = min(start + length, -(-end // self.cluster) * self.cluster, self.source.size)
+        length = self._copy(start, min(until - start, most), until, ahead)
         self.wanted.clear(start, length)
         self.copied += length
         return length
 
-    def _copy(self, start: int, length: int) -> int:
+    def _copy(self, start: int, length: int, until: int, ahead: ReadAhead | None) -> int:
         of_read = True
         try:
-            extent = chain_status(self.source, start, length)
+            look = chain_status if ahead is None else ahead.status
+            extent = look(self.source, start, length)
             zeros = extent.zero or not extent.present
             whole = extent.length // self.cluster * self.cluster
             if extent.length < length:
@@ -101,16 +107,45 @@ class Copier:
                 of_read = False
                 self.target.write_zeroes(start, length, True)
                 return length
-            if len(self._data) < length:
-                self._data = bytearray(length)
-            view = memoryview(self._data)[:length]
-            self.source.readv(start, (view,))
+            if self.on_host and length <= extent.length and self._copy_on_host(start, length, extent):
+                return length
+            view = self._read(start, length, until, ahead)
             of_read = False
             self._write(start, view)
         except (OSError, BlockError) as error:
             failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
             raise CopyError(failure, of_read) from None
         return length
+
+    def _read(self, start: int, length: int, until: int, ahead: ReadAhead | None) -> memoryview:
+        if ahead is not None:
+            return ahead.read(self.source, start, length, until)
+        if len(self._data) < length:
+            self._data = bytearray(length)
+        view = memoryview(self._data)[:length]
+        self.source.readv(start, (view,))
+        return view
+
+    def _copy_on_host(self, start: int, length: int, extent: ChainExtent) -> bool:
+        """Let the host copy; return whether it could."""
+        place, target = file_of(self.source, extent), self.target
+        into = plain_file(target.file) if target.driver == "raw" else None
+        begin = target.block_status(0, target.size).offset if into is not None else None
+        if place is None or into is None or begin is None or self.compress or _watched(target):
+            return False
+        file, offset = place
+        target.note_write(start + length)
+        done = 0
+        try:
+            while done < length:
+                count = into.copy_range(file, offset + done, begin + start + done, length - done)
+                if not count:
+                    return False  # behind the end of the file; what is read there are zeros
+                done += count
+        except OSError:
+            self.on_host = False  # between these files it cannot
+            return False
+        return True
 
     def _write(self, start: int, view: memoryview) -> None:
         if not self.compress:
@@ -123,3 +158,9 @@ class Copier:
                 self.target.write_zeroes(start + position, len(part), True)
             else:
                 self.target.write_compressed(start + position, part)
+
+
+def _watched(node: Node) -> bool:
+    """Return whether more is to be done about a write to a raw image than to write to its file."""
+    watched = any(it.dirty_bitmaps or it.detect_zeroes != "off" for it in (node, node.file) if it is not None)
+    return watched or node.inactive or bool(node.write_threshold)

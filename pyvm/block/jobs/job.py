@@ -198,6 +198,11 @@ class Job:
         return self._running or (self._wait is not None and not self._wait.interruptible)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether it has nothing left to do on images, and waits to be told how to end."""
+        return False
+
+    @property
     def ready(self) -> bool:
         """Whether it only keeps up with changes."""
         return self.state in (State.READY, State.STANDBY)

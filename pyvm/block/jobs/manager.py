@@ -78,7 +78,7 @@ class Jobs:
     @property
     def blocks_migration(self) -> bool:
         """Whether the machine cannot be moved now: jobs work on images that only this process has open."""
-        return any(not job.completed for job in self._jobs)
+        return any(not job.completed and not job.at_rest for job in self._jobs)
 
     def using(self, node: Node) -> list[Job]:
         """Return the jobs that work on a node."""

@@ -9,21 +9,30 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pyvm.block import bitmaps
 from pyvm.block.bitmaps import DirtyBitmap
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs import surgery
-from pyvm.block.jobs.block_job import BATCH, STEP_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
+from pyvm.block.jobs.block_job import (
+    BATCH,
+    STEP_BYTES,
+    ZERO_BYTES,
+    BlockJob,
+    JobOptions,
+    OnError,
+    check_nodes_together,
+)
 from pyvm.block.jobs.mirror_filter import MirrorTop
 from pyvm.block.jobs.pace import SLICE
 from pyvm.block.jobs.states import State
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, UNUSED, Access, Node, Permission
 from pyvm.block.reopen import all_below
+from pyvm.block.replacing import can_replace
 from pyvm.block.status import chain_status, skip_filters
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.jobs.manager import Jobs
@@ -33,7 +42,7 @@ _STATUS_SECONDS_BYTES = 1 << 30
 """So much of the disk is asked about at a time where only what is allocated is copied."""
 
 
-@dataclass
+@record
 class MirrorOptions:
     """What is mirrored how."""
 
@@ -55,7 +64,7 @@ class MirrorOptions:
     """Whether the target was opened for writing only for this."""
 
 
-@dataclass
+@record
 class _Done:
     """What came of one step."""
 
@@ -88,7 +97,6 @@ class MirrorJob(BlockJob):
         self._failure: OSError | None = None
         self._wrote = False
         self._to_replace: Node | None = None
-        self._data = bytearray()
         bitmap = DirtyBitmap(source.size, granularity)
         context = check_nodes_together(jobs, source, (target,))
         jobs.check_identifier(options.id)
@@ -217,10 +225,9 @@ class MirrorJob(BlockJob):
 
     def _round(self) -> Body:
         """Copy some of what is dirty."""
-        self._left = self._budget
+        # Only a job whose speed is limited has to look at the clock after so many bytes.
+        self._left = self._budget if self.pace.speed else max(self._budget, BATCH * STEP_BYTES)
         self._failed = False
-        if not self._data:
-            self._data = bytearray(max(STEP_BYTES, self._unit))
         results: list[_Done] = yield self.io(*[self.copy_some] * BATCH)
         accounted = sum(it.accounted for it in results)
         self.done += sum(it.length for it in results)
@@ -263,19 +270,19 @@ class MirrorJob(BlockJob):
         self._wrote = True
         of_read = True
         try:
-            extent = chain_status(self.source, start, end - start)
+            extent = self.ahead.status(self.source, start, end - start)
             is_data = extent.data and not extent.zero
             end = min(end, start + max(extent.length // self._unit * self._unit, self._unit))
             # A unit that is only partly zeros is copied.
             is_data = is_data or extent.length < end - start
             if is_data:
                 end = min(end, start + max(STEP_BYTES // self._unit * self._unit, self._unit))
-                view = memoryview(self._data)[: end - start]
-                self.source.readv(start, (view,))
+                view = self.ahead.read(self.source, start, end - start, end if self.pace.speed else sum(found))
                 of_read = False
                 self.target.writev(start, (view,))
             else:
                 of_read = False
+                end = min(end, start + max(ZERO_BYTES // self._unit * self._unit, self._unit))
                 self.target.write_zeroes(start, end - start, self.mirror.unmap)
         except (OSError, BlockError) as error:
             failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
@@ -308,6 +315,11 @@ class MirrorJob(BlockJob):
             self.filter.active = True
         return True
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the copy is up to date.  Another process may have the disk then: a commit needs it in the end."""
+        return self.ready and not self._commit and not self.bitmap.any
+
     # ---- Commands
 
     def refuse_soft_cancel(self, force: bool) -> bool:
@@ -339,6 +351,7 @@ class MirrorJob(BlockJob):
         if self.bitmap.any:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replaced = self._to_replace or self.source
+        self._check_replaced(replaced)
         self.filter.active = False
         self.filter.stopped = True
         self.share_all()
@@ -354,6 +367,15 @@ class MirrorJob(BlockJob):
         self._pivoted = True
 
     _pivoted = False
+
+    def _check_replaced(self, replaced: Node) -> None:
+        """Raise OSError where somebody uses by now what the copy is to replace."""
+        if not can_replace(self.graph, self.source, replaced):
+            sys.stderr.write(
+                f"pyvm: Can no longer replace '{replaced.name}' by '{self.target.name}', because it can no longer be"
+                " guaranteed that doing so would not lead to an abrupt change of visible data\n"
+            )
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def _give_backing(self) -> None:
         """Let the copy stand on what it is to stand on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pyvm.block.drivers.copy_on_read import CopyOnReadNode
@@ -12,7 +11,8 @@ from pyvm.block.jobs import surgery
 from pyvm.block.jobs.block_job import BlockJob, JobOptions, OnError, check_nodes_together
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Node, Permission
-from pyvm.block.status import backing_of, chain_status, skip_filters
+from pyvm.block.status import backing_of, skip_filters
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.block.jobs.manager import Jobs
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CHUNK = 512 << 10
 
 
-@dataclass
+@record
 class StreamOptions:
     """What is put where."""
 
@@ -32,7 +32,7 @@ class StreamOptions:
     """The name of `base` for the header; None: the one by which one would open it."""
 
 
-@dataclass
+@record
 class _Step:
     length: int
     copied: bool = False
@@ -155,7 +155,7 @@ class StreamJob(BlockJob):
             below = backing_of(image)
             if not extent.allocated and below is not None:
                 if offset < below.size:
-                    found = chain_status(below, offset, min(length, below.size - offset), self._base())
+                    found = self.ahead.status(below, offset, min(length, below.size - offset), self._base())
                     length, copied = found.length, found.present
                 if copied and found.zero and offset % (image.cluster_size or 1) == 0:
                     image.write_zeroes(offset, length, False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.breakpoints import Suspended
@@ -59,6 +60,9 @@ class Sleep(Wait):
 Step = Callable[[], Any]
 """A small piece of I/O; it holds its context's lock, so the guest waits behind it."""
 
+_TURN_NS = 50_000_000
+"""So long steps follow one another without a look at the machine: taking its lock means to wait for it."""
+
 
 class Io(Wait):
     """Steps of I/O in a context, one after the other; requests of the guest come in between.
@@ -67,9 +71,11 @@ class Io(Wait):
     job to pause or to give up, so that steps that were not taken are for another time.
     """
 
-    def __init__(self, context: Context, steps: list[Step]) -> None:
+    def __init__(self, context: Context, steps: list[Step], end_turn: Callable[[], None] = lambda: None) -> None:
+        """`end_turn` is called, with the context's lock held, before anybody else may come in between."""
         self.context = context
         self._steps = steps
+        self._end_turn = end_turn
         self._error: Exception | None = None
         self._over = False
         self._delivered = False
@@ -79,21 +85,42 @@ class Io(Wait):
         """Have the first step done."""
         self._job = job
         if self._steps:
-            self.context.submit(_StepWork(self, self._steps[0]))
+            self.context.submit(_Turn(self))
         else:
-            self._end(None)
+            self._end()
 
-    def step_done(self, result: Any, error: Exception | None) -> None:
-        """One step is over; called with the machine lock held, on the context's thread."""
-        self.results.append(result)
+    @property
+    def _goes_on(self) -> bool:
         job = self._job
-        if error is None and len(self.results) < len(self._steps) and not job.pauses and not job.stopping:
-            self.context.submit(_StepWork(self, self._steps[len(self.results)]))
-        else:
-            self._end(error)
+        unfinished = self._error is None and len(self.results) < len(self._steps)
+        return unfinished and not job.pauses and not job.stopping
 
-    def _end(self, error: Exception | None) -> None:
-        self._error = error
+    def take_steps(self) -> None:
+        """Take steps until somebody waits for the context, or for as long as a turn is; with its lock held.
+
+        Raises Suspended where a step is to stop: it is taken again then.
+        """
+        end = monotonic_ns() + _TURN_NS
+        try:
+            while self._goes_on:
+                self.results.append(self._steps[len(self.results)]())
+                if self.context.contended or monotonic_ns() >= end:
+                    break
+        except Suspended:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the job's to look at
+            self._error = error
+        finally:
+            self._end_turn()
+
+    def turn_done(self, turn: Work) -> None:
+        """Steps were taken; called with the machine lock held, on the context's thread."""
+        if self._goes_on:
+            self.context.submit(turn)
+        else:
+            self._end()
+
+    def _end(self) -> None:
         self._over = True
         self._job.host.call_soon(self._deliver)
 
@@ -144,24 +171,19 @@ class Aside(Wait):
             self._deliver()
 
 
-class _StepWork(Work):
-    __slots__ = ("_error", "_io", "_result", "_step", "_suspended")
+class _Turn(Work):
+    __slots__ = ("_io", "_suspended")
 
-    def __init__(self, io: Io, step: Step) -> None:
+    def __init__(self, io: Io) -> None:
         self._io = io
-        self._step = step
-        self._result: Any = None
-        self._error: Exception | None = None
         self._suspended: Suspended | None = None
 
     def run(self) -> None:
-        """Do the step."""
+        """Take steps."""
         try:
-            self._result = self._step()
+            self._io.take_steps()
         except Suspended as stop:
             self._suspended = stop
-        except Exception as error:  # noqa: BLE001 - it is the job's to look at
-            self._error = error
 
     def fail(self) -> None:
         """Cannot be: :meth:`run` raises nothing."""
@@ -172,4 +194,4 @@ class _StepWork(Work):
         if stop is not None:
             stop.park(lambda: self._io.context.submit(self))
             return
-        self._io.step_done(self._result, self._error)
+        self._io.turn_done(self)

@@ -14,6 +14,7 @@ from pyvm.block.drivers.qcow2.rebuild import write_structure
 from pyvm.block.drivers.qcow2.refcounts import Refcounts
 from pyvm.block.drivers.qcow2.references import CheckResult, References, Report
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COPIED, OFFSET_MASK, Incompatible
+from pyvm.block.drivers.qcow2.tally import Tally
 from pyvm.block.errors import BlockError
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ class _Check:
         while cluster < end:
             stop, present = refcounts.part(cluster)
             stop = min(stop, end)
-            first, last = np.searchsorted(numbers, (cluster, stop))
+            # Of the same type: else all numbers would be converted each time.
+            first, last = np.searchsorted(numbers, np.array((cluster, stop), np.uint64)).tolist()
             if present is None and first == last:
                 cluster = stop
                 continue
@@ -205,46 +207,70 @@ class _Check:
         import numpy as np
 
         disk, image, header = self._disk, self._disk.image, self._disk.header
-        bits, length = header.cluster_bits, disk.file.length()
         fixed_l1 = False
-        known: dict[int, tuple[int, int]] = {}
-        """Refcount of each table, and how many of its flags are wrong: a broken L1 table may name one many times."""
-        for index, entry in enumerate(image.l1):
+        known: dict[int, int] = {}
+        """How many flags of a table are wrong: a broken L1 table may name one many times."""
+        for index, refcount in self._suspects():
+            entry = image.l1[index]
             offset = entry & OFFSET_MASK
-            if not offset or offset & (header.cluster_size - 1) or offset >= length:
-                continue
-            refcount, wrong = known.get(offset, (-1, 0))
-            if refcount < 0:
-                refcount = int(disk.refcounts.counts(np.array([offset >> bits], np.uint64))[0])
             if (refcount == 1) != bool(entry & COPIED):
                 self._flag(f"L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
                 image.l1[index] = entry ^ COPIED if self._fix_errors else entry
                 fixed_l1 = fixed_l1 or self._fix_errors
             if offset in known:
-                self.result.corruptions += wrong
+                self.result.corruptions += known[offset]
             else:
                 wrong = self._check_l2_flags(offset)
-                known[offset] = refcount, 0 if self._fix_errors else wrong
+                known[offset] = 0 if self._fix_errors else wrong
         if fixed_l1:
             disk.file.write(header.l1_table_offset, walk.encode_table(np.frombuffer(image.l1, np.uint64)))
         if self._fix_errors:
             disk.file.flush()
+
+    def _suspects(self) -> list[tuple[int, int]]:
+        """Return which entries of the L1 table have a wrong flag or one in their table; and their tables' refcounts."""
+        import numpy as np
+
+        disk, header = self._disk, self._disk.header
+        l1 = np.array(disk.image.l1, np.uint64)
+        places = l1 & np.uint64(OFFSET_MASK)
+        sound = (places != 0) & (places & np.uint64(header.cluster_size - 1) == 0)
+        sound &= places.astype(np.int64) < disk.file.length()
+        indexes = np.flatnonzero(sound)
+        offsets, inverse = np.unique(places[indexes], return_inverse=True)
+        counts = disk.refcounts.counts(offsets >> np.uint64(header.cluster_bits))
+        damaged = np.zeros(len(offsets), bool)
+        for run in walk.runs(offsets, header.cluster_size):
+            damaged[run] = self._wrong_flags(walk.read_run(disk.image, offsets[run]))[0].any(axis=-1)
+        counts = counts[inverse]
+        wrong = damaged[inverse] | ((counts == 1) != (l1[indexes] & np.uint64(COPIED) != 0))
+        return list(zip(indexes[wrong].tolist(), counts[wrong].tolist(), strict=True))
+
+    def _wrong_flags(self, words: Numbers) -> tuple[npt.NDArray[np.bool_], Numbers]:
+        """Return, of the entries of one table or of several in rows, which flags are wrong, and refcounts."""
+        import numpy as np
+
+        header = self._disk.header
+        entries = walk.entries(words, header)
+        plain = (entries & np.uint64(COMPRESSED) == 0) & (entries & np.uint64(OFFSET_MASK) != 0)
+        plain &= entries & np.uint64(OFFSET_MASK & (header.cluster_size - 1)) == 0
+        counts = np.zeros(entries.shape, np.uint64)
+        if header.external_data:
+            return np.zeros(entries.shape, bool), counts
+        hosts = (entries[plain] & np.uint64(OFFSET_MASK)) >> np.uint64(header.cluster_bits)
+        unique, inverse = np.unique(hosts, return_inverse=True)
+        counts[plain] = self._disk.refcounts.counts(unique)[inverse]
+        return plain & ((counts == 1) != (entries & np.uint64(COPIED) != 0)), counts
 
     def _check_l2_flags(self, offset: int) -> int:
         """Check a table, put it right if asked to; return how many flags were wrong."""
         import numpy as np
 
         header = self._disk.header
-        if header.external_data:
-            return 0
         words = np.frombuffer(self._disk.file.read(offset, header.cluster_size), ">u8").astype(np.uint64)
         entries = walk.entries(words, header)
-        hosts = (entries & np.uint64(OFFSET_MASK)) >> np.uint64(header.cluster_bits)
-        unique, inverse = np.unique(hosts, return_inverse=True)
-        counts = self._disk.refcounts.counts(unique)[inverse]
-        plain = (entries & np.uint64(COMPRESSED) == 0) & (entries & np.uint64(OFFSET_MASK) != 0)
-        plain &= entries & np.uint64(OFFSET_MASK & (header.cluster_size - 1)) == 0
-        wrong = np.flatnonzero(plain & ((counts == 1) != (entries & np.uint64(COPIED) != 0)))
+        found, counts = self._wrong_flags(words)
+        wrong = np.flatnonzero(found)
         for index in wrong.tolist():
             self._flag(f"data cluster: l2_entry={int(entries[index]):x} refcount={int(counts[index])}")
         if self._fix_errors and len(wrong):
@@ -262,11 +288,7 @@ class _Check:
 
 def _sum(references: References) -> tuple[Numbers, Numbers]:
     """Return all clusters that are referred to, in order, and how often."""
-    import numpy as np
-
-    numbers, counts = references.tally.totals()
-    more, more_counts = references.structure.totals()
-    every, inverse = np.unique(np.concatenate((numbers, more)), return_inverse=True)
-    total = np.zeros(len(every), np.uint64)
-    np.add.at(total, inverse, np.concatenate((counts, more_counts)))
-    return every, total
+    total = Tally()
+    for part in (references.tally, references.structure):
+        total.add(*part.totals())
+    return total.totals()

@@ -112,7 +112,7 @@ class Qcow2Node(Node):
     # ---- Opening
 
     def _open(self, snapshot: str | None, for_check: bool) -> None:
-        header, disk = self._header, self.disk
+        disk = self.disk
         self._for_check = for_check
         if for_check:
             return
@@ -126,14 +126,18 @@ class Qcow2Node(Node):
         if self.inactive:
             disk.open_for_writing()
             return
-        if header.incompatible_features & Incompatible.CORRUPT:
-            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
-        if header.incompatible_features & Incompatible.DIRTY:
-            from pyvm.block.drivers.qcow2.check import repair_dirty
-
-            repair_dirty(disk)
+        self._make_sound()
         disk.open_for_writing()
         self._clear_features()
+
+    def _make_sound(self) -> None:
+        """Repair an image that was not closed cleanly, before anything is written to it.  Raises BlockError."""
+        if self._header.incompatible_features & Incompatible.CORRUPT:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+        if self._header.incompatible_features & Incompatible.DIRTY:
+            from pyvm.block.drivers.qcow2.check import repair_dirty
+
+            repair_dirty(self.disk)
 
     def _show_snapshot(self, snapshot: Snapshot) -> None:
         disk = self.disk
@@ -145,11 +149,11 @@ class Qcow2Node(Node):
 
     def _clear_features(self) -> None:
         """Say that nobody looked after features that are not known here."""
-        header, image = self._header, self.disk.image
-        if header.autoclear_features & ~image.known_autoclear:
-            header.autoclear_features &= image.known_autoclear
+        header, known = self._header, self.disk.image.known_autoclear
+        if header.autoclear_features & ~known:
+            header.autoclear_features &= known
             try:
-                image.commit_fields()
+                self.disk.image.commit_fields()
             except OSError as error:
                 raise BlockError(f"Could not update qcow2 header: {error.strerror}") from None
 
@@ -457,16 +461,16 @@ class Qcow2Node(Node):
         """Forget what is held in memory of the image: it was changed elsewhere."""
         super().drop_cache()
         now = read_header(self._file)
-        for field in vars(now):
-            setattr(self._header, field, getattr(now, field))
+        vars(self._header).update(vars(now))
         if self.read_only:
-            header, image = self._header, self.disk.image
             self.disk.mapping.cache.clear()
-            image.l1 = image.read_table("L1 table", header.l1_table_offset, header.l1_size)
+            self.disk.image.l1 = self.disk.image.read_table("L1 table", now.l1_table_offset, now.l1_size)
             self.disk.compressed.forget()
             self.disk.read_directories()
         else:
             self.disk.take_from_disk()
+            self._make_sound()
+            self._clear_features()
 
     def close(self) -> None:
         """Write what is left, so that nothing is leaked; errors stay silent, as nobody waits for the data."""

@@ -242,8 +242,9 @@ class Refcounts:
             first = self._find_free(first)
             if self.table_has_block(first):
                 break
-            # The block counts itself, and the search goes on behind it.
+            # The block counts itself, and the search goes on behind it, or where the table was before it grew.
             self._add_block(first)
+            first = min(first, self._first_free)
         found = self._slice(first)
         if found is None:
             self._image.corruption("Refcount block is missing")
@@ -371,7 +372,7 @@ class Refcounts:
         """Make a free cluster the block that counts it and its neighbours, which have none."""
         number = cluster >> self.per_block_bits
         if number >= len(self.table):
-            self._grow_table(number)
+            self._grow_table(cluster)
             return
         offset = cluster << self._bits
         self._image.check_overlap(offset, self._image.cluster_size)
@@ -392,43 +393,58 @@ class Refcounts:
                 counts[low:high] = array(self._typecode, [1]) * (high - low)
             self._cache.put(offset + part * self._cache.slice_bytes, counts)
 
-    def _grow_table(self, number: int) -> None:
-        """Move the table, with room for block `number` and half as much again, behind all that it can count now.
+    def _grow_table(self, cluster: int) -> None:
+        """Move the table, with room for half as much again, to where nothing is counted yet.
 
-        The blocks for the new place follow the new table.
+        The free `cluster` becomes the block that counts it and its neighbours.  The new table follows those, behind the
+        blocks that count it and leave it room.
         """
         image = self._image
-        old_offset, old_clusters = image.header.refcount_table_offset, image.header.refcount_table_clusters
-        first_block = len(self.table)
+        number = cluster >> self.per_block_bits
+        first_block = number + 1
         first = first_block << self.per_block_bits
-        clusters = -(-max(number + 1, len(self.table) * 3 // 2) * 8 // image.cluster_size)
-        clusters = max(clusters, old_clusters + 1)
-        blocks = 1
-        while blocks << self.per_block_bits < clusters + blocks:
-            blocks += 1
-        while clusters * image.cluster_size // 8 < first_block + blocks:
-            clusters += 1
-            blocks = max(blocks, -(-(clusters + blocks) >> self.per_block_bits))
+        blocks, clusters = self._grown(first)
         if clusters * image.cluster_size > MAX_REFCOUNT_TABLE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        image.check_overlap(cluster << self._bits, image.cluster_size)
         image.check_overlap(first << self._bits, (clusters + blocks) << self._bits)
         table = self.table + array("Q", bytes(clusters * image.cluster_size - len(self.table) * 8))
+        self._write_new_block(cluster << self._bits, cluster & (self._per_block - 1), 1)
+        table[number] = cluster << self._bits
         for block in range(blocks):
-            cluster = first + clusters + block
             used = min(max(clusters + blocks - (block << self.per_block_bits), 0), self._per_block)
-            self._write_new_block(cluster << self._bits, 0, used)
-            table[first_block + block] = cluster << self._bits
+            self._write_new_block((first + block) << self._bits, 0, used)
+            table[first_block + block] = (first + block) << self._bits
         self._cache.write_dirty()
-        image.file.write(first << self._bits, encode_entries(table, 64))
+        self._use_table(table, (first + blocks) << self._bits, clusters)
+        for place in (cluster, *range(first, first + blocks)):
+            image.tables.add_block(Kind.REFCOUNT_BLOCK, place)
+
+    def _grown(self, first: int) -> tuple[int, int]:
+        """Return how many new blocks count all from cluster `first` on, and how many clusters the table gets then."""
+        per_cluster = self._image.cluster_size // 8
+        known = first >> self.per_block_bits
+        total, clusters = known, 0
+        while True:
+            # As if all of the structure were to follow, so there is room in it for a while.
+            room = first + total + clusters
+            needed = -(-room >> self.per_block_bits)
+            wanted = -(-(needed + -(-needed // 2)) // per_cluster)
+            if (needed, wanted) == (total, clusters):
+                return total - known, clusters
+            total, clusters = needed, wanted
+
+    def _use_table(self, table: array[int], offset: int, clusters: int) -> None:
+        """Write a table to a new place, let the header name it, and give the old one back."""
+        image, header = self._image, self._image.header
+        old_offset, old_clusters = header.refcount_table_offset, header.refcount_table_clusters
+        image.file.write(offset, encode_entries(table, 64))
         image.file.flush()
-        image.header.refcount_table_offset = first << self._bits
-        image.header.refcount_table_clusters = clusters
+        header.refcount_table_offset, header.refcount_table_clusters = offset, clusters
         image.commit_fields()
         self.table = table
         self._new_blocks.clear()
-        image.tables.move_range(Kind.REFCOUNT_TABLE, first << self._bits, clusters << self._bits)
-        for block in range(blocks):
-            image.tables.add_block(Kind.REFCOUNT_BLOCK, first + clusters + block)
+        image.tables.move_range(Kind.REFCOUNT_TABLE, offset, clusters << self._bits)
         for cluster in range(old_offset >> self._bits, (old_offset >> self._bits) + old_clusters):
             self._count_down(cluster)
 

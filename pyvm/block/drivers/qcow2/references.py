@@ -70,14 +70,12 @@ class References:
         """Go through everything.  Raises OSError where the file cannot be read or repaired."""
         header, disk = self._header, self._disk
         self._range(0, header.cluster_size)
-        tables: Counter[int] = Counter()
         self._range(header.l1_table_offset, header.l1_size * 8)
-        active = self._l1(disk.image.l1, tables)
+        tables = [self._l1(disk.image.l1)]
         for snapshot in disk.snapshots:
             self._range(snapshot.l1_table_offset, snapshot.l1_size * 8)
-            self._l1(self._read_l1(snapshot.l1_table_offset, snapshot.l1_size), tables)
-        for offset, times in tables.items():
-            self._l2(offset, times, active[offset])
+            tables.append(self._l1(self._read_l1(snapshot.l1_table_offset, snapshot.l1_size)))
+        self._all_l2(tables)
         if disk.snapshots_bytes:
             self._range(header.snapshots_offset, disk.snapshots_bytes)
         if header.crypto is not None:
@@ -112,27 +110,74 @@ class References:
 
     # ---- L1 and L2 tables
 
-    def _l1(self, l1: array[int], tables: Counter[int]) -> Counter[int]:
-        """Count the L2 tables of an L1 table in `tables`, and return those counts alone."""
+    def _l1(self, l1: array[int]) -> tuple[Numbers, Numbers]:
+        """Count the L2 tables of an L1 table; return where they are, in order, and how often each is named."""
         import numpy as np
 
-        own: Counter[int] = Counter()
+        size = self._header.cluster_size
         entries = np.frombuffer(l1, np.uint64)
         for entry in entries[entries & np.uint64(L1_RESERVED) != 0].tolist():
             self._bad(f"ERROR found L1 entry with reserved bits set: {entry:x}")
         offsets, counts = np.unique(entries & np.uint64(OFFSET_MASK), return_counts=True)
-        for offset, count in zip(offsets.tolist(), counts.tolist(), strict=True):
-            if not offset:
-                continue
-            for _ in range(
-                count if offset + self._header.cluster_size - self._length >= self._header.cluster_size else 1
-            ):
-                self._range(offset, self._header.cluster_size, count)
-            if offset & (self._header.cluster_size - 1):
+        offsets, counts = offsets[offsets != 0], counts[offsets != 0].astype(np.uint64)
+        sound = (offsets & np.uint64(size - 1) == 0) & (offsets < np.uint64(self._length))
+        self.tally.add(offsets[sound] >> np.uint64(self._bits), counts[sound])
+        for offset, count in zip(offsets[~sound].tolist(), counts[~sound].tolist(), strict=True):
+            for _ in range(count if offset >= self._length else 1):
+                self._range(offset, size, count)
+            if offset & (size - 1):
                 self._bad(f"ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted")
-            own[offset] += count
-        tables.update(own)
-        return own
+        return offsets, counts
+
+    def _all_l2(self, tables: list[tuple[Numbers, Numbers]]) -> None:
+        """Go through the L2 tables that L1 tables name, the active one first: each once, and neighbours together."""
+        import numpy as np
+
+        size = self._header.cluster_size
+        named = np.concatenate([offsets for offsets, _ in tables])
+        offsets, inverse = np.unique(named, return_inverse=True)
+        times = np.zeros(len(offsets), np.uint64)
+        np.add.at(times, inverse, np.concatenate([counts for _, counts in tables]))
+        active = np.zeros(len(offsets), np.uint64)
+        active[np.searchsorted(offsets, tables[0][0])] = tables[0][1]
+        whole = (offsets & np.uint64(size - 1) == 0) & (offsets.astype(np.int64) <= self._length - size)
+        apart = (times[1:] != times[:-1]) | (active[1:] != active[:-1]) | ~whole[1:] | ~whole[:-1]
+        for run in walk.runs(offsets, size, apart):
+            odd = offsets[run]
+            if whole[run.start]:
+                odd = odd[~self._sound_l2(odd, int(times[run.start]), int(active[run.start]))]
+            for offset in odd.tolist():
+                self._l2(offset, int(times[run.start]), int(active[run.start]))
+
+    def _sound_l2(self, offsets: Numbers, times: int, active: int) -> npt.NDArray[np.bool_]:
+        """Count what tables refer to that follow one another; return which were counted.
+
+        The others have compressed clusters, subclusters or damage: they are for :meth:`_l2`.
+        """
+        import numpy as np
+
+        header = self._header
+        if header.extended_l2:
+            return np.zeros(len(offsets), bool)
+        words = walk.read_run(self._disk.image, offsets)
+        hosts = words & np.uint64(OFFSET_MASK)
+        odd = words & np.uint64(COMPRESSED | L2_RESERVED | (OFFSET_MASK & (header.cluster_size - 1))) != 0
+        if not header.external_data:
+            odd |= hosts >= np.uint64(self._length)
+        sound: npt.NDArray[np.bool_] = ~odd.any(axis=1)
+        rows, columns = np.nonzero(self._named(words) & sound[:, None])
+        self._plain(hosts[rows, columns], times, active, rows)
+        return sound
+
+    def _named(self, entries: Numbers) -> npt.NDArray[np.bool_]:
+        """Return which entries refer to a cluster, compressed ones aside."""
+        import numpy as np
+
+        named: npt.NDArray[np.bool_] = (entries & np.uint64(OFFSET_MASK)) != 0
+        if self._header.external_data:
+            # There, the first cluster may be in use.
+            named |= (entries & np.uint64(COPIED)) != 0
+        return named
 
     def _l2(self, offset: int, times: int, active: int) -> None:
         """Count what the table at `offset` refers to, which itself is referred to `times` times."""
@@ -149,13 +194,8 @@ class References:
         if packed.any():
             self._packed(entries, packed, bitmaps_of, times, active)
         bad = self._check_bits(entries, packed, bitmaps_of, offset)
-        hosts = entries & np.uint64(OFFSET_MASK)
-        named = hosts != 0
-        if self._header.external_data:
-            # There, the first cluster may be in use.
-            named |= (entries & np.uint64(COPIED)) != 0
-        named &= ~packed & ~bad
-        self._plain(hosts[named], times, active)
+        hosts = entries[self._named(entries) & ~packed & ~bad] & np.uint64(OFFSET_MASK)
+        self._plain(hosts, times, active, np.zeros(len(hosts), np.intp))
         # Whoever else has this table sees the same damage.
         self._result.corruptions += (self._result.corruptions - before) * (times - 1)
 
@@ -231,12 +271,13 @@ class References:
         self._disk.file.write(table + index * len(zero), zero)
         self._result.corruptions_fixed += 1
 
-    def _plain(self, hosts: Numbers, times: int, active: int) -> None:
+    def _plain(self, hosts: Numbers, times: int, active: int, tables: npt.NDArray[np.intp]) -> None:
+        """Count clusters; `tables` says of each which table names it: none goes on where the one before ended."""
         import numpy as np
 
         cluster = np.uint64(self._header.cluster_size)
         if active:
-            apart = int(np.count_nonzero(hosts[1:] != hosts[:-1] + cluster))
+            apart = int(np.count_nonzero((hosts[1:] != hosts[:-1] + cluster) & (tables[1:] == tables[:-1])))
             self._result.allocated_clusters += len(hosts) * active
             self._result.fragmented_clusters += apart * active
         if self._header.external_data:

@@ -22,10 +22,10 @@ class Tally:
 
         self._numbers = np.zeros(0, np.uint64)
         self._counts = np.zeros(0, np.uint64)
-        self._waiting: list[tuple[Numbers, int]] = []
+        self._waiting: list[tuple[Numbers, int | Numbers]] = []
         self._length = 0
 
-    def add(self, numbers: Numbers, times: int = 1) -> None:
+    def add(self, numbers: Numbers, times: int | Numbers = 1) -> None:
         """Each of these clusters is referred to so many times more, for each time that it is named."""
         self._waiting.append((numbers, times))
         self._length += len(numbers)
@@ -41,13 +41,24 @@ class Tally:
     def _merge(self) -> None:
         import numpy as np
 
-        numbers = [self._numbers, *(it for it, _ in self._waiting)]
-        weights = [self._counts, *(np.full(len(it), times, np.uint64) for it, times in self._waiting)]
+        if not self._waiting:
+            return
+        numbers = np.concatenate([it for it, _ in self._waiting])
+        counts = np.concatenate([np.full(len(it), times, np.uint64) for it, times in self._waiting])
         self._waiting, self._length = [], 0
-        every = np.concatenate(numbers)
-        self._numbers, inverse = np.unique(every, return_inverse=True)
-        self._counts = np.zeros(len(self._numbers), np.uint64)
-        np.add.at(self._counts, inverse, np.concatenate(weights))
+        if bool(np.any(numbers[1:] <= numbers[:-1])):
+            numbers, inverse = np.unique(numbers, return_inverse=True)
+            sums = np.zeros(len(numbers), np.uint64)
+            np.add.at(sums, inverse, counts)
+            counts = sums
+        # Both are in order now, so nothing of what is known already has to be sorted again.
+        places = np.searchsorted(self._numbers, numbers)
+        known = np.zeros(len(numbers), bool)
+        inside = places < len(self._numbers)
+        known[inside] = self._numbers[places[inside]] == numbers[inside]
+        self._counts[places[known]] += counts[known]
+        self._numbers = np.insert(self._numbers, places[~known], numbers[~known])
+        self._counts = np.insert(self._counts, places[~known], counts[~known])
 
     def totals(self) -> tuple[Numbers, Numbers]:
         """Return the clusters that are referred to, in order, and how often."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COMPRESSED_SECTOR, COPIED, OFFSET_MASK, Header
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     Words = npt.NDArray[np.uint64]
 
+_RUN_BYTES = 1 << 20
+"""Tables that follow one another in the file are read together, so many bytes at once."""
 _MOST_HOST_CLUSTERS = 3
 """A compressed cluster touches at most so many: it has room for two, and need not start where one starts."""
 
@@ -32,14 +35,39 @@ def read_table(image: Image, offset: int) -> Words:
     return np.frombuffer(image.file.read(offset, image.cluster_size), ">u8").astype(np.uint64)
 
 
+def runs(offsets: Words, size: int, apart: npt.NDArray[np.bool_] | None = None) -> Iterator[slice]:
+    """Yield, of tables in order, those that follow one another in the file, and as many as are read at once.
+
+    `apart` says of each table but the last that it is not to be in one run with the next.
+    """
+    import numpy as np
+
+    cuts = offsets[1:] - offsets[:-1] != np.uint64(size)
+    if apart is not None:
+        cuts |= apart
+    most = max(_RUN_BYTES // size, 1)
+    bounds = [0, *(np.flatnonzero(cuts) + 1).tolist(), len(offsets)]
+    for start, end in pairwise(bounds):
+        for first in range(start, end, most):
+            yield slice(first, min(first + most, end))
+
+
+def read_run(image: Image, offsets: Words) -> Words:
+    """Return the words of tables that follow one another, a row for each.  Raises OSError."""
+    import numpy as np
+
+    data = image.file.read(int(offsets[0]), len(offsets) * image.cluster_size)
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(len(offsets), -1)
+
+
 def encode_table(words: Words) -> bytes:
     """Return the disk's form of a table."""
     return bytes(words.astype(">u8").tobytes())
 
 
 def entries(words: Words, header: Header) -> Words:
-    """Return the entries of a table without the bitmaps of subclusters."""
-    chosen: Words = words[::2] if header.extended_l2 else words
+    """Return the entries of a table, or of tables in rows, without the bitmaps of subclusters."""
+    chosen: Words = words[..., ::2] if header.extended_l2 else words
     return chosen
 
 

@@ -1,0 +1,273 @@
+"""How jobs read: ahead of what they write where that passes nobody by, by the host, and in turns with the guest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvm.block.context import InlineContext, Work
+from pyvm.block.drivers.file import FileNode
+from pyvm.block.drivers.filter import FilterNode
+from pyvm.block.drivers.raw import RawNode
+from pyvm.block.jobs.read_ahead import ReadAhead
+from pyvm.block.jobs.waits import Io
+from pyvm.block.vectors import Buffers
+from tests.unit.block_rig import SIZE
+from tests.unit.job_rig import JobDisks
+
+PIECE = 64 << 10
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[JobDisks]:
+    made = JobDisks(tmp_path)
+    made.add("raw", made.raw("s.raw"))
+    made.add("qcow2", made.qcow2("s.qcow2"), "qcow2")
+    made.add("t", made.raw("t.raw"))
+    generator = random.Random(1)
+    for offset in range(0, SIZE, 4 * PIECE):
+        data = generator.randbytes(2 * PIECE)
+        for name in ("raw", "qcow2"):
+            made.write(name, offset, data)
+    yield made
+    made.close()
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def through(ahead: ReadAhead, node: Any) -> bytes:
+    found = bytearray()
+    while len(found) < SIZE:
+        offset = len(found)
+        length = min(ahead.status(node, offset, SIZE).length, PIECE)
+        found += ahead.read(node, offset, length, SIZE)
+    return bytes(found)
+
+
+@pytest.mark.parametrize("name", ["raw", "qcow2"])
+def test_what_is_read_ahead_is_what_is_there(disks: JobDisks, name: str) -> None:
+    node = disks.storage.graph.nodes[name]
+    ahead = ReadAhead()
+    assert through(ahead, node) == disks.read(name, 0, SIZE)
+    assert len(readers()) == 1
+    ahead.status(node, 0, PIECE)
+    ahead.read(node, 0, PIECE, SIZE)
+    assert bytes(ahead.read(node, 7 * 512, 512, SIZE)) == disks.read(name, 7 * 512, 512)
+    ahead.close()
+    for thread in readers():
+        thread.join(5)
+    assert not readers()
+
+
+def test_a_turn_ends_what_was_read_ahead(disks: JobDisks) -> None:
+    node = disks.storage.graph.nodes["raw"]
+    ahead = ReadAhead()
+    ahead.status(node, 0, SIZE)
+    ahead.read(node, 0, PIECE, SIZE)
+    ahead.end_turn()
+    disks.write("raw", PIECE, b"new!")
+    assert bytes(ahead.read(node, PIECE, 4, SIZE)) == b"new!"
+    ahead.close()
+
+
+class _Counting(FilterNode):
+    driver = "counting"
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.reads = 0
+
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        self.reads += 1
+        super().readv(offset, buffers)
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_no_filter_is_passed_by(disks: JobDisks, above: bool) -> None:
+    file = FileNode(disks.raw("f.raw"))
+    file.write(0, b"data" * (SIZE // 4))
+    counting = _Counting(RawNode(file) if above else file)
+    node = counting if above else RawNode(counting)
+    ahead = ReadAhead()
+    assert through(ahead, node) == b"data" * (SIZE // 4)
+    assert counting.reads == SIZE // PIECE
+    ahead.close()
+    node.release()
+
+
+def test_an_error_is_met_where_the_data_is_wanted(disks: JobDisks, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = disks.storage.graph.nodes["raw"]
+    read = FileNode.readv
+
+    def broken(self: FileNode, offset: int, buffers: Buffers) -> None:
+        if offset == PIECE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        read(self, offset, buffers)
+
+    monkeypatch.setattr(FileNode, "readv", broken)
+    ahead = ReadAhead()
+    ahead.status(node, 0, SIZE)
+    ahead.read(node, 0, PIECE, SIZE)
+    with pytest.raises(OSError, match="Input/output error"):
+        ahead.read(node, PIECE, PIECE, SIZE)
+    ahead.close()
+
+
+# ---- x-perf
+
+
+def backup(disks: JobDisks, **perf: object) -> None:
+    wire = {key.replace("_", "-"): value for key, value in perf.items()}
+    disks.run("blockdev-backup", job_id="b", device="raw", target="t", sync="full", x_perf=wire)
+    disks.wait("b:null")
+    assert "error" not in disks.event("BLOCK_JOB_COMPLETED")
+    assert disks.read("t", 0, SIZE) == disks.read("raw", 0, SIZE)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_host_copies_where_it_is_to(disks: JobDisks, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    copied: list[int] = []
+    copy = os.copy_file_range
+
+    def counting(source: int, target: int, count: int, *offsets: int) -> int:
+        copied.append(copy(source, target, count, *offsets))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", counting)
+    backup(disks, use_copy_range=wanted)
+    assert sum(copied) == (SIZE if wanted else 0)
+
+
+def test_where_the_host_cannot_copy_the_job_does(disks: JobDisks, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def refuse(*arguments: int) -> int:
+        calls.append(0)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    backup(disks, use_copy_range=True)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("chunk", "longest"), [(PIECE, PIECE), (0, SIZE)])
+def test_no_copy_is_longer_than_wanted(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch, chunk: int, longest: int
+) -> None:
+    written: list[int] = []
+    write = RawNode.writev
+
+    def noting(self: RawNode, offset: int, buffers: Buffers) -> None:
+        written.append(sum(map(len, buffers)))
+        write(self, offset, buffers)
+
+    monkeypatch.setattr(RawNode, "writev", noting)
+    backup(disks, max_chunk=chunk)
+    assert max(written) == longest
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, False), (2, True)])
+def test_one_worker_does_one_thing_at_a_time(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch, workers: int, ahead: bool
+) -> None:
+    began: list[int] = []
+    monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.begin", lambda self, file, offset, view: began.append(0))
+    monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.wait", lambda self: False)
+    backup(disks, max_workers=workers, max_chunk=PIECE)
+    assert bool(began) == ahead
+
+
+# ---- Turns
+
+
+class _Host:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def call_soon(self, function: Any, *arguments: Any) -> None:
+        self.calls.append(lambda: function(*arguments))
+
+
+class _Job:
+    pauses = 0
+    stopping = False
+
+    def __init__(self) -> None:
+        self.host = _Host()
+        self.ends: list[tuple[list[Any], Exception | None]] = []
+
+    def proceed(self, results: list[Any], error: Exception | None) -> None:
+        self.ends.append((results, error))
+
+
+class _Note(Work):
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def run(self) -> None:
+        self.log.append("guest")
+
+    def fail(self) -> None:
+        raise AssertionError
+
+    def complete(self) -> None:
+        self.log.append("told")
+
+
+def take(steps: int, at: dict[int, Any], log: list[str], context: InlineContext, job: _Job) -> None:
+    def step(number: int) -> Any:
+        def run() -> int:
+            log.append(str(number))
+            at.get(number, lambda: None)()
+            return number
+
+        return run
+
+    Io(context, [step(number) for number in range(steps)], lambda: log.append("end")).begin(job)  # type: ignore[arg-type]
+    while job.host.calls:
+        job.host.calls.pop(0)()
+
+
+def test_steps_follow_one_another_until_the_guest_comes() -> None:
+    log: list[str] = []
+    context, job = InlineContext(), _Job()
+    take(4, {1: lambda: context.submit(_Note(log))}, log, context, job)
+    assert log == ["0", "1", "end", "guest", "told", "2", "3", "end"]
+    assert job.ends == [([0, 1, 2, 3], None)]
+
+
+def test_a_pause_ends_a_turn() -> None:
+    log: list[str] = []
+    job = _Job()
+    take(4, {1: lambda: setattr(job, "pauses", 1)}, log, InlineContext(), job)
+    assert log == ["0", "1", "end"]
+    assert job.ends == [([0, 1], None)]
+
+
+def test_the_first_error_is_the_last_step() -> None:
+    log: list[str] = []
+    job, error = _Job(), OSError(errno.EIO, "broken")
+
+    def fail() -> None:
+        raise error
+
+    take(4, {2: fail}, log, InlineContext(), job)
+    assert log == ["0", "1", "2", "end"]
+    assert job.ends == [([0, 1], error)]
+
+
+def test_a_job_does_not_wait_for_large_modules() -> None:
+    code = "import sys, pyvm.block.jobs.mirror, pyvm.block.jobs.backup; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
