@@ -65,13 +65,26 @@ def save_bitmaps(graph: BlockGraph, parameters: Mapping[str, Any]) -> list[dict[
     ]
 
 
+def _drives(graph: BlockGraph) -> dict[Node, str]:
+    """Return whose drives nodes are: below filters, such as that of a job, the first that is none or has bitmaps."""
+    found = {}
+    for top in graph.nodes.values():
+        name = graph.drive_of(top)
+        node: Node | None = top
+        while node is not None and node.is_filter and not _movable(node):
+            node = node.file
+        if name and node is not None:
+            found[node] = name
+    return found
+
+
 def _aliases(
     graph: BlockGraph, parameters: Mapping[str, Any], node: Node, bitmap: DirtyBitmap
 ) -> Iterator[tuple[str, str, bool | None]]:
     """Yield by what names a bitmap goes, and whether it is to be kept; nothing where it stays behind."""
     mapping = parameters[BITMAP_MAPPING]
     if mapping is None:
-        yield graph.drive_of(node) or node.name, bitmap.name, None
+        yield _drives(graph).get(node) or node.name, bitmap.name, None
         return
     for entry in mapping:
         if entry["node-name"] == node.name:

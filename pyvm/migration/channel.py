@@ -41,7 +41,9 @@ class Channel:
         self.two_way = two_way
         """Whether the other side can answer."""
         self._process: subprocess.Popen[bytes] | None = process
-        os.set_blocking(descriptor, False)
+        # A socket can be shut down under whoever waits in the kernel, which then needs one call for all that it wants.
+        os.set_blocking(descriptor, two_way)
+        self._socket = socket.socket(fileno=descriptor) if two_way else None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll: Any = select.poll()
         self._poll.register(self._wake, select.POLLIN)
@@ -116,11 +118,18 @@ class Channel:
         """Fill the start of `target` with what is there, at least a byte; 0 at the end.  Raises OSError."""
         while True:
             try:
+                if self._socket is not None:
+                    return self._received(self._socket.recv_into(target, 0, socket.MSG_WAITALL))
                 return os.readv(self._fd, [target])
             except BlockingIOError:
                 self._wait(select.POLLIN)
             except OSError as error:
                 raise self._failed("read from", error) from None
+
+    def _received(self, count: int) -> int:
+        if not count:
+            self._check()
+        return count
 
     # ---- Both
 
@@ -143,13 +152,15 @@ class Channel:
             self._aborted = True
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
-            if self.two_way and self._fd >= 0:
-                with suppress(OSError), socket.socket(fileno=os.dup(self._fd)) as connection:
-                    connection.shutdown(socket.SHUT_RDWR)
+            if self._socket is not None and self._fd >= 0:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def _close_descriptor(self) -> None:
         with self._lock:
             fd, self._fd = self._fd, -1
+            if self._socket is not None:
+                self._socket.detach()
         if fd >= 0:
             os.close(fd)
 

@@ -20,6 +20,8 @@ MAIN_RAM = "pc.ram"
 """The name of the block with the guest's RAM."""
 _COMPONENT = "device/"
 _DISPLAY_RAM = "vga.vram"
+_STATES: dict[type, Any] = {}
+"""By kind of component, the kind of record that its state is in."""
 
 
 def marks_of_machine(pc: Pc) -> dict[str, Any]:
@@ -86,8 +88,10 @@ def load_state(pc: Pc, sections: Mapping[str, Any]) -> None:
     pc.cpus.load([RegisterState.from_dict(state, f"cpu {index}") for index, state in enumerate(states)])
     with pc.board.shadow.deferred():
         for name, component in pc.board.components.items():
-            # What kind of record a component has is known by what it saves now.
-            kind: Any = type(component.save())
+            kind = _STATES.get(type(component))
+            if kind is None:
+                # What kind of record a component has is known by what it saves now.
+                kind = _STATES[type(component)] = type(component.save())
             component.load(kind.from_dict(sections[_COMPONENT + name], name))
 
 

@@ -142,9 +142,12 @@ def copied(view: memoryview) -> Layers:
 
 def _copy(view: memoryview) -> int:
     """Return a new file with all that is used of RAM.  Raises OSError."""
+    import numpy as np
+
+    used = np.frombuffer(used_pages(view), bool)
     fd = _new_file(len(view))
     try:
-        for start, end in _joined_runs(used_pages(view)):
+        for start, end in _joined_runs(used):
             _write(fd, view[start * _PAGE : end * _PAGE], start * _PAGE)
     except BaseException:
         os.close(fd)
@@ -216,7 +219,8 @@ class LayeredRam:
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """Yield where something may be, as offsets of starts and ends; nothing is looked at before.  Raises OSError."""
-        yield from runs(self.layers.data() | own_pages(self.address, self.layers.size))
+        there: np.ndarray = self.layers.data() | own_pages(self.address, self.layers.size)
+        yield from runs(there.tobytes())
 
     def close(self) -> None:
         """Give the memory back; nothing may use it any more."""

@@ -19,6 +19,7 @@ from pyvm.migration.loop_calls import MachineEndedError, MainLoopCalls
 from pyvm.migration.multifd import TOKEN_SIZE, Receivers
 from pyvm.migration.pages import PageReader, Target
 from pyvm.migration.stream import (
+    ANSWER_LIMIT,
     DONE,
     FAILED_ANSWER,
     LOADED_ANSWER,
@@ -41,10 +42,15 @@ if TYPE_CHECKING:
     from pyvm.migration.transport import Listening
 
 _CHANNELS_LIMIT = 255
+_STATE_LIMIT = 256 << 20
+"""Most bytes of state that are kept before they are loaded."""
 
 
 class Guest(Protocol):
-    """The machine that is to be.  Its methods are called in the main loop, with the machine lock held."""
+    """The machine that is to be.  Called in the main loop, with the machine lock held, but for :meth:`prepare`."""
+
+    def prepare(self) -> None:
+        """Load what all of it needs, before anybody waits for it; called in the thread of the migration."""
 
     def memory(self) -> Mapping[str, memoryview]:
         """Return the blocks of memory; guest RAM is all zeros."""
@@ -78,6 +84,7 @@ class Incoming:
         self._channel: Channel | None = None
         self._receivers: Receivers | None = None
         self._sections: dict[str, Section] = {}
+        self._section_bytes = 0
         self._aborted = False
         self._thread = threading.Thread(target=self._main, name="migration-incoming", daemon=True)
 
@@ -127,7 +134,7 @@ class Incoming:
 
     def _tell(self, reason: str) -> None:
         if self._channel is not None and self._channel.two_way:
-            text = reason.encode(errors="replace")
+            text = reason.encode(errors="replace")[:ANSWER_LIMIT]
             with suppress(OSError):
                 self._channel.writelines([pack_record(FAILED_ANSWER, text), text])
 
@@ -137,6 +144,7 @@ class Incoming:
             self._guest.lost(reason)
 
     def _run(self) -> None:
+        self._guest.prepare()
         channel = self._channel = self._listening.accept()
         self._loop.call(lambda: self._enter(states.ACTIVE))
         reader = StreamReader(channel)
@@ -212,6 +220,9 @@ class Incoming:
 
     def _read_other(self, head: RecordHead, body: bytearray) -> None:
         if head.kind == SECTION:
+            self._section_bytes += len(body)
+            if self._section_bytes > _STATE_LIMIT:
+                raise StreamError("the source has more state than a machine can have")
             section = parse_section(head, body)
             if section.name in self._sections:
                 raise StreamError(f"section '{section.name}' comes twice")

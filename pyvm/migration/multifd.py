@@ -106,6 +106,8 @@ class Receivers:
         self._blocks = blocks
         self._count = count
         self._channels: list[Channel] = []
+        self._coming: Channel | None = None
+        """One that has not said yet what it is."""
         self._threads: list[threading.Thread] = []
         self._passed = 0
         self._changed = threading.Condition()
@@ -116,10 +118,16 @@ class Receivers:
     def add(self, channel: Channel, token: bytes) -> None:
         """Take a connection over, whose greeting is read here.  Raises StreamError, OSError."""
         reader = RecordReader(channel)
-        magic, given, number = _GREETING.unpack(reader.take(_GREETING.size))
-        if magic != _MAGIC or given != token or number != len(self._channels):
+        self._coming = channel
+        try:
+            magic, given, number = _GREETING.unpack(reader.take(_GREETING.size))
+            if magic != _MAGIC or given != token or number != len(self._channels):
+                raise StreamError("a connection that does not belong to this migration")
+        except BaseException:
             channel.close()
-            raise StreamError("a connection that does not belong to this migration")
+            raise
+        finally:
+            self._coming = None
         self._channels.append(channel)
         thread = threading.Thread(target=self._run, args=(reader, number), name=f"multifdrecv_{number}", daemon=True)
         self._threads.append(thread)
@@ -174,8 +182,9 @@ class Receivers:
 
     def abort(self) -> None:
         """Tear all connections down; from any thread."""
-        for channel in tuple(self._channels):
-            channel.abort()
+        for channel in (self._coming, *self._channels):
+            if channel is not None:
+                channel.abort()
 
     def close(self) -> None:
         """Give all connections back."""

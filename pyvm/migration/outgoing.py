@@ -28,6 +28,7 @@ from pyvm.migration.page_sender import Packing, PageSender
 from pyvm.migration.pages import BATCH, ZLIB
 from pyvm.migration.progress import Progress
 from pyvm.migration.stream import (
+    ANSWER_LIMIT,
     FAILED_ANSWER,
     LOADED_ANSWER,
     START_ORDER,
@@ -37,6 +38,7 @@ from pyvm.migration.stream import (
     StreamError,
     StreamWriter,
 )
+from pyvm.printable import printable
 
 if TYPE_CHECKING:
     from pyvm.migration.channel import Channel
@@ -61,7 +63,10 @@ class MigrationCancelledError(Exception):
 
 
 class Host(Protocol):
-    """The machine that moves.  Its methods are called in the main loop, with the machine lock held."""
+    """The machine that moves.  Called in the main loop, with the machine lock held, but for :meth:`prepare`."""
+
+    def prepare(self) -> None:
+        """Load what all of it needs, while the guest runs undisturbed; called in the thread of the migration."""
 
     def header(self) -> dict[str, Any]:
         """Return what the header of the stream says of the machine."""
@@ -126,6 +131,7 @@ class Outgoing:
         self._woken = threading.Event()
         self._cancelled = False
         self._continued = False
+        self._postcopy = False
         self._stopped = False
         self._thread = threading.Thread(target=self._main, name="live_migration", daemon=True)
 
@@ -147,7 +153,7 @@ class Outgoing:
 
     def cancel(self) -> None:
         """Give it up soon."""
-        if self.status in (states.SETUP, states.ACTIVE, states.PRE_SWITCHOVER, states.DEVICE):
+        if self.status in states.RUNNING - {states.CANCELLING}:
             self._enter(states.CANCELLING)
             self._cancelled = True
             self.abort()
@@ -163,6 +169,10 @@ class Outgoing:
         """Go on behind the pause before the switch-over."""
         self._continued = True
         self._woken.set()
+
+    def start_postcopy(self) -> None:
+        """Show from the switch-over on that only what can come late is to be sent still: bitmaps."""
+        self._postcopy = True
 
     def close(self) -> None:
         """The machine ends: give it up, and wait for the thread, which must not need the machine any more."""
@@ -232,6 +242,7 @@ class Outgoing:
 
     def _run(self) -> None:
         self._channel = self._connect()
+        self._host.prepare()
         if self._cancelled:
             raise MigrationCancelledError
         self._connect_more()
@@ -400,8 +411,11 @@ class Outgoing:
     # ---- When it stands still
 
     def _switch_over(self, dirty: DirtyPages, writer: StreamWriter) -> None:
+        pauses = self._capabilities["pause-before-switchover"]
+        if self._postcopy and not pauses:
+            self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE))
         self._loop.call(self._stop_guest)
-        if self._capabilities["pause-before-switchover"]:
+        if pauses:
             self._pause()
         sections = self._loop.call(lambda: self._last_look(dirty))
         self._send_pass(dirty, limited=False)
@@ -434,7 +448,7 @@ class Outgoing:
             self._woken.clear()
             if self._cancelled:
                 raise MigrationCancelledError
-        self._loop.call(lambda: self._enter(states.DEVICE))
+        self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE if self._postcopy else states.DEVICE))
 
     def _last_look(self, dirty: DirtyPages) -> list[Section]:
         self._host.check_movable()
@@ -451,9 +465,11 @@ class Outgoing:
             head = reader.head()
         except StreamError:
             raise StreamError("the other side has ended before it was the machine") from None
+        if head.length > ANSWER_LIMIT:
+            raise StreamError("the other side answered something that makes no sense")
         body = reader.body(head)
         if head.kind == FAILED_ANSWER:
-            raise StreamError(f"{_OTHER_SIDE}: {body.decode(errors='replace')}")
+            raise StreamError(f"{_OTHER_SIDE}: {printable(bytes(body))}")
         if head.kind != LOADED_ANSWER:
             raise StreamError("the other side answered something that makes no sense")
 

@@ -1,35 +1,52 @@
-"""Which pages of memory hold anything but zeros."""
+"""Which pages of memory hold anything but zeros.
+
+Without numpy: to import that takes longer than to look at the memory of a guest of some size.
+"""
 
 from __future__ import annotations
 
 import errno
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PAGE = mmap.PAGESIZE
 Ranges = Mapping[str, Iterable[tuple[int, int]]]
 """By the name of a block of memory: where something may be in it, as offsets of starts and ends in order."""
 
 
-def used_pages(data: memoryview) -> np.ndarray:
-    """Return for each page of `data`, which is whole pages, whether it holds anything but zeros."""
-    import numpy as np
+_ZERO_PAGE = bytes(PAGE)
+_CHUNK = 256 * PAGE
+"""As much as fits in the processor's cache."""
+_TO_DIGITS, _FROM_DIGITS = bytes.maketrans(b"\x00\x01", b"01"), bytes.maketrans(b"01", b"\x00\x01")
+_SET = re.compile(rb"\x01+")
 
-    used: np.ndarray = np.asarray(np.frombuffer(data, np.uint64).reshape(-1, PAGE // 8).any(axis=1))
-    return used
+
+def used_pages(data: memoryview) -> bytes:
+    """Return for each page of `data`, which is whole pages, 1 where it holds anything but zeros, and 0."""
+    used = bytearray()
+    for start in range(0, len(data), _CHUNK):
+        chunk = data[start : start + _CHUNK].tobytes()
+        used += bytes([not chunk.startswith(_ZERO_PAGE, page) for page in range(0, len(chunk), PAGE)])
+    return bytes(used)
 
 
-def runs(pages: np.ndarray) -> list[tuple[int, int]]:
+def runs(pages: bytes) -> list[tuple[int, int]]:
     """Return where the pages that are set start and end, in bytes, neighbours together."""
-    import numpy as np
+    return [(found.start() * PAGE, found.end() * PAGE) for found in _SET.finditer(pages)]
 
-    edges = np.flatnonzero(np.diff(pages, prepend=False, append=False)) * PAGE
-    return [(first, end) for first, end in edges.reshape(-1, 2).tolist()]
+
+def packed(pages: bytes) -> bytes:
+    """Return as many bits, the lowest first."""
+    digits = bytes(pages[::-1]).translate(_TO_DIGITS)
+    return int(digits or b"0", 2).to_bytes(-(-len(pages) // 8), "little")
+
+
+def unpacked(bits: bytes | bytearray, count: int) -> bytes:
+    """Return the first `count` of the bits that :func:`packed` made."""
+    digits = f"{int.from_bytes(bits, 'little'):0{len(bits) * 8}b}".encode()
+    return digits.translate(_FROM_DIGITS)[::-1][:count]
 
 
 def touched(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyvm.migration.stream import Buffer
 
 _WORDS = PAGE_SIZE // 8
+_FIRST_WORDS = 4
 _PART = 64
 """Pages that are compressed together."""
 _ENCODINGS = {"none": PLAIN, "zlib": ZLIB, "zstd": ZSTD}
@@ -31,6 +32,17 @@ _ENCODINGS = {"none": PLAIN, "zlib": ZLIB, "zstd": ZSTD}
 
 def _parts(numbers: PageNumbers) -> range:
     return range(0, len(numbers), _PART)
+
+
+def _used(data: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which pages hold anything but zeros: few that do begin with many of them."""
+    import numpy as np
+
+    used: np.ndarray[Any, np.dtype[np.bool_]] = np.bitwise_or.reduce(data[:, :_FIRST_WORDS], axis=1) != 0
+    doubtful = np.flatnonzero(~used)
+    if len(doubtful):
+        used[doubtful] = np.bitwise_or.reduce(data[doubtful], axis=1) != 0
+    return used
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -88,7 +100,7 @@ class PageSender:
 
         data = self._buffer[: len(numbers)]
         np.take(self._pages[block], numbers, axis=0, out=data, mode="clip")
-        used = np.bitwise_or.reduce(data, axis=1) != 0
+        used = _used(data)
         if not used.all():
             self.send_zeroes(block, numbers[~used])
             self._forget(block, numbers[~used])

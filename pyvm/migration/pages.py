@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.memory import PAGE_SIZE
 from pyvm.migration import delta
+from pyvm.migration.checksum import crc32
 from pyvm.migration.stream import PAGES, Buffer, RecordHead, RecordReader, StreamError, check, pack_record
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class PageReader:
         if count > _RUNS_LIMIT or left < 0:
             raise StreamError("a record of pages is cut off")
         listed = reader.take(count * _RUN.size)
-        checksum = zlib.crc32(listed, zlib.crc32(fixed, head.start))
+        checksum = crc32(listed, crc32(fixed, head.start))
         if number >= len(self._blocks):
             raise StreamError(f"pages of a block {number} of RAM, which there is not")
         block = self._blocks[number]
@@ -128,7 +129,7 @@ class PageReader:
             check(head, self._read_plain(runs, block.view, left, reader, checksum))
             return
         body = reader.take(left)
-        check(head, zlib.crc32(body, checksum))
+        check(head, crc32(body, checksum))
         self._unpack(encoding, runs, block, body)
 
     @staticmethod
@@ -148,11 +149,11 @@ class PageReader:
             for first, pages in runs:
                 target = block[first * PAGE_SIZE : (first + pages) * PAGE_SIZE]
                 reader.fill(target)
-                checksum = zlib.crc32(target, checksum)
+                checksum = crc32(target, checksum)
             return checksum
         data = memoryview(reader.take(length))
         _scatter(runs, block, data)
-        return zlib.crc32(data, checksum)
+        return crc32(data, checksum)
 
     def _unpack(self, encoding: int, runs: list[Run], block: Target, body: bytearray) -> None:
         count = sum(pages for _, pages in runs)

@@ -15,11 +15,12 @@ _BITS = 8
 _MILLISECONDS = 1000
 
 NONE, SETUP, ACTIVE, PRE_SWITCHOVER, DEVICE = "none", "setup", "active", "pre-switchover", "device"
+POSTCOPY_ACTIVE = "postcopy-active"
 CANCELLING, CANCELLED, COMPLETED, FAILED = "cancelling", "cancelled", "completed", "failed"
 
-RUNNING = frozenset({SETUP, ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING})
+RUNNING = frozenset({SETUP, ACTIVE, POSTCOPY_ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING})
 """States in which a migration is under way."""
-_WITH_FIGURES = frozenset({ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING, COMPLETED})
+_WITH_FIGURES = frozenset({ACTIVE, POSTCOPY_ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING, COMPLETED})
 
 
 class PageCounts:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pyvm.migration.fork_ram import LayeredRam, Layers
 from pyvm.migration.page_scan import Ranges, runs, used_pages
+from pyvm.records import record
 
 _PAGE = mmap.PAGESIZE
 _CHUNK = 4 << 20
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class RamPart:
     """A block of memory in the file; in bytes."""
 

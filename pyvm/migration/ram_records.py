@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 
-from pyvm.migration.page_scan import PAGE, Ranges, runs, used_pages
+from pyvm.migration.page_scan import PAGE, Ranges, packed, runs, unpacked, used_pages
 from pyvm.migration.stream import RecordHead, RecordReader, StreamError, StreamWriter, check
 
 RAM = b"RAMB"
@@ -36,15 +36,13 @@ def write_ram(writer: StreamWriter, blocks: Mapping[str, memoryview], ranges: Ra
 
 
 def _write_chunk(writer: StreamWriter, name: str, start: int, data: memoryview) -> None:
-    import numpy as np
-
     used = used_pages(data)
-    if not used.any():
+    if 1 not in used:
         return
     encoded = name.encode()
     head = _NAME.pack(len(encoded)) + encoded + _PLACE.pack(start, len(used))
     pages = [data[first:end] for first, end in runs(used)]
-    writer.record(RAM, head, np.packbits(used, bitorder="little").tobytes(), *pages)
+    writer.record(RAM, head, packed(used), *pages)
 
 
 def read_ram(reader: RecordReader, head: RecordHead, blocks: Mapping[str, memoryview]) -> None:
@@ -52,8 +50,6 @@ def read_ram(reader: RecordReader, head: RecordHead, blocks: Mapping[str, memory
 
     What is read is there before its checksum is known: an error leaves memory that is of no use.
     """
-    import numpy as np
-
     place, checksum = _Counted(reader, head.length), head.start
     fixed = place.take(_NAME.size)
     (length,) = _NAME.unpack(fixed)
@@ -69,8 +65,7 @@ def read_ram(reader: RecordReader, head: RecordHead, blocks: Mapping[str, memory
         raise StreamError("a record has pages behind the end of a block of RAM")
     bits = place.take(-(-count // 8))
     checksum = zlib.crc32(bits, zlib.crc32(where, zlib.crc32(name, zlib.crc32(fixed, checksum))))
-    used = np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little").astype(bool)
-    for first, end in runs(used):
+    for first, end in runs(unpacked(bits, count)):
         part = target[start + first : start + end]
         place.fill(part)
         checksum = zlib.crc32(part, checksum)

@@ -28,11 +28,11 @@ records of state check each field themselves (:mod:`pyvm.state`).
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pyvm.errors import ConfigError
+from pyvm.migration.checksum import crc32
 from pyvm.migration.values import decode_value, encode_value
 from pyvm.records import field, record
 from pyvm.state import State, StateError
@@ -49,6 +49,8 @@ RECORD_LIMIT = 64 << 20
 SECTION, PAGES, SYNC, DONE = b"SECT", b"PAGE", b"SYNC", b"DONE"
 LOADED_ANSWER, FAILED_ANSWER = b"LOAD", b"FAIL"
 """What the other side says of it, on connections that go both ways: it has become the machine, or why it could not."""
+ANSWER_LIMIT = 4096
+"""Most bytes of such an answer."""
 START_ORDER = b"STRT"
 """What it hears then: the machine is its own."""
 OPTIONAL = 1
@@ -133,7 +135,7 @@ class StreamWriter:
         head = encode_value(dict(header))
         self.written = 0
         """How many bytes the stream has so far."""
-        self._put([_FIXED.pack(_MAGIC, VERSION, len(head), zlib.crc32(head)), head])
+        self._put([_FIXED.pack(_MAGIC, VERSION, len(head), crc32(head)), head])
 
     def _put(self, parts: list[Buffer]) -> None:
         self._file.writelines(parts)
@@ -158,9 +160,9 @@ class StreamWriter:
 def pack_record(kind: bytes, *parts: Buffer, flags: int = 0) -> bytes:
     """Return what comes before the body of a record."""
     head = _HEAD.pack(kind, flags, sum(map(len, parts)))
-    checksum = zlib.crc32(head)
+    checksum = crc32(head)
     for part in parts:
-        checksum = zlib.crc32(part, checksum)
+        checksum = crc32(part, checksum)
     return head + checksum.to_bytes(4, "little")
 
 
@@ -179,7 +181,7 @@ class RecordHead:
     @property
     def start(self) -> int:
         """The checksum before the body was added to it."""
-        return zlib.crc32(_HEAD.pack(self.kind, self.flags, self.length))
+        return crc32(_HEAD.pack(self.kind, self.flags, self.length))
 
 
 class RecordReader:
@@ -216,7 +218,7 @@ class RecordReader:
     def body(self, head: RecordHead) -> bytearray:
         """Return the body of a record, checked."""
         data = self.take(head.length)
-        check(head, zlib.crc32(data, head.start))
+        check(head, crc32(data, head.start))
         return data
 
     def records(self) -> Iterator[tuple[RecordHead, bytearray]]:
@@ -249,7 +251,7 @@ class StreamReader(RecordReader):
         if length > _HEADER_LIMIT:
             raise StreamError(f"a header of {length} bytes is too large")
         head = self.take(length)
-        if zlib.crc32(head) != checksum:
+        if crc32(head) != checksum:
             raise StreamError("the header is damaged: its checksum is wrong")
         header = _decoded(head, "the header")
         if not isinstance(header, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,6 +154,8 @@ class Listening:
         self._made: Channel | None = None
         self._path = target.rest
         self._wake = -1
+        self._lock = threading.Lock()
+        """Keeps what wakes it from being closed while it is used."""
         if target.scheme in SOCKETS:
             self._listener = _listen(target)
             for one in self._listener.sockets:
@@ -201,17 +204,19 @@ class Listening:
 
     def abort(self) -> None:
         """Let nobody wait any more; from any thread."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Accept nothing any more."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        with self._lock:
+            wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
         if self._made is not None:
             self._made.close()
             self._made = None

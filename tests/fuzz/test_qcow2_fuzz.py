@@ -27,7 +27,7 @@ from pyvm.block.open import open_image
 IMAGES = int(os.environ.get("PYVM_FUZZ_IMAGES", "150"))
 SEED = int(os.environ.get("PYVM_FUZZ_SEED", "1"))
 SIZE = 2 << 20
-LONGEST = 10.0
+LONGEST = 60.0
 """Seconds that one image may take, on a slow machine."""
 MOST_MEMORY = 1 << 30
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any, ClassVar
+import zlib
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvm.migration import delta
+from pyvm.migration.checksum import crc32
+from pyvm.migration.page_sender import Packing, PageSender
 from pyvm.migration.pages import (
     DELTA,
     PLAIN,
@@ -158,6 +161,35 @@ def test_pages_come_to_where_they_belong(numbers: list[int], encoding: int, seed
     for page in range(BLOCK_PAGES):
         wanted = content[numbers.index(page)].tobytes() if page in numbers else bytes(PAGE)
         assert memory[page * PAGE : (page + 1) * PAGE] == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.integers(0, BLOCK_PAGES - 1), st.integers(0, PAGE - 1)), pages_of_a_batch)
+def test_a_byte_anywhere_in_a_page_is_sent(bytes_of: dict[int, int], numbers: list[int]) -> None:
+    """Pages that hold nothing but zeros go without their content."""
+    memory = bytearray(BLOCK_PAGES * PAGE)
+    for page, place in bytes_of.items():
+        memory[page * PAGE + place] = 1 + place % 255
+    file = io.BytesIO()
+    sender = PageSender(cast("Any", file), [memoryview(memory)], Packing())
+    sender.send(0, np.array(numbers))
+    assert sender.counts.bytes == len(file.getvalue())
+    assert sender.counts.normal == len(set(numbers) & bytes_of.keys())
+    assert sender.counts.zero + sender.counts.normal == len(numbers)
+    block = bytearray(b"\xff" * BLOCK_PAGES * PAGE)
+    reader = RecordReader(io.BytesIO(file.getvalue()))
+    pages = PageReader([Target(memoryview(block), zeros=False)])
+    while pages.pages < len(numbers):
+        pages.read(reader.head(), reader)
+    for page in range(BLOCK_PAGES):
+        bounds = slice(page * PAGE, (page + 1) * PAGE)
+        assert block[bounds] == (memory[bounds] if page in numbers else b"\xff" * PAGE)
+
+
+@given(st.binary(max_size=200), st.integers(0, (1 << 32) - 1))
+def test_checksums_are_those_of_zlib(data: bytes, start: int) -> None:
+    assert crc32(data, start) == zlib.crc32(data, start)
+    assert crc32(memoryview(bytearray(data))) == zlib.crc32(data)
 
 
 def test_zeroes_take_no_room() -> None:

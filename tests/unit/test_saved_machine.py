@@ -14,12 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyvm.commandline import parse_arguments
 from pyvm.errors import ConfigError
+from pyvm.firmware.tables import FW_CFG_FILES
+from pyvm.machine import Pc
 from pyvm.memory import GuestMemory, RamBlock
 from pyvm.migration.page_scan import touched
 from pyvm.migration.ram_file import RamPart, SavedRam, write_ram
 from pyvm.migration.snapshot import Snapshot
 from pyvm.migration.state_file import SnapshotError, read_state, write_state
+from tests.unit.firmware_images import BzImage, save
 
 PAGE = mmap.PAGESIZE
 
@@ -67,6 +71,23 @@ def test_any_bytes(tmp_path: Path, data: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(SnapshotError):
             read_state(str(path))
+
+
+def test_where_the_tables_are_is_found_when_somebody_asks(tmp_path: Path) -> None:
+    options = ("-S", "-nodefaults", "-m", "16", "-kernel", save(tmp_path, "kernel", BzImage().build()))
+    made = Pc(parse_arguments(options))
+    made.save_snapshot(str(tmp_path / "saved"), [])
+    restored = Pc(parse_arguments([*options, "-incoming", f"file:{tmp_path / 'saved'}"]))
+    try:
+        assert "acpi" not in vars(restored.tables)
+        assert restored._boot.installed == made._boot.installed is not None
+        for name in FW_CFG_FILES:
+            assert restored.board.fw_cfg.file_data(name) == made.board.fw_cfg.file_data(name)
+        restored.reset_hardware()
+        assert restored._boot.installed == made._boot.installed
+    finally:
+        restored.close()
+        made.close()
 
 
 def with_header(path: Path, header: object, rest: bytes = b"", version: int = 1) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from pyvm import Machine
 from pyvm.block.create import create_image
+from pyvm.block.drivers.qcow2 import walk
 from pyvm.block.open import open_image
 from pyvm.errors import ConfigError
 from pyvm.qmp_client import QmpError
@@ -34,6 +37,14 @@ def drives(images: list[Path], **options: str) -> list[str]:
         for path in images
         for word in ("-drive", f"file={path},if=none,id={path.stem},node-name=n{path.stem}{more}")
     ]
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """What sets the size to which this process's files can grow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -106,6 +117,23 @@ class TestCommands:
         assert hmp(vm, "loadvm none") == f"Error: {_MISSING}\n"
         assert vm.qmp("query-status")["status"] == "restore-vm"
 
+    def test_a_disk_that_is_full(self, vm: Machine, images: list[Path], file_limit: Callable[[int], None]) -> None:
+        poke(vm, random.Random(1).randbytes(14 << 20))
+        file_limit(10 << 20)
+        assert hmp(vm, "savevm large") == "Error: Error while writing VM state: File too large\n"
+        file_limit(resource.RLIM_INFINITY)
+        assert hmp(vm, "info snapshots") == "There is no snapshot available.\n"
+        disk(vm, "a", 3)
+        vm.stop()
+        image: Any = open_image(str(images[0]), read_only=True)
+        try:
+            behind = [offset for index, offset in walk.l2_tables(image.disk.image.l1) if index]
+            assert [walk.read_table(image.disk.image, offset).any() for offset in behind] == [False]
+            found = image.check()
+            assert (found.leaks, found.corruptions) == (0, 0)
+        finally:
+            image.release()
+
     def test_listing(self, vm: Machine) -> None:
         assert hmp(vm, "info snapshots") == "There is no snapshot available.\n"
         hmp(vm, "savevm both")
@@ -142,9 +170,11 @@ class TestCommands:
     def test_a_disk_with_bitmaps(self, vm: Machine) -> None:
         hmp(vm, "savevm one")
         vm.qmp("block-dirty-bitmap-add", node="nb", name="bits")
+        disk(vm, "a", 7)
         assert hmp(vm, "loadvm one") == (
             "Error: Could not load snapshot 'one' on 'b': Device has active dirty bitmaps\n"
         )
+        assert disk(vm, "a") == 7, "no disk goes back without the others"
 
 
 class TestRefused:

@@ -21,6 +21,7 @@ from pyvm.block.filename import name_of
 from pyvm.block.node import Node
 from pyvm.errors import ConfigError
 from pyvm.records import record
+from pyvm.temporary import new_temporary_file, temporary_directory
 
 if TYPE_CHECKING:
     from pyvm.block.backend import BlockBackend
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pyvm.machine.pc import Pc
     from pyvm.machine.storage import Storage
 
-_DIRECTORY = "/var/tmp"
-"""Where temporary images are unless $TMPDIR says: they may be too large for a file system in memory."""
 _PREFIX = "pyvm-disks-"
 _CHUNK = 4 << 20
 _MOST_COPIES = 256
@@ -68,7 +67,7 @@ class DiskFamily:
         import weakref
 
         with self._lock:
-            path = tempfile.mkdtemp(prefix=_PREFIX, dir=os.environ.get("TMPDIR") or _DIRECTORY)
+            path = tempfile.mkdtemp(prefix=_PREFIX, dir=temporary_directory())
             self._remove = weakref.finalize(self, shutil.rmtree, path, True)
             return path
 
@@ -271,13 +270,10 @@ def stand_on(config: MachineConfig, disks: Mapping[str, Frozen], *, alone: bool)
 
 
 def _temporary_overlay(frozen: Frozen) -> str:
-    import tempfile
-
     from pyvm.block.create import create_image
 
     try:
-        descriptor, path = tempfile.mkstemp(prefix="vl.", dir=os.environ.get("TMPDIR") or _DIRECTORY)
-        os.close(descriptor)
+        path = new_temporary_file("vl.")
         create_image(path, "qcow2", frozen.size, {}, frozen.filename, frozen.format, check_backing=False)
     except OSError as error:
         raise ConfigError(f"a temporary image cannot be made: {error.strerror or os.strerror(errno.EIO)}") from None

@@ -212,6 +212,17 @@ class Migrations:
         if self._pc.migration.capabilities["events"]:
             self._pc.events.emit("MIGRATION_PASS", {"pass": number})
 
+    # ---- As either
+
+    @staticmethod
+    def prepare() -> None:
+        """Load what moving needs: not all machines move, and one that does should not stand still for it."""
+        import numpy as np  # noqa: F401
+
+        from pyvm.block import activation, jobs  # noqa: F401
+        from pyvm.migration import bitmaps, dirty  # noqa: F401
+        from pyvm.net import announce  # noqa: F401
+
     # ---- As the source
 
     def header(self) -> dict[str, Any]:

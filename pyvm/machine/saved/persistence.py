@@ -68,10 +68,10 @@ class Persistence(Inspection):
         config = self.config
         if config.incoming is not None:
             self._wait_for_migration(config.incoming)
-        elif self.snapshot is None:
-            self.reset_hardware()
-        else:
+        elif self.snapshot is not None:
             self._restore(self.snapshot)
+        elif config.loadvm is None:
+            self.reset_hardware()
         if config.loadvm is not None:
             from pyvm.machine.saved.vm_snapshots import load_at_start
 

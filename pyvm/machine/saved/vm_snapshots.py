@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Role
+from pyvm.block.vectors import Buffers, total
 from pyvm.errors import ConfigError
 from pyvm.runstate import RunState
 
@@ -156,9 +157,17 @@ def _save(pc: Pc, disks: SnapshotDisks, image: Qcow2Node, name: str) -> None:
     from pyvm.migration.vmstate import write_machine
 
     seconds, nanoseconds = divmod(time.time_ns(), _NS)
+    reached = 0
+
+    def write(offset: int, buffers: Buffers) -> None:
+        nonlocal reached
+        reached = offset + total(buffers)
+        image.write_vmstate(offset, buffers)
+
     try:
-        size = write_machine(pc, image.write_vmstate)
+        size = write_machine(pc, write)
     except OSError as error:
+        _drop_state(image, reached)
         raise BlockError(f"Error while writing VM state: {error.strerror}") from None
     disk = ""
     try:
@@ -172,8 +181,15 @@ def _save(pc: Pc, disks: SnapshotDisks, image: Qcow2Node, name: str) -> None:
                 date_nsec=nanoseconds,
             )
     except (OSError, BlockError):
+        _drop_state(image, size)
         _remove(disks, name)
         raise BlockError(f"Could not create snapshot '{name}' on '{disk}'") from None
+
+
+def _drop_state(image: Qcow2Node, size: int) -> None:
+    """Give back what a state that is not kept takes in an image, as far as the image can be written at all."""
+    with suppress(OSError, BlockError):
+        image.drop_vmstate(size)
 
 
 def _remove(disks: SnapshotDisks, name: str) -> None:
@@ -240,6 +256,8 @@ def load(pc: Pc, name: str, *, vmstate: str | None = None, devices: Sequence[str
         for node, kept in disks.images():
             with _told(f"Could not load snapshot '{name}' on '{disks.name(node)}'"):
                 _check_unused(storage, node, kept)
+        for node, kept in disks.images():
+            with _told(f"Could not load snapshot '{name}' on '{disks.name(node)}'"):
                 found = find(kept, name)
                 assert found is not None
                 kept.apply_snapshot(found.identifier)
