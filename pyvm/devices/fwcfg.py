@@ -116,6 +116,8 @@ class FwCfg:
         self._key = 0
         self._offset = 0
         self._dma_address = 0
+        self._stale = False
+        """Whether the selected item is still to be made: most guests that are loaded never read on."""
         self.add_bytes(SIGNATURE, SIGNATURE_VALUE)
         self.add_integer(ID, FEATURE_TRADITIONAL | FEATURE_DMA, 4)
         self._items[FILE_DIRECTORY] = _Item(self._directory, False, None)
@@ -221,12 +223,15 @@ class FwCfg:
         """Choose the item that is read next, from its start."""
         self._key = key & 0xFFFF
         self._offset = 0
-        item = self._item()
-        if item is not None:
-            item.refresh()
+        self._stale = True
+        self._item()
 
     def _item(self) -> _Item | None:
-        return self._items.get(self._key & ~WRITE_CHANNEL)
+        item = self._items.get(self._key & ~WRITE_CHANNEL)
+        if self._stale and item is not None:
+            item.refresh()
+        self._stale = False
+        return item
 
     def read(self, offset: int, size: int) -> int:
         """Read the data port: the next byte of the item, 0 behind its end.  Accesses of one byte."""
@@ -323,7 +328,5 @@ class FwCfg:
                 raise StateError(f"FwCfgState.files: {file.name} has another length")
         for file in state.files:
             self._files[file.name].data = bytearray(file.data)
-        self.select(state.key)
-        item = self._item()
-        self._offset = min(state.offset, 0 if item is None else len(item.data))
+        self._key, self._offset, self._stale = state.key, state.offset, True
         self._dma_address = state.dma_address

@@ -11,8 +11,8 @@ import fcntl
 import os
 import struct
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyvm.errors import ConfigError
@@ -178,9 +178,12 @@ def _inherited(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClien
         raise ConfigError(
             "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and vhostfds= are invalid with fd="
         )
-    fd = take_fd(host, options["fd"])
-    header = _check_fd(name, fd)
-    return TapNet(name, host.loop, [fd], header=header, info=f"fd={fd}")
+    fds: list[int] = []
+    with _closed_on_failure(fds):
+        fd = take_fd(host, options["fd"])
+        fds.append(fd)
+        header = _check_fd(name, fd)
+    return TapNet(name, host.loop, fds, header=header, info=f"fd={fd}")
 
 
 def _inherited_queues(host: NetHost, name: str, options: Mapping[str, Any]) -> NetClient:
@@ -188,13 +191,28 @@ def _inherited_queues(host: NetHost, name: str, options: Mapping[str, Any]) -> N
         raise ConfigError(
             "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, and vhostfd= are invalid with fds="
         )
-    fds = [take_fd(host, text) for text in options["fds"].split(":")]
-    if len(fds) > _MOST_QUEUES:
-        raise ConfigError(f"fds= has more than {_MOST_QUEUES} descriptors")
-    headers = [_check_fd(name, fd) for fd in fds]
-    if len(set(headers)) > 1:
-        raise ConfigError("vnet_hdr not consistent across given tap fds")
+    fds: list[int] = []
+    with _closed_on_failure(fds):
+        for text in options["fds"].split(":"):
+            fds.append(take_fd(host, text))
+        if len(fds) > _MOST_QUEUES:
+            raise ConfigError(f"fds= has more than {_MOST_QUEUES} descriptors")
+        headers = [_check_fd(name, fd) for fd in fds]
+        if len(set(headers)) > 1:
+            raise ConfigError("vnet_hdr not consistent across given tap fds")
     return TapNet(name, host.loop, fds, header=headers[0], info=f"fd={fds[0]}")
+
+
+@contextmanager
+def _closed_on_failure(fds: Sequence[int]) -> Iterator[None]:
+    """Close descriptors that were handed over where nothing comes of it."""
+    try:
+        yield
+    except Exception:
+        for fd in fds:
+            with suppress(OSError, OverflowError):
+                os.close(fd)
+        raise
 
 
 def _check_fd(name: str, fd: int) -> bool:
@@ -211,7 +229,10 @@ def _check_fd(name: str, fd: int) -> bool:
         raise ConfigError(f"Unable to query TUNGETIFF on FD {fd}: Inappropriate ioctl for device") from None
     header = bool(flags & _IFF_VNET_HDR)
     if header:
-        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(_HEADER.size))
+        try:
+            fcntl.ioctl(fd, _TUNSETVNETHDRSZ, _INT.pack(_HEADER.size))
+        except OSError as error:
+            raise ConfigError(f"{name}: Can't use file descriptor {fd}: {error.strerror}") from None
     return header
 
 

@@ -265,7 +265,10 @@ class VsockHost:
 
     def connect(self, port: int) -> VsockStream | None:
         """Return a connection to the program that serves `port` of the host; None where there is none."""
-        program = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            program = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError:
+            return None  # out of descriptors
         try:
             # A local connection comes about at once or, where too many wait already, not at all.
             program.setblocking(False)

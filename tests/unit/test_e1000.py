@@ -14,7 +14,7 @@ from pyvm.clock import ManualClock
 from pyvm.devices.e1000 import phy
 from pyvm.devices.e1000 import registers as r
 from pyvm.devices.e1000.card import E1000State
-from pyvm.devices.e1000.eeprom import WORDS
+from pyvm.devices.e1000.eeprom import WORDS, Eeprom
 from pyvm.devices.e1000.function import E1000Function
 from pyvm.net import packets as p
 from pyvm.net import packets6 as p6
@@ -533,3 +533,14 @@ def test_no_driver_does_harm(steps: list[tuple[int, int, bytes, bytes]], offload
     driver.start(r.RCTL_EN)
     assert driver.peer.send(frame())
     assert driver.memory.read(BUFFERS, 60) == frame()
+
+
+@pytest.mark.parametrize(("bits", "reading"), [(25, False), (16, True), (25, True)])
+def test_a_command_longer_than_any_is_refused(bits: int, reading: bool) -> None:
+    chip = Eeprom([0] * WORDS)
+    state = chip.save()
+    state.bits, state.reading = bits, reading
+    with pytest.raises(StateError, match="more than a command has"):
+        chip.load(state)
+    state.bits -= 10
+    chip.load(state)

@@ -343,6 +343,17 @@ def test_refused_sockets(bench: Bench, kind: str, options: dict[str, Any], messa
     assert bench.refused(kind, **options) == message
 
 
+@pytest.mark.parametrize("options", [{"fd": "named"}, {"fds": "named:other"}])
+def test_descriptors_of_no_interface_are_closed(bench: Bench, options: dict[str, str]) -> None:
+    given = bench.fds["named"], bench.fds["other"] = os.pipe()
+    assert "Unable to query TUNGETIFF" in bench.refused("tap", **options)
+    for name, fd in zip(("named", "other"), given, strict=True):
+        taken = name in next(iter(options.values()))
+        assert os.path.lexists(f"/proc/self/fd/{fd}") is not taken
+        if not taken:
+            os.close(fd)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_no_bytes_on_the_wire_do_harm(parts: list[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ from tests.unit.net_support import (
     user_network,
 )
 
+_FRAGMENT = 1480
 MACS = p.ETHERNET.pack(b"\x52\x55\x0a\0\2\2", GUEST_MAC, 0)[:12]
 
 
@@ -148,6 +150,19 @@ def test_no_address_leads_to_the_host_itself_or_its_link(address: bytes) -> None
         here = plain.is_loopback or (plain.is_link_local and plain.version == 6)
         group = plain.is_multicast or plain.is_unspecified
         assert (here, group, getattr(plain, "ipv4_mapped", None)) == (False, False, None)
+
+
+@pytest.mark.parametrize("length", [65507, 65515, 65516, 65535])
+def test_requests_too_long_to_be_quoted(length: int) -> None:
+    with user_network() as guest:
+        guest.network.learn(GUEST_IP, GUEST_MAC)
+        message = p.icmp_message(p.ICMP_ECHO, 0, 1, 1, bytes(length - p.ICMP.size))
+        for start in range(0, length, _FRAGMENT):
+            part = message[start : start + _FRAGMENT]
+            more = p.IP_MORE_FRAGMENTS if start + len(part) < length else 0
+            header = p.ipv4_header(GUEST_IP, b"\x0b\0\0\1", p.PROTO_ICMP, len(part), 1, more | start // 8)
+            guest.send(MACS + b"\x08\x00" + header + part)
+        assert [payload[0] for _, _, payload in guest.packets(p.PROTO_ICMP)] in ([], [p.ICMP_UNREACHABLE])
 
 
 def sockets() -> int:

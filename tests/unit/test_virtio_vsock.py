@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_no_driver_no_connection() -> None:
     guest = Guest()
     guest.device.set_status(0)
     assert guest.device.connect(Stream(), 5) is None
+
+
+def test_guest_that_takes_nothing_is_not_asked_for_ever() -> None:
+    guest = Guest()
+    made = 0
+    while (connection := guest.device.connect(Stream(), 5)) is not None:
+        guest.device.abort(connection)
+        made += 1
+        assert made < 1000
+    heard: list[int] = []
+    while len(heard) < 2 * made:
+        guest.offer(50)
+        heard += guest.ops()
+    assert heard == [p.OP_REQUEST, p.OP_RST] * made
+    assert guest.device.connect(Stream(), 5) is not None
 
 
 def test_host_sends_no_more_than_the_guest_has_room_for() -> None:
@@ -690,6 +706,17 @@ class TestHostSide:
                 stream.close()
             settle(loop)
             assert not host.streams
+
+    def test_no_descriptor_is_left_for_the_guest(self, host: VsockHost, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / "v.sock_80"))
+            server.listen()
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+            try:
+                assert host.connect(80) is None
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     def test_slow_program(self, host: VsockHost, loop: MainLoop, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server:

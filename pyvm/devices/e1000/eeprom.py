@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyvm.devices.e1000 import registers as r
-from pyvm.state import State, array, flag, integer, uint
+from pyvm.state import State, StateError, array, flag, integer, uint
 
 WORDS = 64
 _CHECKSUM = 0xBABA
@@ -160,7 +160,9 @@ class Eeprom:
         )
 
     def load(self, state: EepromState) -> None:
-        """Take over a checked state."""
+        """Take over a checked state.  Raises StateError where a command is longer than any is."""
+        if state.bits >= (_WORD_BITS if state.reading else _COMMAND_BITS + _WORD_BITS):
+            raise StateError(f"EepromState.bits: {state.bits} are more than a command has")
         self.words = list(state.words)
         self._pins, self._shift, self._bits = state.pins, state.shift, state.bits
         self._address, self._out = state.address, state.out

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pyvm.devices.properties import Properties, Property
 from pyvm.devices.virtio.constants import MAX_QUEUE_SIZE, MAX_QUEUES
+from pyvm.records import record
 
 SECTOR = 512
 
@@ -87,7 +87,7 @@ def check_block_size(name: str, value: int) -> None:
         raise ValueError(f"Property .{name} doesn't take value {value} ({limits})")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class BlkOptions:
     """QEMU's properties of the device, 0 or None where not set; sizes in bytes.  Raises ValueError for impossible ones.
 

@@ -9,7 +9,7 @@ header says what is left to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pyvm.clock import Clock
@@ -93,6 +93,17 @@ class NetState(VirtioState):
     pairs: int = integer(1, _MOST_PAIRS, 1)
 
 
+def _check_options(queue_sizes: Mapping[str, int], speed: int, duplex: str | None) -> None:
+    """Raise ValueError where the user wants what cannot be."""
+    for which, size in queue_sizes.items():
+        if size not in _SIZES:
+            raise ValueError(f"Invalid {which}_queue_size (= {size}), must be a power of 2 between 256 and 1024.")
+    if duplex not in _DUPLEX:
+        raise ValueError("'duplex' must be 'half' or 'full'")
+    if speed < -1:
+        raise ValueError("'speed' must be between 0 and INT_MAX")
+
+
 class VirtioNet(VirtioDevice[NetState]):
     """A card whose link is `client`; `client.mac` is its address.
 
@@ -127,16 +138,7 @@ class VirtioNet(VirtioDevice[NetState]):
         mq: bool = False,
         **switches: bool,
     ) -> None:
-        for which, size in (("rx", rx_queue_size), ("tx", tx_queue_size)):
-            if size not in _SIZES:
-                raise ValueError(f"Invalid {which}_queue_size (= {size}), must be a power of 2 between 256 and 1024.")
-        if speed < -1 or duplex not in _DUPLEX:
-            wrong = (
-                "'duplex' must be 'half' or 'full'"
-                if duplex not in _DUPLEX
-                else "'speed' must be between 0 and INT_MAX"
-            )
-            raise ValueError(wrong)
+        _check_options({"rx": rx_queue_size, "tx": tx_queue_size}, speed, duplex)
         features = r.F_MAC | (r.F_MTU if mtu else 0)
         features |= r.F_MQ if mq else 0
         features |= r.F_SPEED_DUPLEX if speed >= 0 or duplex is not None else 0

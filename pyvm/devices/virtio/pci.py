@@ -12,7 +12,6 @@ BAR 4  memory, 16 KiB  64-bit, prefetchable: common configuration at 0, ISR at 0
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pyvm.devices.pci.constants import CAP_VENDOR, COMMAND, COMMAND_MASTER
@@ -49,12 +48,13 @@ from pyvm.devices.virtio.device import VirtioDevice
 from pyvm.devices.virtio.queue import VirtQueue
 from pyvm.devices.virtio.split import legacy_layout
 from pyvm.memory import GuestMemory
+from pyvm.records import record
 from pyvm.state import StateError, sequence, uint
 
 AnyVirtioDevice = VirtioDevice[Any]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Identity:
     """How a device type appears on PCI: transitional device ID, class code, default number of MSI-X vectors."""
 
@@ -157,10 +157,9 @@ class VirtioPci(PciFunction):
         if not disable_legacy:
             features |= F_BAD_FEATURE
             features |= (F_ANY_LAYOUT if any_layout else 0) | (F_NOTIFY_ON_EMPTY if notify_on_empty else 0)
-        if vectors is None:
-            vectors = len(device.queues) + 1 if identity.vectors is None else identity.vectors
-        if vectors:
-            self.add_msix(vectors, 1)
+        usual = len(device.queues) + 1 if identity.vectors is None else identity.vectors
+        if found := usual if vectors is None else vectors:
+            self.add_msix(found, 1)
         if not disable_legacy:
             self._add_legacy()
         device.attach(memory, features, self._queue_interrupt, self._config_interrupt)

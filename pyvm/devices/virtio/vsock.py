@@ -211,6 +211,8 @@ class VirtioVsock(VirtioDevice[VsockState]):
         """Ask the guest for a connection to one of its ports; return None where nobody is there to be asked."""
         if not self.status & STATUS_DRIVER_OK or self.broken or len(self.connections) >= _CONNECTIONS_LIMIT:
             return None
+        if len(self._replies) >= _REPLIES_LIMIT:
+            return None  # the guest takes nothing: it would not hear of it
         while (guest_port, self._next_host_port) in self.connections:
             self._take_host_port()
         connection = VsockConnection(guest_port, self._take_host_port(), stream, ConnectionState.REQUESTED)

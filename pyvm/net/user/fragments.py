@@ -10,7 +10,8 @@ Key = tuple[bytes, bytes, int, int]
 _PACKETS_LIMIT = 16
 _FRAGMENTS_LIMIT = 64
 _LIFETIME = 30 * NANOSECONDS
-_LARGEST = 65535
+LARGEST = 65535
+"""Most bytes of a packet's payload by IPv6; by IPv4 the header counts, too."""
 
 
 class _Parts:
@@ -41,11 +42,14 @@ class Reassembler:
         self._clock = clock
         self._packets: dict[Key, _Parts] = {}
 
-    def add(self, key: Key, offset: int, *, more: bool, payload: memoryview) -> bytes | None:
-        """Take one fragment, at `offset` bytes; return the payload of the packet that it makes whole."""
+    def add(self, key: Key, offset: int, *, more: bool, payload: memoryview, limit: int = LARGEST) -> bytes | None:
+        """Take one fragment, at `offset` bytes; return the payload of the packet that it makes whole.
+
+        Packets with a payload of more than `limit` bytes are dropped.
+        """
         now = self._clock.now()
         self._packets = {name: found for name, found in self._packets.items() if found.deadline > now}
-        if offset + len(payload) > _LARGEST or not payload or (more and len(payload) % 8):
+        if offset + len(payload) > limit or not payload or (more and len(payload) % 8):
             self._packets.pop(key, None)
             return None
         if key not in self._packets and len(self._packets) >= _PACKETS_LIMIT:

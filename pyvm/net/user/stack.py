@@ -16,7 +16,7 @@ from pyvm.net import packets as p
 from pyvm.net import packets6 as p6
 from pyvm.net.client import ETHERNET_HEADER, ETHERNET_MTU, NEEDS_CSUM, Frame, NetClient, Offload
 from pyvm.net.user.config import ANY_ADDRESS, ROUTER6, UserConfig, address_text
-from pyvm.net.user.fragments import Reassembler
+from pyvm.net.user.fragments import LARGEST, Reassembler
 
 _MAC_PREFIX = b"\x52\x55"
 _MAC_PREFIX6 = b"\x52\x56"
@@ -251,7 +251,8 @@ class UserNet(NetClient):
         if fragment & (p.IP_MORE_FRAGMENTS | p.IP_OFFSET_MASK):
             key = (source, destination, int.from_bytes(packet[4:6], "big"), protocol)
             more = bool(fragment & p.IP_MORE_FRAGMENTS)
-            whole = self._reassembler.add(key, (fragment & p.IP_OFFSET_MASK) * 8, more=more, payload=payload)
+            offset, limit = (fragment & p.IP_OFFSET_MASK) * 8, LARGEST - p.IPV4.size
+            whole = self._reassembler.add(key, offset, more=more, payload=payload, limit=limit)
             if whole is None:
                 return
             payload, checked = memoryview(whole), False

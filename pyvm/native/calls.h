@@ -1,0 +1,30 @@
+/* The Python face of the engine: what its parts share. */
+#ifndef PYVM_CALLS_H
+#define PYVM_CALLS_H
+
+#include "engine.h"
+
+typedef struct {
+    PyObject_HEAD
+    Engine engine;
+} EngineObject;
+
+/* module.c */
+bool require_stopped(Engine *engine); /* false, with an exception, where it runs or is closed */
+bool called_by_guest(Engine *engine); /* whether this thread is the vCPU thread, in a call from guest code */
+
+/* memory_calls.c */
+PyObject *engine_map_ram(EngineObject *self, PyObject *args);
+PyObject *engine_map_io(EngineObject *self, PyObject *args);
+PyObject *engine_unmap(EngineObject *self, PyObject *args);
+PyObject *engine_overlay(EngineObject *self, PyObject *args);
+PyObject *engine_show_overlay(EngineObject *self, PyObject *args);
+PyObject *engine_hide_overlay(EngineObject *self, PyObject *args);
+PyObject *engine_set_firmware(EngineObject *self, PyObject *args);
+PyObject *engine_invalidate(EngineObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *engine_invalidate_vector(EngineObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *engine_dirty_start(EngineObject *self, PyObject *buffer);
+PyObject *engine_dirty_stop(EngineObject *self, PyObject *unused);
+PyObject *engine_dirty_take(EngineObject *self, PyObject *target);
+
+#endif
