@@ -6,6 +6,7 @@ from benchmarks import (
     boot_chapter,
     convert_chapter,
     disk_chapter,
+    jobs_chapter,
     machine_chapter,
     migrate_chapter,
     monitor_chapter,
@@ -22,5 +23,6 @@ CHAPTERS = (
     network_chapter.CHAPTER,
     migrate_chapter.CHAPTER,
     restore_chapter.CHAPTER,
+    jobs_chapter.CHAPTER,
 )
 METRICS = tuple(metric for chapter in CHAPTERS for metric in chapter.metrics)

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pyvm`` with the arguments `argv`, by default the process's; return the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Next to nothing of what a start makes is garbage, and to look for that takes a tenth of the time.
+    gc.disable()
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        gc.enable()
+
+
+def _main(arguments: list[str]) -> int:
     try:
         config = parse_arguments(arguments, terminal=_on_terminal())
     except HelpRequest as request:
@@ -84,11 +92,21 @@ def _run(config: MachineConfig) -> int:
 
         enter(config.sandbox)
     config.ready = parent_ready
-    # This is where most of the start-up time goes, and next to nothing that was made is garbage.
-    gc.disable()
+    _import_asyncio()
     from pyvm.machine import run
 
     return run(config)
+
+
+def _import_asyncio() -> None:
+    """Import asyncio without its own TLS, which nothing here uses: that would load OpenSSL at every start."""
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # this is how Python is told that a module is not there
+    try:
+        import asyncio  # noqa: F401
+    finally:
+        del sys.modules["ssl"]
 
 
 def _name_process(name: str) -> None:

@@ -82,7 +82,11 @@ def _check_list(item: Checker, low: int, high: int) -> Checker:
     def check(path: str, value: Any) -> list[Any]:
         if not isinstance(value, list) or not low <= len(value) <= high:
             raise StateError(f"{path}: expected a list of {low}..{high} items")
-        return [item(f"{path}[{index}]", element) for index, element in enumerate(value)]
+        try:
+            return [item(path, element) for element in value]
+        except StateError:
+            # Which one is wrong is a matter for the message only.
+            return [item(f"{path}[{index}]", element) for index, element in enumerate(value)]
 
     return check
 
@@ -127,7 +131,9 @@ def optional(inner: Any) -> Any:
 
 def array(inner: Any, length: int) -> Any:
     """A field holding just `length` items as the field `inner` describes them."""
-    return _Field(lambda: [inner.default() for _ in range(length)], _check_list(inner.check, length, length))
+    first: Any = inner.default()
+    default = (lambda: [first] * length) if isinstance(first, int) else lambda: [inner.default() for _ in range(length)]
+    return _Field(default, _check_list(inner.check, length, length))
 
 
 def sequence(inner: Any, limit: int) -> Any:

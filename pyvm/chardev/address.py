@@ -250,17 +250,22 @@ def _listen_inet(address: InetAddress) -> Listener:
     last = first if address.to is None else address.to
     if not first <= last <= 0xFFFF:
         raise ChardevError(f"chardev: socket: 'to' port {last} must be between the first port, {first}, and 65535")
+    # An IPv6 address alone, "::" above all, takes what comes by IPv4 as well unless the caller speaks of families.
+    both = address.ipv4 == address.ipv6 and all(family == socket.AF_INET6 for family, _ in candidates)
     for port in range(first, last + 1):
         try:
-            return Listener(_listen_all(candidates, port))
+            return Listener(_listen_all(candidates, port, both=both))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise ChardevError(f"Failed to bind socket: {error.strerror}") from error
     raise ChardevError("Failed to find an available port: Address already in use")
 
 
-def _listen_all(candidates: list[Resolved], port: int) -> list[socket.socket]:
-    """Listen at every candidate address; one family that the host lacks does not matter while another works."""
+def _listen_all(candidates: list[Resolved], port: int, *, both: bool) -> list[socket.socket]:
+    """Listen at every candidate address; one family that the host lacks does not matter while another works.
+
+    `both` lets IPv6 sockets have connections by IPv4 too.
+    """
     opened: list[socket.socket] = []
     failure: OSError | None = None
     for family, name in candidates:
@@ -269,7 +274,7 @@ def _listen_all(candidates: list[Resolved], port: int) -> list[socket.socket]:
             listening = socket.socket(family, socket.SOCK_STREAM)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
             listening.bind((name[0], port, *name[2:]))
             listening.listen(BACKLOG)
         except OSError as error:

@@ -7,8 +7,8 @@ So nothing in pyvm imports the `unicorn` package: its library is loaded here, be
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ class EngineCallbacks(Protocol):
         """Run the firmware service whose entry point a vCPU has reached; its state may be read and changed."""
 
 
-def _library_path() -> Path:
+def _library_path() -> str:
     spec = importlib.util.find_spec("unicorn")
     if spec is None or not spec.submodule_search_locations:
         raise EngineError("the unicorn package is not installed")
-    return Path(spec.submodule_search_locations[0]) / "lib" / "libunicorn.so.2"
+    return os.path.join(spec.submodule_search_locations[0], "lib", "libunicorn.so.2")
 
 
 def _load() -> ModuleType:
@@ -71,7 +71,7 @@ def _load() -> ModuleType:
     from pyvm import native
 
     try:
-        native.load(str(_library_path()))
+        native.load(_library_path())
     except RuntimeError as error:
         raise EngineError(str(error)) from error
     return native

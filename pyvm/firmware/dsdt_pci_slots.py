@@ -9,8 +9,6 @@ notifies slots (PHNT), and one that looks at its registers and goes on to the bu
 
 from __future__ import annotations
 
-import uuid
-
 from pyvm.devices.acpi import pci_hotplug as registers
 from pyvm.firmware import aml
 from pyvm.firmware import aml_resources as res
@@ -23,7 +21,8 @@ EJECT_REQUEST = 3
 
 _HIDDEN = 0x0B
 _SLOTS = 32
-_NAMING = uuid.UUID("e5c937d0-3553-4d7a-9117-ea4d19c3434d").bytes_le
+_NAMING = bytes.fromhex("d037c9e5 5335 7a4d 9117 ea4d19c3434d")
+"""The UUID e5c937d0-3553-4d7a-9117-ea4d19c3434d, as ACPI stores it."""
 _NAMING_REVISION = 2
 _FUNCTIONS, _DEVICE_NAME = 0, 7
 _SUPPORTED = bytes([1 << _FUNCTIONS | 1 << _DEVICE_NAME])

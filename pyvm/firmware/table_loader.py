@@ -8,8 +8,10 @@ hw/acpi/bios-linker-loader's interface).
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
-from pyvm.firmware.acpi import FACS_ALIGN, GENERATION_ID, AcpiTables, TableBlock
+if TYPE_CHECKING:
+    from pyvm.firmware.acpi import AcpiTables, TableBlock
 
 TABLES_FILE = "etc/acpi/tables"
 RSDP_FILE = "etc/acpi/rsdp"
@@ -44,6 +46,8 @@ def _fix_up(file: str, block: TableBlock) -> list[bytes]:
 
 def script(acpi: AcpiTables) -> bytes:
     """Return the contents of `etc/table-loader` for these tables."""
+    from pyvm.firmware.acpi import FACS_ALIGN, GENERATION_ID
+
     commands = [
         _command(_ALLOCATE, _name(RSDP_FILE) + struct.pack("<IB", _RSDP_ALIGN, _ZONE_F_SEGMENT)),
         _command(_ALLOCATE, _name(TABLES_FILE) + struct.pack("<IB", FACS_ALIGN, _ZONE_HIGH)),

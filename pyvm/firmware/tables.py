@@ -2,19 +2,26 @@
 
 Root pointers lie where systems look for them, in the segment at 0xf0000; the tables they lead to lie at the top of low
 RAM, which the memory map keeps from use.  The lower half of the segment is this module's; the BIOS has the upper one.
+
+What makes the tables is loaded when they are made: a machine that goes on from a saved state has them in its RAM.
 """
 
 from __future__ import annotations
 
 import struct
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from pyvm.firmware import acpi, mptable, smbios, table_loader
-from pyvm.firmware.acpi import AcpiTables
+from pyvm.firmware import table_loader
 from pyvm.firmware.e820 import ACPI_RESERVE, BIOS_END, EBDA_START, E820Entry, high_ram_end, low_ram_end, pc_memory_map
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import MachineInfo
 from pyvm.memory import PAGE_SIZE, GuestMemory
 from pyvm.records import record
+
+if TYPE_CHECKING:
+    from pyvm.firmware.acpi import AcpiTables
+    from pyvm.firmware.smbios import SmbiosTables
 
 SEGMENT_START = 0xF0000
 SEGMENT_END = 0xF8000
@@ -34,6 +41,14 @@ _MAX_COM_PORTS = 4
 
 SMBIOS_TABLES_FILE = "etc/smbios/smbios-tables"
 SMBIOS_ANCHOR_FILE = "etc/smbios/smbios-anchor"
+FW_CFG_FILES = (
+    table_loader.TABLES_FILE,
+    table_loader.RSDP_FILE,
+    table_loader.LOADER_FILE,
+    SMBIOS_TABLES_FILE,
+    SMBIOS_ANCHOR_FILE,
+)
+"""What :meth:`Tables.fw_cfg_files` returns, by name."""
 
 
 @record(frozen=True)
@@ -50,21 +65,47 @@ class InstalledTables:
 
 
 class Tables:
-    """All tables of one machine.  Building them takes a few milliseconds, so it is done once for what it is like."""
+    """All tables of one machine.  Building them takes a few milliseconds: each is made once, when it is asked for."""
 
     def __init__(self, info: MachineInfo) -> None:
-        self.rebuild(info)
+        self.info = info
 
     def rebuild(self, info: MachineInfo) -> None:
         """Describe another machine from now on."""
         self.info = info
-        self.acpi: AcpiTables = acpi.build(info)
-        self.smbios = smbios.build(info)
-        self.mp_table = mptable.build(info)
+        for made in ("acpi", "smbios", "mp_table"):
+            vars(self).pop(made, None)
+
+    @cached_property
+    def acpi(self) -> AcpiTables:
+        """The ACPI tables."""
+        from pyvm.firmware import acpi
+
+        return acpi.build(self.info)
+
+    @cached_property
+    def smbios(self) -> SmbiosTables:
+        """The SMBIOS structures.  Raises :class:`BootError` where they cannot say what the user wants."""
+        from pyvm.firmware import smbios
+
+        return smbios.build(self.info)
+
+    @cached_property
+    def mp_table(self) -> bytes:
+        """The MultiProcessor table."""
+        from pyvm.firmware import mptable
+
+        return mptable.build(self.info)
+
+    def build(self) -> None:
+        """Make all that was not made yet.  Raises :class:`BootError`."""
+        _ = self.acpi, self.smbios, self.mp_table
 
     @property
     def reserve(self) -> int:
         """Bytes at the top of low RAM that the tables need, in whole pages."""
+        from pyvm.firmware import acpi
+
         needed = len(self.acpi.tables.data) + len(self.smbios.structures) + len(self.mp_table) + 3 * acpi.FACS_ALIGN
         return max(ACPI_RESERVE, (needed + PAGE_SIZE - 1) & -PAGE_SIZE)
 
@@ -74,6 +115,8 @@ class Tables:
 
     def install(self, memory: GuestMemory) -> InstalledTables:
         """Write everything into guest RAM.  Raises :class:`BootError` where there is too little of it."""
+        from pyvm.firmware import acpi, mptable
+
         low, high = low_ram_end(memory.blocks), high_ram_end(memory.blocks)
         if (low, high) != (self.info.low_ram_end, self.info.high_ram_end):
             raise ValueError("the tables describe a machine with other memory")
@@ -130,6 +173,8 @@ class Tables:
 
 def waking_vector(memory: GuestMemory, facs: int) -> int:
     """Return the real-mode address at which a guest wants to be resumed from S3; 0 where it has set none."""
+    from pyvm.firmware import acpi
+
     return memory.read_u32(facs + acpi.FACS_WAKING_VECTOR)
 
 

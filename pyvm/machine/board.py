@@ -7,6 +7,7 @@ bridge and south bridge, power management and firmware configuration.  What is p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +60,12 @@ SERIAL_PORTS = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
 """Port and IRQ of COM1 to COM4."""
 
 KEYBOARD_IRQ, RTC_IRQ, MOUSE_IRQ = 1, 8, 12
+
+_OWN_PART = re.compile(
+    r"(lapic|serial)\d+|ioapic|pic|pit|rtc|hpet|acpi_pm|smbus|reset_control|pci|i440fx|piix3|piix3_ide|piix4_pm|keyboard"
+    r"|mouse|i8042|port92|dma|fw_cfg|floppy|vga|(cpu|memory|pci)_hotplug|ib700|pvpanic|vmgenid"
+)
+"""Names of components that are not IDs of devices."""
 
 
 class Component(Protocol):
@@ -120,6 +127,11 @@ class Board:
 
     def _keep(self, name: str, component: Component) -> None:
         self.components[name] = component
+
+    @staticmethod
+    def name_for(identifier: str) -> str:
+        """Return the name of the component with that ID, which may be what the board calls a part of its own."""
+        return f"peripheral/{identifier}" if _OWN_PART.fullmatch(identifier) else identifier
 
     # ---- Interrupts
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
@@ -25,11 +23,12 @@ from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import RESET_PORT, MachineInfo, Processor, SerialPort, SystemStrings
 from pyvm.firmware.pic_setup import pic_setup
 from pyvm.firmware.smbios_fields import SmbiosFields
-from pyvm.firmware.tables import InstalledTables, Tables, waking_vector
+from pyvm.firmware.tables import FW_CFG_FILES, InstalledTables, Tables, waking_vector
 from pyvm.machine import cmos
 from pyvm.machine.board import FAST_A20_PORT, SERIAL_PORTS
 from pyvm.machine.chip_globals import POWER_CHIP, chip_number
 from pyvm.memory import FOUR_GIB, GuestMemory
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
@@ -51,7 +50,7 @@ _ALL_BUT_CASCADE, _ALL = 0xFB, 0xFF
 """Masks of the interrupt controllers."""
 
 
-@dataclass
+@record(eq=False)
 class Boot:
     """The firmware of one machine; its tables are built once."""
 
@@ -64,10 +63,12 @@ class Boot:
     """Returns the devices with a boot index, as firmware in the guest wants to have them."""
     display: Display | None = None
     generation_id: VmGenId | None = None
-    installed: InstalledTables | None = None
-    _bios: BuiltInBios | None = field(default=None, init=False)
-    _started: bool = field(default=False, init=False)
-    _kept: tuple[bytes, int] = field(default=(b"", 0), init=False)
+    _installed: InstalledTables | None = None
+    _restored: Tables | None = None
+    """The tables that the guest has since it was restored, where nobody has asked yet where they are."""
+    _bios: BuiltInBios | None = None
+    _started: bool = False
+    _kept: tuple[bytes, int] = (b"", 0)
 
     def describe_to_guest(self) -> None:
         """Offer what the machine is, its tables and the user's files in fw_cfg; once.  Raises ConfigError."""
@@ -82,7 +83,7 @@ class Boot:
         self._describe_booting()
         memory_map = b"".join(entry.pack() for entry in hardware_map(self.board.memory.blocks))
         # What the tables say may change as CPUs come and go: they are made when they are read.
-        tables = {name: partial(self._table_file, name) for name in self.tables.fw_cfg_files()}
+        tables = {name: partial(self._table_file, name) for name in FW_CFG_FILES}
         files: dict[str, bytes | Callable[[], bytes]] = {**tables, "etc/e820": memory_map}
         try:
             for name, content in [*files.items(), *((file.name, file.content) for file in config.fw_cfg)]:
@@ -108,6 +109,8 @@ class Boot:
 
             board.fw_cfg.add_file(*read_picture(boot.splash))
         if boot.bios is not None and self.tables.info.vga:
+            from pathlib import Path
+
             # The video BIOS of a firmware lies beside it; without one there is just no picture.
             video = Path(boot.bios).with_name(_VIDEO_BIOS)
             adapter = board.components["vga"]
@@ -122,12 +125,17 @@ class Boot:
         board, boot = self.board, self.config.boot
         first, self._started = not self._started, True
         cmos.describe_boot_order(board.rtc, boot.once if first and boot.once else boot.order)
+        try:
+            self.tables.build()
+        except BootError as error:
+            raise ConfigError(str(error)) from None
         if boot.bios is not None or self.config.accelerator == "qtest":
             return
         pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         self._set_up_processors()
         try:
-            self.installed = installed = self.tables.install(board.memory)
+            self._installed = installed = self.tables.install(board.memory)
+            self._restored = None
             self._place_generation_id()
             if boot.kernel is None:
                 self._start_bios(installed.e820)
@@ -152,14 +160,22 @@ class Boot:
         self._started = True
         if self.config.boot.bios is not None:
             return
-        # Where the tables lie is found by installing them; the guest has them, and may have changed them.
-        scratch = GuestMemory(self.board.memory.size, self.board.memory.blocks)
-        try:
-            self.installed = self.tables.install(scratch)
-        finally:
-            scratch.close()
-        if self.config.boot.kernel is None:
-            self._bios_for(self.installed.e820).resume()
+        self._installed, self._restored = None, Tables(self.tables.info)
+        if self.config.boot.kernel is None and (installed := self.installed) is not None:
+            self._bios_for(installed.e820).resume()
+
+    @property
+    def installed(self) -> InstalledTables | None:
+        """Where the tables are that the guest has; None before there are any."""
+        restored, self._restored = self._restored, None
+        if restored is not None:
+            # That is found by installing them elsewhere: the guest may have changed those that it has.
+            scratch = GuestMemory(self.board.memory.size, self.board.memory.blocks)
+            try:
+                self._installed = restored.install(scratch)
+            finally:
+                scratch.close()
+        return self._installed
 
     def _show_text_screen(self) -> None:
         if self.display is not None:

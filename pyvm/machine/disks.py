@@ -47,6 +47,12 @@ _BOOT_STRICT = "HALT"
 _PERIPHERAL = "/machine/peripheral/"
 
 
+def _boot_index(values: dict[str, Any]) -> int | None:
+    """Return a device's place in the order of booting, None where it has none."""
+    index: int | None = values.get("bootindex")
+    return None if index is None or index < 0 else index
+
+
 @record
 class _Floppy:
     """A floppy drive that the controller will have."""
@@ -82,6 +88,7 @@ class Disks:
         path: str = "",
     ) -> BlockBackend:
         """Return the drive that a device names; a drive for media may be empty.  `path` is the device's for clients."""
+        self._check_boot_index(values)
         backend = self._find_backend(model, values, removable=removable)
         backend.removable = removable
         backend.only_reads = only_reads
@@ -123,11 +130,8 @@ class Disks:
         lun: int = 0,
     ) -> None:
         address = None if function is None else function.slot << 3 | function.fn
-        index = values.get("bootindex")
-        index = None if index is None or index < 0 else index
+        index = _boot_index(values)
         if index is not None:
-            if any(index == other for other, _ in self._boot_paths):
-                raise ConfigError(f"The bootindex {index} has already been used")
             place = "" if function is None else f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
             path = _BOOT_PATHS[interface].format(place=place, channel=channel, unit=unit, lun=lun)
             self._boot_paths.append((index, path))
@@ -145,6 +149,16 @@ class Disks:
             )
         )
 
+    def _check_boot_index(self, values: dict[str, Any]) -> None:
+        index = _boot_index(values)
+        if index is not None and any(index == other for other, _ in self._boot_paths):
+            raise ConfigError(f"The bootindex {index} has already been used")
+
+    def spare(self, backend: BlockBackend) -> None:
+        """There is no place for the device that was to have a drive: another one may have it."""
+        self.not_bootable(backend)
+        self.storage.give_back(backend, keep_drive=True)
+
     def boot_order(self) -> bytes:
         """Return the devices with a boot index as firmware in the guest wants to have them; empty without any."""
         lines = [path for _, path in sorted(self._boot_paths)]
@@ -160,7 +174,12 @@ class Disks:
         from pyvm.devices.virtio.blk_options import keywords
 
         path = f"{_PERIPHERAL}{device.id}/virtio-backend" if device.id else ""
-        return VirtioBlk(self._backend(model, values, path=path), **keywords(values, cpus=self.config.smp.cpus))
+        backend = self._backend(model, values, path=path)
+        try:
+            return VirtioBlk(backend, **keywords(values, cpus=self.config.smp.cpus))
+        except BaseException:
+            self.spare(backend)
+            raise
 
     def plugged(self, device: AnyVirtioDevice, function: PciFunction, values: dict[str, Any]) -> None:
         """A virtio device is on the PCI bus now: firmware may boot from a disk, and units go on the bus of a host."""
@@ -258,12 +277,20 @@ class Disks:
             path=device.id or "",
         )
         make: Callable[[BlockBackend, dict[str, Any]], ScsiTarget] = make_cd if is_cd else make_disk
-        unit = make(backend, values)
-        address = bus.plug(unit, values["channel"], values["scsi-id"], values["lun"])
+        try:
+            unit = make(backend, values)
+            address = bus.plug(unit, values["channel"], values["scsi-id"], values["lun"])
+        except BaseException:
+            self.spare(backend)
+            raise
         self._boot(
             "cdrom" if is_cd else "disk", backend, values, "scsi", function, unit=address.target, lun=address.lun
         )
-        name = device.id or f"{bus.name}/{address.channel}:{address.target}:{address.lun}"
+        name = (
+            self.board.name_for(device.id)
+            if device.id is not None
+            else f"{bus.name}/{address.channel}:{address.target}:{address.lun}"
+        )
         self.board.components[name] = unit
         return unit
 

@@ -579,5 +579,6 @@ def run(config: MachineConfig) -> int:
     pc = Pc(config)
     pc.handle_signals()
     config.ready()
+    gc.freeze()  # what is there by now stays: it need not be looked at again and again
     gc.enable()
     return pc.run()

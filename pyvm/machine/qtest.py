@@ -116,6 +116,7 @@ class Qtest:
         self._input = bytearray()
         self._output = bytearray()
         self._intercepted: str | None = None
+        self._has_client = False
         self._commands = self._table()
         try:
             chardev.attach(self)
@@ -125,6 +126,7 @@ class Qtest:
     def close(self) -> None:
         """End the log and leave the back end."""
         self._chardev.detach()
+        self._client_left()
         self._log.close()
 
     # ---- The character device
@@ -149,8 +151,14 @@ class Qtest:
             self._input.clear()
             self._output.clear()
             self._log.opened()
+            self._has_client = True
         elif event is ChardevEvent.CLOSED:
+            self._client_left()
+
+    def _client_left(self) -> None:
+        if self._has_client:
             self._log.note("I", "CLOSED")
+        self._has_client = False
 
     def writable(self) -> None:
         """The client reads again."""

@@ -17,10 +17,11 @@ from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph, OpenFile
 from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
 from pyvm.block.open import Opener, open_node, print_warning
-from pyvm.block.options import Dialect, Tree, unflatten
+from pyvm.block.options import Dialect, Tree
 from pyvm.block.throttling import Limits
 from pyvm.errors import ConfigError
 from pyvm.machine.accelerators import account_by_guest_time
+from pyvm.machine.drive_nodes import open_drive
 from pyvm.records import field, record
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from pyvm.block.reopen import Reopener
     from pyvm.clock import Clock
     from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig, ObjectConfig
-
-_TEMPORARY = "/var/tmp"
-"""Where temporary images are unless $TMPDIR says: they may be too large for a file system in memory."""
 
 
 @record
@@ -105,6 +103,7 @@ class Storage:
         self.context = IoContext(lock)
         """The context of disks without an I/O thread."""
         self.lock = lock
+        self.clock = clock
         self._events = events
         self._jobs: Jobs | None = None
         self._exports: Exports | None = None
@@ -319,7 +318,10 @@ class Storage:
     def add_drive(self, config: DriveConfig) -> BlockBackend:
         """Make the drive that a `-drive` describes, and open what is in it.  Raises BlockError."""
         with self.quiet():
-            node = None if config.empty else self._open_drive(config)
+            node = None
+            if not config.empty:
+                node = open_drive(self.graph, config, self._warn)
+                self.watch(node)
         try:
             self.graph.add_device_name(config.id)
         except BlockError:
@@ -376,68 +378,6 @@ class Storage:
         if member is not None:
             backend.set_throttle(None)
             self.graph.throttle_groups.leave(member)
-
-    def _open_drive(self, config: DriveConfig) -> Node:
-        tree: Tree = {
-            **unflatten(config.options),
-            "read-only": config.readonly or config.snapshot,
-            "discard": "unmap" if config.discard else "ignore",
-        }
-        cache: Tree = tree.setdefault("cache", {})
-        cache.update({"direct": config.direct, "no-flush": config.no_flush})
-        if config.format is not None:
-            tree["driver"] = config.format
-        name = tree.pop("node-name", None) if config.snapshot else None
-        opener = Opener(self.graph, Dialect.DRIVE, warn=self._warn)
-        node = opener.open(config.file or None, tree, aio=config.aio)
-        try:
-            if config.snapshot:
-                node = self.add_overlay(node, name, discard=config.discard)
-            if config.copy_on_read:
-                node = self._add_copy_on_read(node)
-        except BaseException:
-            node.release()
-            raise
-        self.watch(node)
-        return node
-
-    def add_overlay(self, node: Node, name: str | None = None, *, discard: bool) -> Node:
-        """Put a temporary image in front of `node`, and hold that in its place: what is written is gone at the end."""
-        from pyvm.block.create import create_image
-
-        directory = os.environ.get("TMPDIR") or _TEMPORARY
-        try:
-            import tempfile
-
-            descriptor, path = tempfile.mkstemp(prefix="vl.", dir=directory)
-        except OSError as error:
-            raise BlockError(f"Could not get temporary filename: {error.strerror}") from None
-        os.close(descriptor)
-        try:
-            create_image(path, "qcow2", node.size, {})
-            tree: Tree = {
-                "driver": "qcow2",
-                "file": {"driver": "file", "filename": path, "locking": "off"},
-                "backing": node.name,
-                "cache": {"no-flush": True},
-                "discard": "unmap" if discard else "ignore",
-            }
-            if name is not None:
-                tree["node-name"] = name
-            overlay = Opener(self.graph, Dialect.JSON, warn=self._warn).open(None, tree)
-        finally:
-            with suppress(OSError):
-                os.unlink(path)
-        node.release()  # the overlay holds it
-        return overlay
-
-    def _add_copy_on_read(self, node: Node) -> Node:
-        from pyvm.block.drivers.copy_on_read import CopyOnReadNode
-
-        copier = CopyOnReadNode(node, name=self.graph.make_name())
-        copier.implicit = True
-        self.graph.add(copier)
-        return copier
 
     def remove_drive(self, name: str) -> None:
         """Close a drive that no device uses.  Raises BlockError."""
@@ -508,8 +448,8 @@ class Storage:
         self._all.append(backend)
         return backend
 
-    def give_back(self, backend: BlockBackend, *, detached: bool = False) -> None:
-        """A device does not need its backend any more; a drive that it used goes with it.
+    def give_back(self, backend: BlockBackend, *, detached: bool = False, keep_drive: bool = False) -> None:
+        """A device does not need its backend any more; a drive that it used goes with it, unless `keep_drive` is set.
 
         `detached` says that the device has let go of it already.
         """
@@ -521,7 +461,7 @@ class Storage:
             self._forget_backend(backend)
             self._drop_throttle(backend)
             backend.close()
-        elif used and backend.name in self.drives:
+        elif used and not keep_drive and backend.name in self.drives:
             if self._jobs is not None:
                 self._jobs.cancel_on(backend.node)
             self._close_drive(self.drives[backend.name])

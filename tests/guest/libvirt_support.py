@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def why_not() -> str | None:
 class Libvirt:
     """A running daemon, and virsh connected to it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "") -> None:
+        """With `host`, the daemon believes to be on a host of that name."""
         self.directory = directory
         self.log = directory / "libvirtd.log"
         places = {"HOME": "home", "XDG_RUNTIME_DIR": "run", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config"}
@@ -55,6 +57,10 @@ class Libvirt:
         self.environment["LIBVIRT_LOG_FILTERS"] = "1:qemu_monitor 4:object 4:event 4:rpc 3:util"
         for place in places.values():
             (directory / place).mkdir(mode=0o700, exist_ok=True)
+        start = [*WITHOUT_KVM, HIDE_KVM]
+        if host:
+            start = [start[0], "--uts", *start[1:-1], f"hostname {host}; {HIDE_KVM}"]
+            self._become_another_host()
         self.emulator = directory / "pyvm"
         """pyvm as libvirt starts it: a program of this tree, in an environment that libvirt makes."""
         self.emulator.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m pyvm "$@"\n')
@@ -63,16 +69,22 @@ class Libvirt:
         no_kvm.touch(mode=0)
         with (directory / "output").open("wb") as output:
             self._daemon = subprocess.Popen(
-                [*WITHOUT_KVM, HIDE_KVM, str(no_kvm), *NEW_USER, "libvirtd"],
+                [*start, str(no_kvm), *NEW_USER, "libvirtd"],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        socket = directory / "run" / "libvirt" / "libvirt-sock"
-        until(lambda: socket.exists() or self._daemon.poll() is not None, "the daemon's socket")
+        self.socket = directory / "run" / "libvirt" / "libvirt-sock"
+        until(lambda: self.socket.exists() or self._daemon.poll() is not None, "the daemon's socket")
         assert self._daemon.poll() is None, (directory / "output").read_text()
+
+    def _become_another_host(self) -> None:
+        """Let the daemon not know the host by its number: domains do not move to where they are."""
+        settings = self.directory / "config" / "libvirt" / "libvirtd.conf"
+        settings.parent.mkdir()
+        settings.write_text(f'host_uuid = "{uuid.uuid4()}"\n')
 
     def command(self, *words: str) -> list[str]:
         """Return what runs a command of virsh."""
@@ -116,10 +128,10 @@ class Libvirt:
 
 
 @contextmanager
-def running() -> Iterator[Libvirt]:
+def running(host: str = "") -> Iterator[Libvirt]:
     """Yield a daemon; its folder has a short name, as sockets lie in it."""
     with tempfile.TemporaryDirectory(prefix="lv-") as directory:
-        libvirt = Libvirt(Path(directory))
+        libvirt = Libvirt(Path(directory), host)
         try:
             yield libvirt
         finally:

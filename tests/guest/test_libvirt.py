@@ -43,6 +43,17 @@ def libvirt() -> Iterator[Libvirt]:
 
 
 @pytest.fixture(scope="module")
+def other() -> Iterator[Libvirt]:
+    """The daemon of another host, or so it believes."""
+    with running("other") as libvirt:
+        yield libvirt
+
+
+def address(libvirt: Libvirt) -> str:
+    return f"qemu+unix:///session?socket={libvirt.socket}"
+
+
+@pytest.fixture(scope="module")
 def image() -> Image:
     return build("demo")
 
@@ -91,6 +102,20 @@ def make_disk(libvirt: Libvirt, name: str) -> Path:
 
 def agent_answers(libvirt: Libvirt, name: str) -> bool:
     return libvirt.attempt("qemu-agent-command", name, '{"execute": "guest-ping"}')[0] == 0
+
+
+def ask_agent(libvirt: Libvirt, name: str, command: str, **arguments: object) -> Any:
+    """Return what the agent answered; None where it could not: the guest may be going down or coming up."""
+    text = json.dumps({"execute": command, "arguments": arguments})
+    status, answer, _ = libvirt.attempt("qemu-agent-command", name, text)
+    return json.loads(answer)["return"] if status == 0 else None
+
+
+def boot_id(libvirt: Libvirt, name: str) -> str:
+    """Return what is another one each time that a guest boots; nothing where it cannot say."""
+    handle = ask_agent(libvirt, name, "guest-file-open", path="/proc/sys/kernel/random/boot_id")
+    read = None if handle is None else ask_agent(libvirt, name, "guest-file-read", handle=handle)
+    return "" if read is None else str(read["buf-b64"])
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +276,10 @@ class TestDomain:
     def test_its_network_card(self, libvirt: Libvirt, demo: str) -> None:
         assert MAC in libvirt.virsh("domiflist", demo)
 
-        def address() -> bool:
+        def has_address() -> bool:
             return "10.0.2.15/24" in libvirt.virsh("domifaddr", demo, "--source", "agent")
 
-        until(address, "an address")
+        until(has_address, "an address")
         libvirt.virsh("domif-setlink", demo, MAC, "down")
         assert libvirt.virsh("domif-getlink", demo, MAC).endswith("down")
         libvirt.virsh("domif-setlink", demo, MAC, "up")
@@ -327,23 +352,41 @@ class TestDomain:
         dump.unlink()
         assert libvirt.virsh("domstate", demo) == "running"
 
+    def test_saved_to_a_file_and_restored(self, libvirt: Libvirt, demo: str, tmp_path: Path) -> None:
+        before = boot_id(libvirt, demo)
+        saved = tmp_path / "saved"
+        libvirt.virsh("save", demo, str(saved))
+        assert demo not in libvirt.virsh("list", "--name").split()
+        libvirt.virsh("restore", str(saved))
+        assert libvirt.virsh("domstate", demo, "--reason") == "running (restored)"
+        until(lambda: agent_answers(libvirt, demo), "the guest's agent")
+        assert boot_id(libvirt, demo) == before
+
+    def test_migrated_to_another_host_and_back(self, libvirt: Libvirt, other: Libvirt, demo: str) -> None:
+        before = boot_id(libvirt, demo)
+        away, back = ("--live", "--unsafe", demo), ("--live", "--unsafe", "--p2p", demo)
+        tcp = ("--auto-converge", "--comp-methods", "xbzrle", "--migrateuri", "tcp://127.0.0.1")
+        unix = ("--parallel", "--parallel-connections", "2", "--migrateuri", f"unix://{other.directory}/move")
+        libvirt.virsh("migrate", *away, address(other), *tcp)
+        assert demo not in libvirt.virsh("list", "--name").split()
+        assert other.virsh("domstate", demo, "--reason") == "running (migrated)"
+        until(lambda: agent_answers(other, demo), "the guest's agent")
+        assert boot_id(other, demo) == before
+        other.virsh("migrate", *back, address(libvirt), *unix)
+        assert libvirt.virsh("domstate", demo, "--reason") == "running (migrated)"
+        until(lambda: agent_answers(libvirt, demo), "the guest's agent")
+        assert boot_id(libvirt, demo) == before
+        assert "Memory total:     272.000 MiB" in libvirt.virsh("domjobinfo", demo, "--completed")
+
     def test_reset_and_reboot(self, libvirt: Libvirt, demo: str) -> None:
-        def agent(command: str, **arguments: object) -> Any:
-            """Return what the agent answered; None where it could not: the guest may be going down or coming up."""
-            text = json.dumps({"execute": command, "arguments": arguments})
-            status, answer, _ = libvirt.attempt("qemu-agent-command", demo, text)
-            return json.loads(answer)["return"] if status == 0 else None
+        def current() -> str:
+            return boot_id(libvirt, demo)
 
-        def boot_id() -> str:
-            handle = agent("guest-file-open", path="/proc/sys/kernel/random/boot_id")
-            read = None if handle is None else agent("guest-file-read", handle=handle)
-            return "" if read is None else str(read["buf-b64"])
-
-        ids = [until(boot_id, "the guest")]
+        ids = [until(current, "the guest")]
         for words in (("reset", demo), ("reboot", demo, "--mode", "agent"), ("reboot", demo, "--mode", "acpi")):
             libvirt.virsh(*words)
-            until(lambda: boot_id() not in ("", *ids), f"the guest after {words}", BOOT)
-            ids.append(boot_id())
+            until(lambda: current() not in ("", *ids), f"the guest after {words}", BOOT)
+            ids.append(current())
             assert libvirt.virsh("domstate", demo) == "running"
 
     def test_shutdown_is_the_last(self, libvirt: Libvirt, demo: str) -> None:
@@ -360,6 +403,10 @@ def test_a_domain_is_defined_started_and_destroyed(libvirt: Libvirt, image: Imag
     assert libvirt.virsh("domstate", "kept") == "paused"
     libvirt.virsh("resume", "kept")
     assert libvirt.virsh("domstate", "kept") == "running"
+    libvirt.virsh("managedsave", "kept")
+    assert libvirt.virsh("domstate", "kept", "--reason") == "shut off (saved)"
+    libvirt.virsh("start", "kept")
+    assert libvirt.virsh("domstate", "kept", "--reason") == "running (restored)"
     libvirt.virsh("destroy", "kept")
     assert libvirt.virsh("domstate", "kept", "--reason") == "shut off (destroyed)"
     libvirt.virsh("start", "kept")

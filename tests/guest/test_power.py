@@ -17,7 +17,7 @@ from images.modules import module_name
 from pyvm import Machine
 from pyvm.agent import AgentFailure
 from tests.guest.conftest import GuestFactory
-from tests.guest.support import SOON, boot_id, complaints, until
+from tests.guest.support import BOOT, SOON, boot_id, complaints, until
 
 GUARDS = (
     *("-device", "i6300esb,id=dog", "-device", "ib700,id=old-dog"),
@@ -229,6 +229,6 @@ def test_suspend_to_disk(boot: GuestFactory, tmp_path: Path) -> None:
         except AgentFailure:  # it asked the kernel that is gone
             return False
 
-    until(resumed, "the guest of before")
+    until(resumed, "the guest of before", BOOT)
     assert second.run("cat /tmp/kept; nproc").text == "kept\n2"
     assert complaints(second.run("dmesg").text) == []

@@ -512,6 +512,21 @@ def test_ipv6_server(loop: MainLoop) -> None:
     device.close()
 
 
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+@pytest.mark.parametrize(
+    ("family", "both"), [({}, True), ({"ipv4": True, "ipv6": True}, True), ({"ipv6": True}, False)]
+)
+def test_any_address_of_ipv6_is_one_of_ipv4_too(family: dict[str, bool], both: bool, loop: MainLoop) -> None:
+    """Unless only one family is asked for."""
+    try:
+        device = SocketChardev(SocketOptions(id="s", address=InetAddress("::", "0", **family), server=True), loop)
+    except ChardevError:
+        pytest.skip("no IPv6 here")
+    with socket.socket() as client:
+        assert (client.connect_ex(("127.0.0.1", tcp_port(device))) == 0) == both
+    device.close()
+
+
 def test_client_connects_and_does_not_come_back(loop: MainLoop, path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
+from pyvm.agent.records import GuestExecStatus
 from pyvm.tools.ga import cli
 from pyvm.tools.ga.failures import ABSENT, BLOCKED, RESTARTED, SILENT, UNKNOWN
+from pyvm.tools.ga.program import _exit_status
 from tests.unit.agent_double import AgentDouble, RefusedError
 
 Capture = pytest.CaptureFixture[str]
@@ -365,6 +367,12 @@ class TestCopying:
         assert ga(agent, "cp", f":{tmp_path}/none", str(tmp_path) + "/none/") == 1
         assert "failed to open file" in capsys.readouterr().err
 
+    def test_no_file_of_the_guest_stays_open(self, agent: AgentDouble, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "there").write_bytes(b"x")
+        assert ga(agent, "cp", f":{tmp_path}/there", str(tmp_path / "missing" / "here")) == 1
+        assert "No such file" in capsys.readouterr().err
+        assert agent.files == {}
+
     def test_progress_is_for_terminals(
         self, agent: AgentDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -525,3 +533,23 @@ def test_starts_with_little_code() -> None:
         "unicorn",
     }
     assert not loaded & slow
+
+
+def test_what_the_guest_says_does_not_move_the_cursor(agent: AgentDouble, capsys: Capture) -> None:
+    def refuse() -> object:
+        raise RefusedError("no\x1b[2J\x9b5A")
+
+    agent.answers["guest-fsfreeze-thaw"] = refuse
+    assert ga(agent, "thaw") == 1
+    said = capsys.readouterr().err
+    assert "no?[2J?5A" in said
+    assert said.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [({"exitcode": 7}, 7), ({"exitcode": 1 << 70}, 0), ({"exitcode": -1}, 255), ({"signal": 9}, 137),
+     ({"signal": 1 << 70}, 128), ({}, 0)],
+)  # fmt: skip
+def test_exit_statuses(answer: dict[str, int], status: int) -> None:
+    assert _exit_status(GuestExecStatus.from_json({"exited": True, **answer})) == status

@@ -90,10 +90,12 @@ def test_a_snapshot_inside_is_removed_again(disks: JobDisks) -> None:
     inside = action("blockdev-snapshot-internal-sync", device="s", name="one")
     disks.fails("transaction", actions=[inside, action("abort")])
     assert disks.storage.graph.nodes["s"].snapshots == []  # type: ignore[attr-defined]
+    disks.storage.clock.advance(90_000_000_007)  # type: ignore[attr-defined]
     disks.run("transaction", actions=[inside])
     again = disks.fails("blockdev-snapshot-internal-sync", device="s", name="one")
     assert again == "Snapshot with name 'one' already exists on device 's'"
-    assert disks.run("blockdev-snapshot-delete-internal-sync", device="s", name="one")["name"] == "one"
+    deleted = disks.run("blockdev-snapshot-delete-internal-sync", device="s", name="one")
+    assert (deleted["name"], deleted["vm-clock-sec"], deleted["vm-clock-nsec"]) == ("one", 90, 7)
     gone = disks.fails("blockdev-snapshot-delete-internal-sync", device="s", name="one")
     assert gone == "Snapshot with id 'null' and name 'one' does not exist on device 's'"
 

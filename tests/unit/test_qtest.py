@@ -174,6 +174,15 @@ def test_the_log(machine: Machine, tmp_path: Path) -> None:
         Client(machine, "/nowhere/log")
 
 
+def test_the_log_ends_with_the_machine(machine: Machine, tmp_path: Path) -> None:
+    """A client that is there until then has gone, too."""
+    path = tmp_path / "log"
+    client = Client(machine, str(path))
+    client.qtest.event(ChardevEvent.OPENED)
+    client.qtest.close()
+    assert path.read_text().splitlines()[-1].endswith("] CLOSED")
+
+
 def test_no_cpu_runs_and_firmware_does_nothing(machine: Machine) -> None:
     pc = machine.pc
     assert isinstance(pc.cpus, IdleVcpus)

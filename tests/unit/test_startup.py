@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from pyvm.block.create import create_image
+from pyvm.commandline import parse_arguments
+from pyvm.machine import Pc
+from tests.unit.firmware_images import BzImage, save
 
 LOADED = "import sys; print(*sorted(sys.modules), sep=',', file=sys.stderr)"
 
@@ -17,6 +20,16 @@ from pyvm.commandline import parse_arguments
 from pyvm.machine import Pc
 Pc(parse_arguments(["-S", "-qmp", "unix:monitor.sock,server=on,wait=off"])).close()
 {LOADED}
+"""
+RESTORED = f"""
+import sys
+from pyvm import cli
+from pyvm.commandline import parse_arguments
+cli._import_asyncio()
+from pyvm.machine import Pc
+pc = Pc(parse_arguments(sys.argv[1:]))
+{LOADED}
+pc.close()
 """
 VERSION = f"""
 from pyvm.cli import main
@@ -62,6 +75,10 @@ NOT_FOR_A_MACHINE = SLOW | {
     "pyvm.tools",
     "pyvm.vnc",
 }
+NOT_FOR_A_RESTORED_MACHINE = NOT_FOR_A_MACHINE - {"pyvm.block.create"} | {
+    *("dataclasses", "pathlib", "ssl", "uuid"),
+    *("pyvm.firmware.acpi", "pyvm.firmware.mptable", "pyvm.firmware.smbios"),
+}
 NOT_FOR_THE_VERSION = SLOW | {"asyncio", "ctypes", "inspect", "json", "pyvm.machine", "socket"}
 NOT_FOR_IMAGES = SLOW | {
     *("asyncio", "ctypes", "dataclasses", "inspect", "json", "socket", "subprocess"),
@@ -81,6 +98,16 @@ def test_a_plain_machine_loads_only_what_it_has(tmp_path: Path) -> None:
     modules = loaded(MACHINE, cwd=tmp_path)
     assert "pyvm.machine.pc" in modules
     assert sorted(modules & NOT_FOR_A_MACHINE) == []
+
+
+def test_a_restored_machine_does_not_make_what_its_guest_has(tmp_path: Path) -> None:
+    options = ("-S", "-nodefaults", "-m", "16", "-kernel", save(tmp_path, "kernel", BzImage().build()))
+    made = Pc(parse_arguments(options))
+    made.save_snapshot(str(tmp_path / "saved"), [])
+    made.close()
+    modules = loaded(RESTORED, *options, "-incoming", "file:saved", cwd=tmp_path)
+    assert "pyvm.machine.saved.arrival" in modules
+    assert sorted(modules & NOT_FOR_A_RESTORED_MACHINE) == []
 
 
 def test_the_version_needs_no_machine(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import resource
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -25,6 +27,8 @@ from tests.unit.nbd_server_rig import PATIENCE, SIZE, Serving
 GPA, ADDRESS = 0x100000, 0x7F00_0000_0000
 RAM = 1 << 20
 ENTRIES = 8
+_ALL_IN_USE = 8
+"""So many descriptors this process has in any case."""
 TABLE, AVAILABLE, USED, HEADER, STATUS, DATA = 0, 0x1000, 0x2000, 0x3000, 0x3800, 0x4000
 PROTOCOL, VERSION_1 = 1 << 30, 1 << 32
 IN, OUT, FLUSH, GET_ID, DISCARD = 0, 1, 4, 8, 11
@@ -208,6 +212,36 @@ def test_rings_and_memory_that_are_nowhere(path: Path) -> None:
         with FrontEnd(path) as end:
             end.send(5, struct.pack("<II", 1, 0) + struct.pack("<QQQQ", *region), end.memory)
             assert end.is_closed()
+    with FrontEnd(path) as end:
+        end.start()
+        assert end.request(IN, 0, room=512)[0] == 0
+
+
+def test_more_memory_than_there_are_addresses_for(path: Path) -> None:
+    with FrontEnd(path) as end:
+        os.ftruncate(end.memory, 1 << 62)
+        regions = struct.pack("<QQQQ", GPA, 1 << 61, ADDRESS, 0) * 8
+        end.send(5, struct.pack("<II", 8, 0) + regions, *[end.memory] * 8)
+        assert end.is_closed()
+    with FrontEnd(path) as end:
+        end.start()
+        assert end.request(IN, 0, room=512)[0] == 0
+
+
+def test_no_descriptor_is_left_for_a_front_end(path: Path) -> None:
+    with FrontEnd(path) as first, socket.socket(socket.AF_UNIX) as second:
+        first.start()
+        second.connect(str(path))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_ALL_IN_USE, limits[1]))
+        try:
+            first.socket.shutdown(socket.SHUT_WR)
+            assert first.is_closed()
+            started = time.process_time()
+            time.sleep(0.2)
+            assert time.process_time() - started < 0.15, "it does not try all the time"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with FrontEnd(path) as end:
         end.start()
         assert end.request(IN, 0, room=512)[0] == 0

@@ -40,34 +40,33 @@ class Guards:
     """Plugs such devices in.  Errors are ConfigErrors and ValueErrors."""
 
     def __init__(
-        self, board: Board, events: PlugEvents, plugged: Plugged, attach: Callable[[PciFunction], None]
+        self, board: Board, events: PlugEvents, plugged: Plugged, install: Callable[[PciFunction], object]
     ) -> None:
-        """`attach` puts a function on the PCI bus that it is to go on."""
+        """`install` puts a function on the PCI bus that it is to go on, and among the board's components."""
         self._board = board
         self._events = events
         self._plugged = plugged
-        self._attach = attach
+        self._install = install
 
     def plug(self, model: str, device: DeviceConfig, values: dict[str, Any]) -> object:
         """Plug in a device of a `model` of this module."""
         if model == "i6300esb":
-            return self._plug_pci(I6300Esb(self._board.clock, self._events.watchdog_expired), device)
+            return self._plug_pci(I6300Esb(self._board.clock, self._events.watchdog_expired))
         if model == "ib700":
             return self._plug_ib700(device)
         if model == "vmgenid":
             return self._plug_generation_id(device, values["guid"])
         heard = (values["events"], self._events.guest_panicked, self._events.crash_kernel_started)
         if model == "pvpanic-pci":
-            return self._plug_pci(PvPanicPci(*heard), device)
+            return self._plug_pci(PvPanicPci(*heard))
         return self._plug_panic_port(PvPanic(*heard), device, values["ioport"])
 
     def _keep(self, device: DeviceConfig, place: str, component: Component) -> None:
-        self._board.components[device.id or place] = component
+        name = place if device.id is None else self._board.name_for(device.id)
+        self._board.components[name] = component
 
-    def _plug_pci(self, function: PciFunction, device: DeviceConfig) -> PciFunction:
-        function.identifier = device.id or ""
-        self._attach(function)
-        self._keep(device, f"{function.name}@{function.slot:02x}.{function.fn}", function)
+    def _plug_pci(self, function: PciFunction) -> PciFunction:
+        self._install(function)
         return function
 
     def _plug_ib700(self, device: DeviceConfig) -> Ib700:

@@ -79,6 +79,7 @@ class Hotplug:
         properties: dict[str, Any] = {name: value for name, value in given.items() if name not in _OWN}
         model = self._model(given["driver"], properties)
         self._check_bus(model, bus)
+        self._check_stays("device_add")
         if identifier is not None and identifier in self._pc.model.qom.plugged.named():
             raise QmpError(f"Duplicate device ID '{identifier}'")
         try:
@@ -138,6 +139,11 @@ class Hotplug:
         if not now or not self._pc.model.qom.plugged.is_realized(bus):
             raise no_hotplug(bus)
 
+    def _check_stays(self, command: str) -> None:
+        """Raise QmpError while the machine moves: its other self is made of the devices that it had at first."""
+        if self._pc.moving:
+            raise QmpError(f"{command} not allowed while migrating")
+
     def _is_described(self, bus: str) -> bool:
         """Whether the guest hears of what comes and goes on a PCI bus; it finds all of them when it starts."""
         place = self._pc.plugger.plugged.pci_buses.get(bus, self._pc.board.pci)
@@ -151,21 +157,25 @@ class Hotplug:
 
         found = self._find(name)
         if isinstance(found, CpuObject):
+            self._check_stays("device_del")
             self._pc.model.sockets.cpus.request_eject(found.index, found.type)
             return
         device = self._device_of(found, name)
         if device in self._leaving:
             raise QmpError(f"Device {name} is already in the process of unplug")
         if device.model.bus in _AT_ANY_TIME:
+            self._check_stays("device_del")
             # The reply to the client comes first.
             self._pc.mainloop.call_soon(self._tell, self._take_out(device))
             return
         if device.model.name == "vmgenid":
             raise QmpError(f"Device '{device.model.name}' does not support hotplugging")
         if device.model.bus is None:
+            self._check_stays("device_del")
             self._pc.model.sockets.request_eject(device)
             return
         self._check_pci(device)
+        self._check_stays("device_del")
         if not self._pc.clock.now() // _MILLISECOND:
             self._leaving.append(device)
         if device.realized:

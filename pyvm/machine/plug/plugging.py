@@ -6,8 +6,9 @@ The one place that turns a device record of the configuration into a device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from pyvm.block.errors import BlockError
 from pyvm.config import DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
 from pyvm.errors import ConfigError, MissingError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pyvm.devices.pci.bus import PciBus
     from pyvm.devices.pci.function import PciFunction
     from pyvm.devices.virtio.balloon import VirtioBalloon
+    from pyvm.devices.virtio.blk import VirtioBlk
     from pyvm.devices.virtio.console import VirtioConsole
     from pyvm.devices.virtio.console_port import ConsolePort
     from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
@@ -188,7 +190,7 @@ class Plugger:
         self._hotplugged = hotplugged
         try:
             made = self._make(model, device, values)
-        except (ValueError, OverlapError) as error:
+        except (ValueError, BlockError, OverlapError) as error:
             self._drop_entropy()
             raise ConfigError(str(error)) from None
         except ConfigError:
@@ -207,8 +209,6 @@ class Plugger:
         """Let go what a device that could not be made draws from."""
         if self._entropy is not None:
             self._entropy.release()
-        for made in [made for made in self.plugged.vsock_hosts if made not in self.plugged.virtio]:
-            self.plugged.vsock_hosts.pop(made).close()
 
     def _make(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
         if model.name in GUARDS:
@@ -264,10 +264,7 @@ class Plugger:
 
         board = self._board
         bridge = PciBridge("pci-bridge", board.ports, board.mmio, chassis=values["chassis_nr"])
-        bridge.identifier = device.id or ""
-        self._attach(bridge, values)
-        name = device.id or f"pci-bridge@{bridge.slot:02x}.{bridge.fn}"
-        board.components[name] = bridge
+        self._install(bridge, device, values)
         self.plugged.pci_buses[device.id or f"pci.{len(self.plugged.pci_buses) + 1}"] = bridge.secondary_bus
         return bridge
 
@@ -301,22 +298,58 @@ class Plugger:
         from pyvm.devices.virtio.pci import VirtioPci
 
         made = makers[plain](model, device, values)
-        function = VirtioPci(
-            model.name,
-            made,
-            self._board.memory,
-            disable_legacy=suffix == "-non-transitional" or values["disable-legacy"] == "on",
-            disable_modern=values["disable-modern"],
-            **{name: values[name] for name in _TRANSPORT if name in values},
-        )
-        function.identifier = device.id or ""
-        self._attach(function, values)
-        name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
-        self._board.components[name] = function
+        try:
+            function = VirtioPci(
+                model.name,
+                made,
+                self._board.memory,
+                disable_legacy=suffix == "-non-transitional" or values["disable-legacy"] == "on",
+                disable_modern=values["disable-modern"],
+                **{name: values[name] for name in _TRANSPORT if name in values},
+            )
+            name = self._install(function, device, values)
+        except BaseException:
+            self._abandon(made)
+            raise
         self._board.components[f"{name}/virtio"] = made
         self.plugged.virtio.append(made)
         self.disks.plugged(made, function, values)
         return function
+
+    def _abandon(self, made: AnyVirtioDevice) -> None:
+        """Undo the making of a device for which there is no place."""
+        self.forget(made)
+        host = self.plugged.vsock_hosts.pop(cast("VirtioVsock", made), None)
+        if host is not None:
+            host.close()
+        ready = getattr(made, "source_ready", None)
+        if self._entropy is not None and ready in self._entropy.waiting:
+            self._entropy.waiting.remove(ready)
+        if made.name == "virtio-blk":
+            self.disks.spare(cast("VirtioBlk", made).backend)
+
+    def forget(self, inner: Any) -> None:
+        """What was behind a PCI function is there no more: neither for other devices nor for the network."""
+        plugged = self.plugged
+        if inner is plugged.balloon:
+            plugged.balloon = None
+        plugged.serial_buses = {name: console for name, console in plugged.serial_buses.items() if console is not inner}
+        self.disks.host_unplugged(inner)
+        client = getattr(inner, "client", None)
+        if client is not None:
+            self._network.drop_client(client)
+
+    def _install(self, function: PciFunction, device: DeviceConfig, values: dict[str, Any]) -> str:
+        """Put a function on its bus, and among the board's components; return its name there."""
+        function.identifier = device.id or ""
+        self._attach(function, values)
+        if device.id is not None:
+            name = self._board.name_for(device.id)
+        else:
+            behind = next((f"{name}/" for name, bus in self.plugged.pci_buses.items() if bus is function.bus), "")
+            name = f"{function.name}@{behind}{function.slot:02x}.{function.fn}"
+        self._board.components[name] = function
+        return name
 
     def _attach(self, function: PciFunction, values: dict[str, Any]) -> None:
         address = values["addr"]
@@ -433,14 +466,11 @@ class Plugger:
 
     def _plug_card(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> PciFunction:
         function = self._network.make_e1000(model, device, values, self._board.memory)
-        function.identifier = device.id or ""
         try:
-            self._attach(function, values)
+            name = self._install(function, device, values)
         except BaseException:
-            self._network.drop_client(function.device.client)
+            self.forget(function.device)
             raise
-        name = device.id or f"{model.name}@{function.slot:02x}.{function.fn}"
-        self._board.components[name] = function
         self._board.components[f"{name}/card"] = function.device
         self.plugged.cards.append(function.device)
         return function
@@ -456,7 +486,9 @@ class Plugger:
             self._check_bus(device, "isa.0")
         elif device.bus is not None:
             raise ConfigError(f"Device '{model.name}' can't go on a bus")
-        guards = Guards(self._board, self._events, self.plugged, lambda function: self._attach(function, values))
+        guards = Guards(
+            self._board, self._events, self.plugged, lambda function: self._install(function, device, values)
+        )
         return guards.plug(model.name, device, values)
 
     # ---- ISA

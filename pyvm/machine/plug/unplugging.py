@@ -55,12 +55,7 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
         if inner in known:
             known.remove(inner)
     inner.reset()
-    if inner is plugger.plugged.balloon:
-        plugger.plugged.balloon = None
-    plugger.plugged.serial_buses = {
-        name: console for name, console in plugger.plugged.serial_buses.items() if console is not inner
-    }
-    plugger.disks.host_unplugged(inner)
+    plugger.forget(inner)
     if device.entropy is not None:
         device.entropy.waiting.remove(inner.source_ready)
     if "drive" in device.values:
@@ -68,8 +63,6 @@ def _unplug_function(pc: Pc, device: PluggedDevice) -> None:
     if inner in plugger.plugged.vsock_hosts:
         # The guest may have let go of the device from within its own instructions; sockets belong to the main loop.
         pc.mainloop.call_soon(plugger.plugged.vsock_hosts.pop(inner).close)
-    if "netdev" in device.values:
-        pc.network.drop_client(inner.client)
 
 
 def _unplug_plain(pc: Pc, device: PluggedDevice) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COMMANDS = CommandTable()
 
 _MAX_WORKERS = (1 << 31) - 1
+_DEFAULT_WORKERS = 64
 
 
 @COMMANDS.command("blockdev-backup")
@@ -105,7 +106,7 @@ def _make(storage: Storage, wanted: Any, source: Node, target: Node, transaction
         raise QmpError(f"Compression is not supported for this drive {target.name}")
     storage.graph.check_unblocked(source)
     storage.graph.check_unblocked(target)
-    max_chunk = _check_perf(wanted.x_perf)
+    perf = _check_perf(wanted.x_perf)
     if bitmap is not None and mode != "never":
         check_usable(bitmap)
     if source.size != target.size:
@@ -117,7 +118,7 @@ def _make(storage: Storage, wanted: Any, source: Node, target: Node, transaction
         compress=bool(wanted.compress),
         on_source_error=wanted.on_source_error or "report",
         on_target_error=wanted.on_target_error or "report",
-        max_chunk=max_chunk,
+        **perf,
     )
     common = job_options(storage, wanted, source, filter_name=wanted.filter_node_name, transaction=transaction)
     return BackupJob(storage.jobs, common, source, target, options)
@@ -146,12 +147,16 @@ def _compresses(target: Node) -> bool:
     return node is not None and type(node).write_compressed is not Node.write_compressed
 
 
-def _check_perf(perf: Any) -> int:
+def _check_perf(perf: Any) -> dict[str, Any]:
     if perf is None:
-        return 0
+        return {}
     if perf.max_workers is not None and not 1 <= perf.max_workers <= _MAX_WORKERS:
         raise QmpError(f"max-workers must be between 1 and {_MAX_WORKERS}")
     chunk: int = perf.max_chunk or 0
     if chunk < 0:
         raise QmpError("max-chunk must be zero (which means no limit) or positive")
-    return chunk
+    return {
+        "max_chunk": chunk,
+        "max_workers": perf.max_workers or _DEFAULT_WORKERS,
+        "use_copy_range": bool(perf.use_copy_range),
+    }

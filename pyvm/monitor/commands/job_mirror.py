@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.jobs.mirror import MirrorJob, MirrorOptions
-from pyvm.block.jobs.surgery import chain
 from pyvm.block.node import Node
 from pyvm.block.options import Dialect, Tree
+from pyvm.block.replacing import can_replace
 from pyvm.block.status import backing_of
 from pyvm.monitor.commands.block_common import block_errors, storage_of
 from pyvm.monitor.commands.job_common import job_options, lookup, lookup_root, skip_implicit
@@ -157,20 +157,10 @@ def _check_replaced(storage: Storage, source: Node, name: str) -> None:
     if node is None:
         raise QmpError(f"Failed to find node with node-name='{name}'")
     storage.graph.check_unblocked(node)
-    if node not in _filtered(source):
+    if not can_replace(storage.graph, source, node):
         raise QmpError(
             f"Cannot replace '{name}' by a node mirrored from '{source.name}', because it cannot be guaranteed that "
             "doing so would not lead to an abrupt change of visible data"
         )
     if node.size != source.size:
         raise QmpError("cannot replace image with a mirror image of different size")
-
-
-def _filtered(source: Node) -> list[Node]:
-    """Return the nodes that show the same as `source`: filters, and what is below them."""
-    nodes = []
-    for node in chain(source):
-        nodes.append(node)
-        if not node.is_filter:
-            break
-    return nodes

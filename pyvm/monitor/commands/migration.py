@@ -204,12 +204,18 @@ def migrate_continue(context: Context, state: str) -> None:
 
 @COMMANDS.command("migrate-start-postcopy")
 def migrate_start_postcopy(context: Context) -> None:
-    """Refuse to let the other side run already."""
-    if not settings_of(context).capabilities["postcopy-ram"]:
+    """Let bitmaps follow behind the switch-over; memory cannot."""
+    capabilities = settings_of(context).capabilities
+    if not capabilities["postcopy-ram"] and not capabilities["dirty-bitmaps"]:
         raise QmpError("Enable postcopy with migrate_set_capability before the start of migration")
-    if not _busy(context):
+    known = _known(context)
+    if known is None or known.status == "none":
         raise QmpError("Postcopy must be started after migration has been started")
-    raise QmpError("Postcopy is not supported by pyvm")
+    if capabilities["postcopy-ram"]:
+        raise QmpError("Postcopy is not supported by pyvm")
+    # One that is over already is no error: who asks could not know.
+    if known.outgoing is not None:
+        known.outgoing.start_postcopy()
 
 
 @COMMANDS.command("migrate-incoming")
@@ -265,14 +271,19 @@ def x_colo_lost_heartbeat(context: Context) -> None:
     raise QmpError("The feature 'colo' is not enabled")
 
 
+def _not_opened(filename: str, error: OSError | ValueError) -> QmpError:
+    """Return what to say of a file that cannot be opened, or whose name can be none."""
+    return QmpError(f"Unable to open {filename}: {error.strerror if isinstance(error, OSError) else error}")
+
+
 @COMMANDS.command("xen-save-devices-state")
 def xen_save_devices_state(context: Context, filename: str, live: bool | None) -> None:
     """Save the state of the machine without that of RAM, in pyvm's own format."""
     del live  # matters where another process takes over the disks at once
     try:
         context.machine.save_devices(filename)
-    except OSError as error:
-        raise QmpError(f"Unable to open {filename}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise _not_opened(filename, error) from None
 
 
 @COMMANDS.command("xen-load-devices-state")
@@ -283,8 +294,7 @@ def xen_load_devices_state(context: Context, filename: str) -> None:
     try:
         open(filename, "rb").close()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise QmpError(f"Unable to open {filename}: {reason}") from None
+        raise _not_opened(filename, error) from None
     try:
         context.machine.load_devices(filename)
     except ConfigError as error:

@@ -57,21 +57,13 @@ def device_list_properties(context: Context, typename: str) -> list[dict[str, An
     return [item.as_info(with_default=True) for item in kind.device_properties]
 
 
-def _refuse_while_moving(context: Context, command: str) -> None:
-    """The other side has the devices that there were when the migration began."""
-    if getattr(context.machine, "moving", False):
-        raise QmpError(f"{command} not allowed while migrating")
-
-
 @COMMANDS.command("device_add")
 def device_add(context: Context, arguments: dict[str, Any]) -> None:
     """Plug a device in."""
-    _refuse_while_moving(context, "device_add")
     _plugging(context).add(arguments)
 
 
 @COMMANDS.command("device_del")
 def device_del(context: Context, id: str) -> None:  # noqa: A002 - the name that the schema gives it
     """Take a device out."""
-    _refuse_while_moving(context, "device_del")
     _plugging(context).remove(id)

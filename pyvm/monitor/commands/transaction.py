@@ -226,7 +226,8 @@ def _create_snapshot(storage: Storage, device: str, name: str) -> tuple[Qcow2Nod
     storage.drain()
     try:
         with storage.quiet():
-            snapshot = node.create_snapshot(name, date_sec=seconds, date_nsec=nanoseconds)
+            now = storage.clock.now()
+            snapshot = node.create_snapshot(name, date_sec=seconds, date_nsec=nanoseconds, vm_clock_nsec=now)
     except (OSError, BlockError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise QmpError(f"Failed to create snapshot '{name}' on device '{device}': {reason}") from None

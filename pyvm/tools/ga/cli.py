@@ -162,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(options)
         sys.stdout.flush()
     except GaError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        from pyvm.tools.ga.output import text
+
+        sys.stderr.write(f"{PROGRAM}: {text(error)}\n")
         return error.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

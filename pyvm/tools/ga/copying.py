@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from pyvm.agent import AgentClient, AgentError
 from pyvm.tools.ga.failures import FAILED, PROGRAM, USAGE, GaError
+from pyvm.tools.ga.output import text
 from pyvm.tools.ga.program import Program, Runner
 
 _CHUNK = 1 << 20
@@ -42,7 +43,7 @@ def run(agent: AgentClient, options: argparse.Namespace) -> int:
             if isinstance(error, AgentError) and error.error_class == "CommandNotFound":
                 raise
             reason = error.strerror if isinstance(error, OSError) else error.desc
-            sys.stderr.write(f"{PROGRAM}: {source}: {reason or error}\n")
+            sys.stderr.write(f"{PROGRAM}: {source}: {text(reason or error)}\n")
             status = FAILED
     return status
 
@@ -102,35 +103,31 @@ class _Copier:
     def get(self, source: str, target: str, *, several: bool) -> None:
         """Copy a file of the guest here, or to standard output."""
         if target == _STANDARD:
-            self._receive(source, sys.stdout.buffer)
+            with self._agent.opened(source) as handle:
+                self._receive(source, handle, sys.stdout.buffer)
             sys.stdout.buffer.flush()
             return
         if os.path.isdir(target):
             target = os.path.join(target, os.path.basename(source.rstrip("/")))
         elif several or target.endswith("/"):
             raise GaError(f"{target}: there is no such directory")
-        handle = self._agent.file_open(source)  # before there is a new file here
-        with open(target, "wb") as file:
-            self._receive(source, file, handle)
+        # The guest's first: where it has none, no new file is left here.
+        with self._agent.opened(source) as handle, open(target, "wb") as file:
+            self._receive(source, handle, file)
         if self._keep_mode:
             status, mode = self._shell('stat -c %a -- "$1"', source)
             with contextlib.suppress(ValueError):
                 if status == 0:
                     os.chmod(target, int(mode, 8) & 0o777)
 
-    def _receive(self, source: str, file: BinaryIO, handle: int | None = None) -> None:
-        agent = self._agent
-        handle = agent.file_open(source) if handle is None else handle
-        try:
-            with self._progress(source, self._length(handle)) as advance:
-                while True:
-                    data, eof = agent.file_read(handle, _CHUNK)
-                    file.write(data)
-                    advance(len(data))
-                    if eof or not data:
-                        break
-        finally:
-            agent.file_close(handle)
+    def _receive(self, source: str, handle: int, file: BinaryIO) -> None:
+        with self._progress(source, self._length(handle)) as advance:
+            while True:
+                data, eof = self._agent.file_read(handle, _CHUNK)
+                file.write(data)
+                advance(len(data))
+                if eof or not data:
+                    break
 
     def _length(self, handle: int) -> int | None:
         """Return how long an open file is; None where it has no length, such as a pipe."""

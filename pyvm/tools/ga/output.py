@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pyvm.printable import printable
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _STEP = 1024
 
@@ -43,7 +45,7 @@ def text(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return printable(str(value))
 
 
 def size(count: int | None) -> str:

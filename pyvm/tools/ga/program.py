@@ -26,6 +26,8 @@ INPUT_LIMIT = 8 << 20
 _CHUNK = 256 << 10
 _FIRST_POLL = 0.002
 _LONGEST_POLL = 0.25
+_STATUS_MASK = 0xFF
+"""What a process can end with; the guest may say anything."""
 _SCRIPT = """\
 d=$1 i=$2 c=$3
 shift 3
@@ -196,8 +198,8 @@ class _NoShellError(Exception):
 
 def _exit_status(status: GuestExecStatus) -> int:
     if status.signal is not None:
-        return BY_SIGNAL + status.signal
-    return status.exitcode if status.exitcode is not None else 0
+        return BY_SIGNAL + status.signal & _STATUS_MASK
+    return (status.exitcode or 0) & _STATUS_MASK
 
 
 def _cannot_run(name: str, error: AgentError) -> AgentError | GaError:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pyvm.agent import AgentClient, AgentError, AgentFailure
 from pyvm.tools.ga.execute import forwarded_signals, writer
 from pyvm.tools.ga.failures import PROGRAM, GaError, explain
+from pyvm.tools.ga.output import text
 from pyvm.tools.ga.program import SHELL, Program, Runner
 
 _HISTORY_LINES = 1000
@@ -49,7 +50,7 @@ class _Session:
     @property
     def prompt(self) -> str:
         """What is shown before each line."""
-        return f"{self._name}:{self.directory}{self._sign} "
+        return text(f"{self._name}:{self.directory}{self._sign} ")
 
     def run(self, line: str) -> int:
         """Carry one line out, and return its status."""
@@ -129,5 +130,5 @@ def _carry_out(session: _Session, line: str) -> int:
         return 130
     if not sys.stdin.isatty():
         raise error
-    sys.stderr.write(f"{PROGRAM}: {error}\n")
+    sys.stderr.write(f"{PROGRAM}: {text(error)}\n")
     return error.status

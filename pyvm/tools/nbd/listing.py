@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyvm.block.drivers.nbd_protocol import TransmissionFlag
+from pyvm.printable import printable
 from pyvm.tools.img.errors import ImgError
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def _encryption(settings: NbdSettings, address: ServerAddress) -> Wrap | None:
 
 
 def _lines(export: ListedExport) -> list[str]:
-    lines = [f" export: '{_text(export.name)}'"]
+    lines = [f" export: '{printable(export.name)}'"]
     if export.description:
-        lines.append(f"  description: {_text(export.description)}")
+        lines.append(f"  description: {printable(export.description)}")
     info = export.info
     if info is not None and TransmissionFlag.HAS_FLAGS in info.flags:
         names = "".join(f" {name}" for flag, name in _FLAG_NAMES.items() if flag in info.flags)
@@ -81,10 +82,5 @@ def _lines(export: ListedExport) -> list[str]:
         lines += [f"  min block: {least}", f"  opt block: {preferred}", f"  max block: {most}"]
     if export.contexts:
         lines.append(f"  available meta contexts: {len(export.contexts)}")
-        lines += [f"   {_text(name)}" for name in export.contexts]
+        lines += [f"   {printable(name)}" for name in export.contexts]
     return lines
-
-
-def _text(name: bytes) -> str:
-    """Return a server's text without what a terminal would act on."""
-    return "".join(it if it.isprintable() else "?" for it in name.decode("utf-8", "replace"))

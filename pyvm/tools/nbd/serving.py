@@ -142,7 +142,10 @@ class _ImageServer:
         except BlockError as error:
             raise ImgError(f"Failed to blk_new_open '{settings.file}': {error}") from None
         if settings.snapshot:
-            node = self._keep(self._storage.add_overlay(node.hold(), discard=settings.discard))
+            from pyvm.machine.drive_nodes import add_overlay
+
+            graph = self._storage.graph
+            node = self._keep(add_overlay(graph, node.hold(), discard=settings.discard, warn=warn_plainly))
         if settings.offset:
             part: dict[str, Any] = {"driver": "raw", "offset": settings.offset, "file": node.name}
             part["read-only"] = node.read_only
