@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from pyvm import Machine
 from pyvm.errors import ConfigError
 from pyvm.migration.stream import Section
-from pyvm.qmp_client import QmpError
+from pyvm.qmp_client import QmpDisconnected, QmpError
 from pyvm.state import StateError
 from tests.unit.machine_rig import Machine as RigMachine
 
@@ -39,6 +40,13 @@ class Bench:
         if events:
             switch(made, events=True)
         return made
+
+    def take(self, path: str) -> None:
+        """Have a machine take what is in a file, which ends it."""
+        waiting = self.machine("-incoming", "defer", events=False)
+        with suppress(QmpDisconnected):
+            waiting.qmp("migrate-incoming", uri=f"file:{path}")
+        waiting.wait(DEADLINE)
 
     def path(self, name: str) -> str:
         return str(self.directory / name)
@@ -360,10 +368,10 @@ def test_damage_on_the_way_is_seen(bench: Bench, capfd: pytest.CaptureFixture[st
     good = Path(path).read_bytes()
     for place in (len(good) // 2, len(good) - 20_000):
         Path(path).write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        bench.machine("-incoming", f"file:{path}", events=False).wait(DEADLINE)
+        bench.take(path)
         assert "damaged: its checksum is wrong" in capfd.readouterr().err
     Path(path).write_bytes(good[:-1])
-    bench.machine("-incoming", f"file:{path}", events=False).wait(DEADLINE)
+    bench.take(path)
     assert "the stream is cut off" in capfd.readouterr().err
 
 
@@ -385,7 +393,7 @@ def test_a_peer_that_never_answers_and_dies(bench: Bench, capfd: pytest.CaptureF
     assert ended(source)["error-desc"] == "the other side has ended before it was the machine"
     assert run_state(source) == "running"
     Path(bench.path("taken")).write_bytes(taken)
-    bench.machine("-incoming", f"file:{bench.path('taken')}", events=False).wait(DEADLINE)
+    bench.take(bench.path("taken"))
     assert "the source wants an answer" in capfd.readouterr().err
 
 
