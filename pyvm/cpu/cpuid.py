@@ -21,6 +21,7 @@ Entry = tuple[int, int, int, int, int, int]
 
 INVARIANT_TSC = "invtsc"
 _INVARIANT_TSC_BIT = 1 << 8
+_TSC_ADJUST_BIT = 1 << 1
 _XCR0_X87_SSE = 3
 _XCR0_PKRU = 1 << 9
 
@@ -56,8 +57,9 @@ class CpuModel:
     """Whether the guest is told that its TSC never changes its pace, also where `invtsc` was not asked for.
 
     One clock is the TSC of all vCPUs here.  An operating system that is not told so distrusts the TSC of a
-    multiprocessor and reads a much slower clock.  As a feature it would be said to clients too, and libvirt neither
-    saves nor migrates a machine that has it.
+    multiprocessor and reads a much slower clock.  With the adjustment of the TSC, which is there then, Linux does not
+    watch it by that clock either, which takes it for broken where the host is busy.  As a feature it would be said to
+    clients too, and libvirt neither saves nor migrates a machine that has it.
     """
     missing: list[str] = field(default_factory=list)
     """Features that were asked for and that the translator cannot do."""
@@ -265,7 +267,7 @@ def _basic_leaves(model: CpuModel, topology: Topology, words: list[int]) -> list
         (2, ANY_SUBLEAF, 1, 0, 0x4D, 0x2C307D),
         *_cache_leaves(topology),
         (6, ANY_SUBLEAF, words[12], 0, 0, 0),
-        (7, 0, 1 if words[5] else 0, words[2], words[3], words[4]),
+        (7, 0, 1 if words[5] else 0, words[2] | (_TSC_ADJUST_BIT if model.steady_tsc else 0), words[3], words[4]),
         (7, 1, words[5], 0, 0, 0),
         *(_topology_leaves(topology) if model.level >= 0xB else []),
         *_xsave_leaves(model, words[11]),

@@ -11,7 +11,7 @@
 enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_DF = 1 << 10, EFLAGS_RF = 1 << 16, EFLAGS_VM = 1 << 17 };
 enum { EFER_SCE = 1 };
 enum { EXCEPTION_UD = 6, EXCEPTION_GP = 13 };
-enum { MSR_TSC = 0x10, MSR_APIC_BASE = 0x1b, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff };
+enum { MSR_TSC = 0x10, MSR_APIC_BASE = 0x1b, MSR_TSC_ADJUST = 0x3b, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff };
 
 /* Descriptor bits, as in the second word of a descriptor. */
 enum {
@@ -232,16 +232,21 @@ static bool is_ours(uint32_t index) {
     return index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE || (index >= MSR_X2APIC_FIRST && index <= MSR_X2APIC_LAST);
 }
 
+/* What software made of the time stamp counter, by writing it or by writing the difference (SDM volume 3, 18.17.3). */
+static bool is_of_tsc(uint32_t index) {
+    return index == MSR_TSC || index == MSR_TSC_ADJUST;
+}
+
 EXPORT void helper_rdmsr_x86_64(Env *env) {
     Engine *engine = current_engine;
     uint32_t index = (uint32_t)env->regs[RCX];
     uint64_t value = 0;
-    if (!engine || (!is_ours(index) && index != MSR_TSC)) {
+    if (!engine || (!is_ours(index) && !is_of_tsc(index))) {
         unicorn.rdmsr(env);
         return;
     }
-    if (index == MSR_TSC)
-        value = guest_tsc(engine) + FIELD(env, uint64_t, ENV_TSC_OFFSET);
+    if (is_of_tsc(index))
+        value = FIELD(env, uint64_t, ENV_TSC_OFFSET) + (index == MSR_TSC ? guest_tsc(engine) : 0);
     else if (!callback_msr_read(engine, index, &value))
         unicorn.raise_exception_err_ra(env, EXCEPTION_GP, 0, CALLER);
     env->regs[RAX] = (uint32_t)value;
@@ -252,10 +257,10 @@ EXPORT void helper_wrmsr_x86_64(Env *env) {
     Engine *engine = current_engine;
     uint32_t index = (uint32_t)env->regs[RCX];
     uint64_t value = (uint32_t)env->regs[RAX] | env->regs[RDX] << 32;
-    if (!engine || (!is_ours(index) && index != MSR_TSC))
+    if (!engine || (!is_ours(index) && !is_of_tsc(index)))
         unicorn.wrmsr(env);
-    else if (index == MSR_TSC)
-        FIELD(env, uint64_t, ENV_TSC_OFFSET) = value - guest_tsc(engine);
+    else if (is_of_tsc(index))
+        FIELD(env, uint64_t, ENV_TSC_OFFSET) = value - (index == MSR_TSC ? guest_tsc(engine) : 0);
     else if (!callback_msr_write(engine, index, value))
         unicorn.raise_exception_err_ra(env, EXCEPTION_GP, 0, CALLER);
 }

@@ -127,6 +127,7 @@ def test_bits_are_where_the_manuals_have_them(feature: str, leaf: int, register:
 def test_the_guest_knows_that_its_tsc_is_steady_and_clients_see_what_was_asked_for() -> None:
     for option, told, shown in (("qemu64", 1, False), ("qemu64,+invtsc", 1, True), ("max,invtsc=off", 0, False)):
         assert Table(option)(0x80000007)[3] == told << 8
+        assert Table(option)(7)[1] & 2 == told << 1
         assert ("invtsc" in build_model(option, Topology()).features) is shown
 
 

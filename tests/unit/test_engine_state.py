@@ -53,6 +53,23 @@ def test_time_stamp_counter_follows_the_guest_clock() -> None:
         assert rig.get("r8") < 4 * 10**10
 
 
+def test_time_stamp_counter_is_adjusted_by_a_difference() -> None:
+    with Rig(tsc_hz=10**9) as rig:
+        rig.engine.set_clock(-time.monotonic_ns())
+        save = "48 c1 e2 20 48 09 d0"
+        adjust = "b9 3b000000"
+        # rdmsr 0x3b; wrmsr 0x3b := 2^40; rdtsc; wrmsr 0x10 := 2^41; rdmsr 0x3b
+        program = code(
+            adjust, "0f 32", save, "48 89 c3", "31 c0 ba 00010000 0f 30", "0f 31", save, "49 89 c0",
+            "b9 10000000", "31 c0 ba 00020000 0f 30", adjust, "0f 32", save, "49 89 c1", DONE_HLT,
+        )  # fmt: skip
+        rig.long(program)
+        rig.run_until_port()
+        assert rig.get("rbx") == 0
+        assert 2**40 <= rig.get("r8") < 2**40 + 4 * 10**10
+        assert 2**41 - 4 * 10**10 < rig.get("r9") <= 2**41
+
+
 def test_task_priority_register(rig: Rig) -> None:
     rig.devices.cr8 = 5
     rig.long(code("44 0f 20 c3", "b8 09000000", "44 0f 22 c0", DONE_HLT))
