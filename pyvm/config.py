@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 DEFAULT_MEMORY = 128 * MIB
+MAIN_MEMORY = "pc.ram"
+"""What the main memory's back end is called, where the user has not made one."""
 DEFAULT_CPU = "qemu64"
 SERIAL_PORTS = 4
 

@@ -6,14 +6,13 @@ from typing import Any
 
 from pyvm.commandline.objects import make_object
 from pyvm.commandline.reader import CommandLine
-from pyvm.config import DeviceConfig, DriveConfig, GlobalConfig, MachineConfig, ObjectConfig
+from pyvm.config import MAIN_MEMORY, DeviceConfig, DriveConfig, GlobalConfig, MachineConfig, ObjectConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Options
 
 # A device of one of these models stands for the default drive.
 _CDROM_MODELS = ("ide-cd", "ide-hd", "scsi-cd", "scsi-hd")
 _FLOPPY_MODELS = ("isa-fdc", "floppy")
-_MAIN_MEMORY = "pc.ram"
 
 
 def configure(line: CommandLine, config: MachineConfig) -> None:
@@ -82,14 +81,14 @@ def _add_memory_backend(line: CommandLine, config: MachineConfig) -> None:
         if path is not None:
             raise ConfigError("'-mem-path' can't be used together with '-machine memory-backend'")
         return
-    if any(item.id == _MAIN_MEMORY for item in config.objects):
-        raise ConfigError(f"Duplicate ID '{_MAIN_MEMORY}' for object")
+    if any(item.id == MAIN_MEMORY for item in config.objects):
+        raise ConfigError(f"Duplicate ID '{MAIN_MEMORY}' for object")
     properties: dict[str, Any] = {"size": config.memory.size, "prealloc": prealloc}
     kind = "memory-backend-ram"
     if path is not None:
         properties["mem-path"], kind = path, "memory-backend-file"
-    config.objects.append(ObjectConfig(kind, _MAIN_MEMORY, properties, "-mem-path" if path else "-mem-prealloc"))
-    config.board.memory_backend = _MAIN_MEMORY
+    config.objects.append(ObjectConfig(kind, MAIN_MEMORY, properties, "-mem-path" if path else "-mem-prealloc"))
+    config.board.memory_backend = MAIN_MEMORY
 
 
 def _check_memory_backend(line: CommandLine, config: MachineConfig) -> None:

@@ -37,8 +37,6 @@ FIELDS: Final[dict[int, dict[str, FieldKind]]] = {
     ONBOARD_DEVICE: _fields("designation", kind="device", instance="number"),
 }
 """The fields that can be given, by the type of the structure."""
-REPEATED: Final = (PORT, OEM_STRINGS, ONBOARD_DEVICE)
-"""Types of which each mention makes one more; of the others there is one set of fields."""
 
 Fields = Mapping[str, str | int]
 

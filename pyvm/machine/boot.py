@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
 from pyvm.devices.ide.piix3 import IDETIM
-from pyvm.devices.pci.function import PciFunction
 from pyvm.errors import ConfigError
 from pyvm.firmware import cpu_setup, pci_setup
 from pyvm.firmware.affinity import Affinity
@@ -108,14 +107,13 @@ class Boot:
             from pyvm.machine.splash import read_picture
 
             board.fw_cfg.add_file(*read_picture(boot.splash))
-        if boot.bios is not None and self.tables.info.vga:
+        if boot.bios is not None and self.display is not None:
             from pathlib import Path
 
             # The video BIOS of a firmware lies beside it; without one there is just no picture.
             video = Path(boot.bios).with_name(_VIDEO_BIOS)
-            adapter = board.components["vga"]
-            if video.is_file() and isinstance(adapter, PciFunction):
-                adapter.add_rom(video.read_bytes())
+            if video.is_file():
+                self.display.vga.add_rom(video.read_bytes())
 
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.

@@ -38,6 +38,11 @@ class Inspection(ABC):
     board: Board
     storage: Storage
 
+    @property
+    def _pc(self) -> Pc:
+        """This part as the whole that it is a part of."""
+        return cast("Pc", self)
+
     @abstractmethod
     def _give_back(self, action: Callable[[], None]) -> None:
         """Have `action` called, with the lock held, when the machine is closed."""
@@ -54,7 +59,7 @@ class Inspection(ABC):
         """What dumps the guest's memory; made when somebody first asks for it."""
         from pyvm.machine.dump.dumper import Dumper
 
-        dumper = Dumper(cast("Pc", self), self.events.emit)
+        dumper = Dumper(self._pc, self.events.emit)
         self._give_back(dumper.close)
         return dumper
 

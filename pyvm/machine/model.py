@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pyvm.config import MAIN_MEMORY
 from pyvm.errors import ConfigError
 from pyvm.machine.descriptions import Descriptions
 from pyvm.machine.memory_backends import JoinedMemory, MemoryBackend
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 STORED = ("iothread", "throttle-group", "secret")
 """Types of objects that the storage has; it makes those of the command line itself."""
-MAIN_MEMORY = "pc.ram"
 
 
 class MachineModel(Descriptions, Texts):

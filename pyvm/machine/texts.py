@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pyvm.config import MAIN_MEMORY
+
 if TYPE_CHECKING:
     from pyvm.machine.numa import Numa
     from pyvm.machine.pc import Pc
@@ -62,7 +64,7 @@ class Texts:
 
     def _blocks(self) -> Iterator[tuple[str, int]]:
         pc = self._pc
-        yield pc.config.board.memory_backend or "pc.ram", pc.memory.size
+        yield pc.config.board.memory_backend or MAIN_MEMORY, pc.memory.size
         for module in pc.model.sockets.modules:
             yield module.backend.id, module.block.size
         for display in pc.displays():

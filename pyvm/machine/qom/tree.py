@@ -69,12 +69,6 @@ class MachineTree:
         self._complete()
         return self._chips[name].path if name in self._chips else ""
 
-    @property
-    def boot_cpu(self) -> QomObject | None:
-        """The first vCPU."""
-        self._complete()
-        return self._chips.get("cpu0")
-
     def device_path(self, made: object) -> str:
         """Return the path of a device that was plugged in; empty where there is no such device."""
         self._complete()

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pyvm.machine.inspection import Inspection
 from pyvm.runstate import RunState
@@ -18,7 +18,6 @@ from pyvm.runstate import RunState
 if TYPE_CHECKING:
     from pyvm.machine.boot import Boot
     from pyvm.machine.lifecycle import Lifecycle
-    from pyvm.machine.pc import Pc
     from pyvm.machine.saved.disk_layers import DiskFamily, Frozen
     from pyvm.machine.saved.fork import ForkedMachine
     from pyvm.machine.saved.migrations import Migrations
@@ -41,10 +40,6 @@ class Persistence(Inspection):
     @abstractmethod
     def reset_hardware(self) -> None:
         """Reset everything and run the firmware."""
-
-    @property
-    def _pc(self) -> Pc:
-        return cast("Pc", self)
 
     # ---- Where the machine comes from
 

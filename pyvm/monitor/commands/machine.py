@@ -71,7 +71,7 @@ def _model(context: Context) -> PartsModel:
 @COMMANDS.command("query-machines")
 def query_machines(context: Context) -> list[dict[str, Any]]:
     """Return the machines that `-machine` takes."""
-    from pyvm.config import DEFAULT_CPU, DEFAULT_MACHINE, MACHINE_TYPES
+    from pyvm.config import DEFAULT_CPU, DEFAULT_MACHINE, MACHINE_TYPES, MAIN_MEMORY
 
     infos = []
     for machine in MACHINE_TYPES.values():
@@ -88,7 +88,7 @@ def query_machines(context: Context) -> list[dict[str, Any]]:
         if machine.alias is not None:
             info["alias"] = machine.alias
         if is_pc:
-            info |= {"default-cpu-type": f"{DEFAULT_CPU}-{_TARGET}-cpu", "default-ram-id": "pc.ram"}
+            info |= {"default-cpu-type": f"{DEFAULT_CPU}-{_TARGET}-cpu", "default-ram-id": MAIN_MEMORY}
         infos.append(info)
     # The default does not come first: clients look for `is-default`.
     return sorted(infos, key=lambda info: (info["name"] == "none", info.get("is-default", False)))
