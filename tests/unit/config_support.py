@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from pyvm.commandline import parse_arguments
@@ -24,14 +21,3 @@ def refused(*words: str) -> str:
         parse_arguments(words)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def maker(tmp_path: Path) -> Callable[[str], str]:
-    """Return a function that makes a file and returns its path."""
-
-    def make(name: str, text: str = "content") -> str:
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return make

@@ -14,14 +14,7 @@ from pyvm.chardev.options import SocketOptions, VcOptions
 from pyvm.commandline import HelpRequest, parse_arguments
 from pyvm.commandline.table import OPTIONS
 from pyvm.errors import ConfigError
-from tests.unit.config_support import MIB, config, maker, refused
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Callable[[str], str]:
-    """Return a function that makes a file and returns its path."""
-    return maker(tmp_path)
-
+from tests.unit.config_support import MIB, config, refused
 
 # The machine and its memory
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pyvm.chardev.address import UnixAddress
 from pyvm.chardev.options import SocketOptions, StdioOptions
-from tests.unit.config_support import config, maker, refused
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Callable[[str], str]:
-    """Return a function that makes a file and returns its path."""
-    return maker(tmp_path)
+from tests.unit.config_support import config, refused
 
 
 def test_a_kernel_an_agent_and_two_monitors(file: Callable[[str], str]) -> None:

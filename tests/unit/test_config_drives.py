@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pyvm.options import escape
-from tests.unit.config_support import config, maker, refused
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Callable[[str], str]:
-    """Return a function that makes a file and returns its path."""
-    return maker(tmp_path)
+from tests.unit.config_support import config, refused
 
 
 def test_drives(file: Callable[[str], str]) -> None:

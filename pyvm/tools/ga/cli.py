@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from pyvm.tools.ga.failures import PROGRAM, STATUSES, USAGE, GaError
+from pyvm.tools.leaving import leave
 
 _DEFAULT_TIMEOUT = 30.0
 _PROBE_SECONDS = 1.0
@@ -145,14 +146,7 @@ def _add_system(add: Add) -> None:
 
 def script() -> NoReturn:
     """Run ``pyvm-ga`` as a program of its own, which starts and ends as fast as it can."""
-    status = main()
-    try:
-        sys.stdout.flush()
-    except OSError:
-        status = status or 1
-    sys.stderr.flush()
-    # Everything is closed; to take the interpreter apart as well would take longer than the work.
-    os._exit(status)
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

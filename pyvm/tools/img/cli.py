@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from pyvm.tools.img.console import PROGRAM, complain, discard_output, warn
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
+from pyvm.tools.leaving import leave
 
 COMMANDS = (
     "amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot"
@@ -20,14 +21,7 @@ _FAILURES = {"compare": 2}
 
 def script() -> NoReturn:
     """Run ``pyvm-img`` as a program of its own, which starts and ends as fast as it can."""
-    status = main()
-    try:
-        sys.stdout.flush()
-    except OSError:
-        status = status or 1
-    sys.stderr.flush()
-    # All files are closed.  To take the interpreter apart as well would take longer than many a subcommand.
-    os._exit(status)
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
+from pyvm.tools.leaving import leave
 
 PROGRAM = "pyvm-nbd"
 
 
 def script() -> NoReturn:
     """Run ``pyvm-nbd`` as a program of its own."""
-    status = main()
-    try:
-        sys.stdout.flush()
-    except OSError:
-        status = status or 1
-    sys.stderr.flush()
-    # Nothing is open.  Threads of clients may still be on their way out.
-    os._exit(status)
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
