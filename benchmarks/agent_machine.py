@@ -1,18 +1,24 @@
-"""The machine in which every command of the guest agent is tried, and what its steps ask of it."""
+"""The machine in which every command of the guest agent is tried, and what its steps ask of it.
+
+The guest is the demo guest, or the Debian disk: an ordinary system with systemd, which boots from its own disk and has
+its own swap area.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import Emulator
-from images.build import Image
+from images.build import Image, build
+from images.disk import DiskImage, build_disk
 from pyvm.agent import AgentClient, AgentError, AgentFailure
 from pyvm.qmp_client import QmpClient, QmpFailure
 
@@ -31,6 +37,51 @@ OPTIONS = (
 """What both emulators get, beside the guest itself and paths."""
 
 
+@dataclass(frozen=True)
+class GuestSystem:
+    """A guest that has the agent."""
+
+    title: str
+    """What it is, for people."""
+    packages: dict[str, str]
+    boot: Callable[[Path], Sequence[str]]
+    """Makes what the guest boots from in a directory, and returns the options that boot it."""
+    own_swap: bool = False
+    """Whether it has swap by itself, and resumes from there."""
+
+    @property
+    def agent_version(self) -> str:
+        """Return the version of the agent, as its authors number it."""
+        return self.packages["qemu-guest-agent"].partition(":")[2].partition("+")[0]
+
+
+def demo_guest(image: Image) -> GuestSystem:
+    """Return the demo guest, which the emulator boots with -kernel."""
+    words = ("-kernel", str(image.kernel), "-initrd", str(image.initrd))
+    append = f"{image.append} pyvm.resume=/dev/vdb"
+    title = f"Debian's kernel {image.release} and Debian's agent, with busybox around them"
+    return GuestSystem(title, image.packages, lambda directory: (*words, "-append", append))
+
+
+def disk_guest(image: DiskImage) -> GuestSystem:
+    """Return the Debian disk, of which each machine has a copy; it is behind IDE, so /dev/vd* are other disks."""
+
+    def boot(directory: Path) -> Sequence[str]:
+        copy = directory / "system.qcow2"
+        shutil.copyfile(image.disk, copy)
+        return ("-drive", f"file={copy},format=qcow2,if=ide")
+
+    title = f"Debian 12 with systemd on a disk, kernel {image.release}"
+    return GuestSystem(title, image.packages, boot, own_swap=True)
+
+
+GUESTS: dict[str, Callable[[], GuestSystem]] = {
+    "demo": lambda: demo_guest(build("demo", quiet=True)),
+    "disk": lambda: disk_guest(build_disk(quiet=True)),
+}
+"""What the guests are called, and what builds them."""
+
+
 @dataclass
 class Session:
     """One machine that runs, with its agent and its monitor."""
@@ -39,6 +90,7 @@ class Session:
     qmp: QmpClient
     restart: Callable[[], None]
     """Starts the machine anew, once it has ended."""
+    system: GuestSystem | None = None
     process: subprocess.Popen[bytes] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """What an earlier step leaves for a later one."""
@@ -83,21 +135,18 @@ class Session:
 
 
 @contextmanager
-def session(emulator: Emulator, image: Image, directory: Path) -> Iterator[Session]:
-    """Boot the guest, with disks of its own in `directory`, and end it afterwards."""
-    paths = {name: directory / name for name in ("ga", "qmp", "disk", "swap", "console")}
-    for name, size in (("disk", _DISK_BYTES), ("swap", _SWAP_BYTES)):
-        with paths[name].open("wb") as file:
-            file.truncate(size)
+def running(emulator: Emulator, system: GuestSystem, directory: Path, options: Sequence[str] = ()) -> Iterator[Session]:
+    """Boot a guest up to its agent, whose port the `options` have a place for, and end it afterwards.
+
+    Monitor, agent and console are sockets and a file in `directory`.
+    """
+    paths = {name: directory / name for name in ("ga", "qmp", "console")}
     command = [
         *emulator.command,
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", f"{image.append} pyvm.resume=/dev/vdb"),
+        *system.boot(directory),
         *("-serial", f"file:{paths['console']}", "-chardev", f"socket,path={paths['ga']},server=on,wait=off,id=ga0"),
         *("-qmp", f"unix:{paths['qmp']},server=on,wait=off"),
-        *("-drive", f"if=none,id=d0,file={paths['disk']},format=raw,discard=unmap"),
-        *("-drive", f"if=none,id=d1,file={paths['swap']},format=raw"),
-        *OPTIONS,
+        *options,
     ]
     found: Session | None = None
 
@@ -113,7 +162,8 @@ def session(emulator: Emulator, image: Image, directory: Path) -> Iterator[Sessi
         found.qmp = QmpClient.connect(str(paths["qmp"]))
 
     with AgentClient(str(paths["ga"]), PATIENCE) as agent:
-        found = Session(agent, None, start)  # type: ignore[arg-type]
+        found = Session(agent, None, start, system)  # type: ignore[arg-type]
+        found.notes["console"] = lambda: paths["console"].read_text(errors="replace")
         try:
             start()
             yield found
@@ -123,3 +173,16 @@ def session(emulator: Emulator, image: Image, directory: Path) -> Iterator[Sessi
             if found.process is not None:
                 found.process.kill()
                 found.process.wait()
+
+
+@contextmanager
+def session(emulator: Emulator, system: GuestSystem, directory: Path) -> Iterator[Session]:
+    """Boot a guest in the machine of the table, with disks of its own in `directory`, and end it afterwards."""
+    disks = {"d0": (directory / "disk", _DISK_BYTES, ",discard=unmap"), "d1": (directory / "swap", _SWAP_BYTES, "")}
+    words: list[str] = []
+    for name, (path, size, more) in disks.items():
+        with path.open("wb") as file:
+            file.truncate(size)
+        words += ("-drive", f"if=none,id={name},file={path},format=raw{more}")
+    with running(emulator, system, directory, [*words, *OPTIONS]) as found:
+        yield found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    agent_chapter,
     boot_chapter,
     convert_chapter,
     disk_chapter,
@@ -20,6 +21,7 @@ CHAPTERS = (
     disk_chapter.CHAPTER,
     convert_chapter.CHAPTER,
     boot_chapter.CHAPTER,
+    agent_chapter.CHAPTER,
     network_chapter.CHAPTER,
     migrate_chapter.CHAPTER,
     restore_chapter.CHAPTER,

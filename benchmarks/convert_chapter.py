@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.chapter import Chapter, Measure, Metric, Sample, Setting, SkippedError
@@ -73,6 +74,19 @@ def _settle(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _warm(path: Path) -> None:
+    """Have all data of a sparse file in the page cache, from where hosts drop what lay there for some seconds."""
+    buffer = bytearray(max(PIECES))
+    with path.open("rb", buffering=0) as file:
+        end = 0
+        with suppress(OSError):  # there is no more data
+            while True:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                for place in range(start, end, len(buffer)):
+                    os.preadv(file.fileno(), (buffer,), place)
+
+
 def _source(directory: Path, name: str) -> Path:
     return directory / f"source.{name}"
 
@@ -88,6 +102,9 @@ def _make_sources(directory: Path) -> None:
 
 def _seconds(tool: tuple[str, ...], source: Path, target: Path, kind: str, options: tuple[str, ...]) -> float:
     target.unlink(missing_ok=True)
+    # What others wrote would be written back at this one's cost.
+    os.sync()
+    _warm(source)
     words = ("convert", *options, "-f", source.suffix[1:], "-O", kind, str(source), str(target))
     start = time.monotonic()
     done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
