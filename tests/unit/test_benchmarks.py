@@ -219,8 +219,10 @@ class TestImages:
 
     def test_a_conversion_that_fails_is_an_error(self, tmp_path: Path) -> None:
         tool = (sys.executable, "-c", "raise SystemExit('no such image')")
+        source = tmp_path / "source.raw"
+        source.write_bytes(b"data")
         with pytest.raises(BenchmarkError, match="no such image"):
-            convert_chapter._seconds(tool, tmp_path / "source.raw", tmp_path / "target", "raw", ())
+            convert_chapter._seconds(tool, source, tmp_path / "target", "raw", ())
 
 
 @pytest.fixture(scope="module")

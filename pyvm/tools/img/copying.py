@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
     from pyvm.block.node import Node
 
-_CHUNK = 1 << 20
+_CHUNK = 2 << 20
 """Most bytes of one read."""
 _MOST_READ_AHEAD = 3
 """Most chunks in memory where reading them is all that there is to do before they are written: few stay in caches."""
