@@ -103,10 +103,10 @@ class BlockBackend:
         """Requests that failed while the policy is to stop, the first that failed first."""
         self._read_only = read_only
         self._draining = 0
-        self._completing = False
-        """Whether a device hears of a read that was carried out at once."""
+        self._completing = False  # whether a device hears of a read that was carried out at once
         self._at_hand: Callable[[int, Buffers], bool] | None = None
         """Reads what needs no waiting, where the node can tell."""
+        self.overlaps = False  # whether reads and writes may be on their way together, as others carry them out
         self.on_eject: list[Callable[[], None]] = []  # called once when the medium goes, before it does
         self._graph = graph
         self._access = UNUSED
@@ -178,7 +178,6 @@ class BlockBackend:
             else:
                 self._graph.move(self._user, node)
         self._node = node
-        self._at_hand = None if node is None else node.read_at_hand
         self.update_gates()
 
     def _description(self) -> str:
@@ -186,13 +185,15 @@ class BlockBackend:
         return f"block device '{name}'" if name else "an unnamed block device"
 
     def update_gates(self) -> None:
-        """Find out which throttle groups requests have to pass: after filters below were put in or taken away."""
+        """Find out what the node can do, and which throttle groups requests have to pass: there is another one."""
         self.drain()
         for old, member in self._filters:
             old.passed_on = False
             member.leave()
         self._filters = []
         node = self._node
+        self._at_hand = None if node is None else node.read_at_hand
+        self.overlaps = node is not None and node.takes_several
         while node is not None and node.is_filter:
             if isinstance(node, ThrottleNode) and not node.passed_on:
                 node.passed_on = True
@@ -568,7 +569,6 @@ class BlockBackend:
     def adopt(self, node: Node) -> None:
         """Show another node, which the graph has moved this drive to already."""
         self._node = node
-        self._at_hand = node.read_at_hand
         for request in self.held:
             request.node = node
         self.update_gates()

@@ -6,7 +6,8 @@ A function does its work, and returns how to undo it.  Errors are BlockErrors an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.block import bitmap_store, bitmaps
 from pyvm.block.bitmap_checks import check_free, check_usable, check_writable
@@ -15,17 +16,33 @@ from pyvm.block.errors import BlockError
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
-    from pyvm.machine.storage import Storage
 
 Undo = Callable[[], None]
+
+
+class Storage(Protocol):
+    """The images of a machine, or of a tool."""
+
+    @property
+    def drives(self) -> Any:
+        """Drives by name."""
+
+    @property
+    def graph(self) -> Any:
+        """What has the `nodes` by name."""
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Let nothing happen to the images meanwhile."""
 
 
 def find_node(storage: Storage, name: str) -> Node:
     """Return the medium of a drive, or a node."""
     drive = storage.drives.get(name)
+    node: Node | None
     if drive is not None and drive.backend.node is not None:
-        return drive.backend.shown_node
-    node = storage.graph.nodes.get(name)
+        node = drive.backend.shown_node
+    else:
+        node = storage.graph.nodes.get(name)
     if node is None:
         raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'")
     return node

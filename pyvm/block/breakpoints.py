@@ -21,9 +21,13 @@ class Suspended(Exception):  # noqa: N818 - nothing is wrong
         super().__init__(f"the request is stopped at breakpoint {tag}")
         self._breakpoints = breakpoints
         self._tag = tag
+        self._removals = breakpoints.removals(tag)
 
     def park(self, again: Callable[[], None]) -> None:
         """Keep the request until it is let go: `again` tries it once more.  With the machine lock held."""
+        if self._breakpoints.removals(self._tag) != self._removals:
+            again()  # somebody let it go before it got here
+            return
         self._breakpoints.parked.append((self._tag, again))
         self._breakpoints.tell(f"blkdebug: Suspended request '{self._tag}'\n")
 
@@ -36,6 +40,8 @@ class Breakpoints:
         """Event and tag."""
         self.parked: list[tuple[str, Callable[[], None]]] = []
         """Requests that wait, by the tag of the breakpoint that they met."""
+        self._removals: dict[str, int] = {}
+        self._clears = 0
         self.tell: Callable[[str], None] = lambda text: None
         """Takes what a person at the prompt is told."""
 
@@ -45,10 +51,16 @@ class Breakpoints:
 
     def meet(self, event: str) -> None:
         """Raise Suspended where a request is to stop; the breakpoint is gone then."""
-        for item in self._set:
+        present = self._set
+        for item in present:
             if item[0] == event:
-                self._set.remove(item)
-                raise Suspended(self, item[1])
+                stop = Suspended(self, item[1])
+                present.remove(item)
+                raise stop
+
+    def removals(self, tag: str) -> int:
+        """Return how often breakpoints of a tag were removed so far."""
+        return self._removals.get(tag, 0) + self._clears
 
     def is_suspended(self, tag: str) -> bool:
         """Return whether a request waits at a breakpoint."""
@@ -66,6 +78,7 @@ class Breakpoints:
 
     def remove(self, tag: str) -> bool:
         """Forget breakpoints, and let all go that wait at them; return whether there was anything."""
+        self._removals[tag] = self._removals.get(tag, 0) + 1
         before = len(self._set)
         self._set = [item for item in self._set if item[1] != tag]
         found = len(self._set) < before
@@ -75,6 +88,7 @@ class Breakpoints:
 
     def clear(self) -> None:
         """Forget all, and let everything go."""
+        self._clears += 1
         self._set.clear()
         while self.parked:
             self.parked.pop(0)[1]()

@@ -3,7 +3,7 @@
 A context has one worker thread, started with the first request, and a lock.  The worker does node I/O under that lock
 and without the machine lock, and takes the machine lock only to tell the devices; it does both for many requests at a
 time where many wait.  Requests are carried out in the order in which they came, so a flush covers every write that came
-before it.
+before it; reads and writes of which others do the work, a server far away, are on their way together.
 
 Lock order: whoever holds the machine lock may take a context's lock, never the other way round.
 """
@@ -29,13 +29,21 @@ class Work(ABC):
 
     __slots__ = ()
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may begin before what came before it is done."""
+        return False
+
     @abstractmethod
-    def run(self) -> None:
-        """Do it; with the context's lock held."""
+    def run(self) -> bool | None:
+        """Do it, with the context's lock held; return whether something goes on, for which :meth:`finish` waits."""
+
+    def finish(self) -> None:  # noqa: B027 - most have nothing that goes on
+        """Wait for what :meth:`run` has begun; the context's lock was held all the while."""
 
     @abstractmethod
     def fail(self) -> None:
-        """:meth:`run` raised what it should not have."""
+        """:meth:`run` or :meth:`finish` raised what it should not have."""
 
     @abstractmethod
     def complete(self) -> None:
@@ -77,9 +85,23 @@ class ContextLock:
 
 def run(work: Work) -> None:
     """Do what is to be done, with the context's lock held."""
+    if _begin(work):
+        _finish(work)
+
+
+def _begin(work: Work) -> bool | None:
     try:
-        work.run()
+        return work.run()
     except Exception:  # noqa: BLE001 - a broken driver must not take the thread with it
+        traceback.print_exc(file=sys.stderr)
+        work.fail()
+        return False
+
+
+def _finish(work: Work) -> None:
+    try:
+        work.finish()
+    except Exception:  # noqa: BLE001 - as above
         traceback.print_exc(file=sys.stderr)
         work.fail()
 
@@ -209,15 +231,27 @@ class IoContext:
 
     def _run_some(self) -> None:
         queue, finished = self._queue, self._finished
+        begun: list[Work] = []
         end = monotonic_ns() + _BATCH_NS
         for _ in range(_BATCH):
             if not queue:
-                return
+                break
             work = queue.popleft()
-            run(work)
-            finished.append(work)
+            if begun and not work.overlaps:
+                self._finish_all(begun)
+            if _begin(work):
+                begun.append(work)
+            else:
+                finished.append(work)
             if monotonic_ns() >= end:
-                return
+                break
+        self._finish_all(begun)
+
+    def _finish_all(self, begun: list[Work]) -> None:
+        for work in begun:
+            _finish(work)
+            self._finished.append(work)
+        begun.clear()
 
     def _complete(self) -> None:
         finished = self._finished

@@ -190,7 +190,9 @@ def plan_image(
                 what = "Backing file" if name == "backing_file" else "Backing format"
                 raise BlockError(f"{what} not supported for file format '{format}'")
             found[name] = value
-    backing, given = found.get("backing_file") or None, found.get("backing_fmt") or None
+    if found.get("backing_file") == "":
+        raise BlockError("Expected backing file name, got empty string")
+    backing, given = found.get("backing_file"), found.get("backing_fmt") or None
     if backing is not None and backing == filename:
         raise BlockError("Error: Trying to create an image with the same filename as the backing file")
     if size is not None and "size" in found:
@@ -240,12 +242,17 @@ def _typed(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any
 
 def _backing_size(filename: str, backing: str, given: str | None) -> int:
     """Open the backing file as the new image will, and return its size.  Raises BlockError."""
-    from pyvm.block.open import open_image
-    from pyvm.block.options import beside
+    from pyvm.block.graph import BlockGraph
+    from pyvm.block.node import disk_access
+    from pyvm.block.open import Opener
+    from pyvm.block.options import Dialect, beside
 
     path = beside(filename, backing)
+    # A guest may be writing to it.
+    tree: dict[str, Any] = {"read-only": True, "force-share": True, **({"driver": given} if given else {})}
     try:
-        node = open_image(path, name="", format=given, read_only=True, warn=lambda text: None)
+        opener = Opener(BlockGraph(), Dialect.DRIVE, warn=lambda text: None, no_io=True)
+        node = opener.open(path, tree, access=disk_access(True))
     except BlockError as error:
         raise BlockError(f"{error}\nCould not open backing image.") from None
     try:
@@ -374,8 +381,7 @@ def _create_qcow2(filename: str, size: int, options: Mapping[str, Any], secrets:
         header = write_empty(file, wanted, crypto)
         if wanted.data_file:
             data = _open_file(wanted.data_file)
-            if wanted.data_file_raw:
-                data.truncate(wanted.size)
+            data.truncate(wanted.size)
         # A raw data file has everything in its place from the start.
         mode = "metadata" if wanted.data_file_raw and wanted.preallocation == "off" else wanted.preallocation
         if mode != "off":

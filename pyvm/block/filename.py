@@ -99,6 +99,10 @@ class Namer:
         elif node.driver == "blkverify":
             names = [self.naming(child.node).plain for child in node.children]
             plain = ":".join([node.driver, *names]) if all(names) else ""
+        elif node.driver == "blkdebug":
+            image = self.naming(node.children[0].node).plain
+            config = str(significant.pop("config", ""))
+            plain = f"{node.driver}:{config}:{image}" if image and not significant else ""
         elif below is None or significant or overridden or node.is_filter or not _is_protocol(node.file):
             plain = ""
         else:
@@ -158,7 +162,12 @@ def _plain_name(node: Node, significant: Tree) -> str:
 
 
 def _is_protocol(node: Node | None) -> bool:
-    return node is not None and not skip_implicit(node).children
+    if node is None:
+        return False
+    from pyvm.block.options import DRIVERS
+
+    bottom = skip_implicit(node)
+    return not bottom.children or (bottom.driver in DRIVERS and bool(DRIVERS[bottom.driver].prefixes))
 
 
 def skip_implicit(node: Node) -> Node:

@@ -272,18 +272,6 @@ class BlockGraph:
             user.node = before
             raise
 
-    def move_users(self, old: Node, new: Node) -> None:
-        """Let all users of one node use another.  Nodes that have it as a child are the caller's business."""
-        moved = self.users(old)
-        for user in moved:
-            user.node = new
-        try:
-            self.refresh()
-        except BlockError:
-            for user in moved:
-                user.node = old
-            raise
-
     def detach(self, user: User) -> None:
         """A user has gone."""
         self._users.remove(user)

@@ -147,14 +147,13 @@ def device_info(
         "node-name": node.name,
         "ro": node.read_only,
         "drv": node.driver,
+        **_backing_file(node, namer),
         "backing_file_depth": 0,
         "encrypted": is_encrypted(node),
         "detect_zeroes": node.detect_zeroes if user is None else user.detect_zeroes,
         "write_threshold": node.write_threshold,
         "cache": {"writeback": writeback, "direct": node.direct, "no-flush": node.no_flush},
     }
-    if not node.is_filter and node.backing is not None:
-        info["backing_file"] = namer.name(node.backing)
     if node.dirty_bitmaps or node.other_bitmaps:
         info["dirty-bitmaps"] = [bitmap.describe() for bitmap in node.other_bitmaps]
         for bitmap in node.dirty_bitmaps:
@@ -171,6 +170,10 @@ def device_info(
         image["backing-image"] = image = image_info(below, namer)
         below = layer_below(below)
     return info
+
+
+def _backing_file(node: Node, namer: Namer) -> Info:
+    return {"backing_file": namer.name(node.backing)} if not node.is_filter and node.backing is not None else {}
 
 
 def _limits(backend: BlockBackend | None) -> Info:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from enum import Enum, IntFlag
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers
@@ -152,6 +152,13 @@ class Extent(NamedTuple):
     compressed: bool = False
 
 
+class Pending(Protocol):
+    """Something that was begun, and goes on by itself."""
+
+    def wait(self) -> object:
+        """Return once it is done.  Raises OSError."""
+
+
 class Node(ABC):
     """An open image.  All offsets and lengths are bytes; failures are raised as OSError."""
 
@@ -276,6 +283,23 @@ class Node(ABC):
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""
 
+    def start_readv(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to fill all buffers from `offset` on; None where nothing is begun, and :meth:`readv` does it.
+
+        Where something outside does the work, others can be begun meanwhile.  What is begun must be waited for, and
+        the buffers left alone until then.  Raises OSError.
+        """
+        del offset, buffers
+        return None
+
+    def start_writev(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to write all buffers from `offset` on; None where nothing is begun, and :meth:`writev` does it.
+
+        See :meth:`start_readv`.
+        """
+        del offset, buffers
+        return None
+
     @abstractmethod
     def flush(self) -> None:
         """Return when everything written is on stable storage."""
@@ -340,6 +364,11 @@ class Node(ABC):
     @property
     def takes_threads(self) -> bool:
         """Whether several threads may read it, and ask what is where, at the same time, as long as nothing changes."""
+        return False
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether requests can be begun, as :meth:`start_writev` does, because something outside carries them out."""
         return False
 
     @property

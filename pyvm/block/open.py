@@ -7,16 +7,26 @@ image.  See :mod:`pyvm.block.options` for the options, and :mod:`pyvm.block.grap
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph
 from pyvm.block.node import UNUSED, Access, DetectZeroes, Node, backing_access, disk_access, storage_access
+from pyvm.block.option_trees import (
+    OTHER_DATA,
+    first_name,
+    identity_of,
+    named,
+    names_protocol,
+    settle_read_only,
+    structure,
+)
 from pyvm.block.options import (
+    DRIVERS,
     GENERIC,
     Dialect,
     Driver,
@@ -27,7 +37,6 @@ from pyvm.block.options import (
     check_tree,
     convert,
     find_driver,
-    named_child,
     parse_by,
     parse_filename,
     parse_pseudo,
@@ -35,9 +44,12 @@ from pyvm.block.options import (
 )
 from pyvm.block.probe import PROBE_SIZE, find_format, probe_format
 
-FORMATS = ("raw", "qcow2", "luks")
-ONLY_FORMATS = "raw, qcow2 and luks"
-_STORED = ("qcow2", "luks")
+if TYPE_CHECKING:
+    from pyvm.block.drivers.foreign.mapped import Names
+
+FORMATS = ("raw", "qcow2", "luks", *(driver.name for driver in DRIVERS.values() if driver.read_only))
+ONLY_FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+_STORED = FORMATS[1:]
 """Formats that have more in their file than data."""
 _MAX_CHAIN = 200
 """Most images on top of each other: a read may have to go through all of them."""
@@ -105,6 +117,8 @@ class _Place(NamedTuple):
     access: Access
     above: tuple[Hashable, ...] = ()
     """What tells the files of the images above apart, the top one first."""
+    stored: bool = False
+    """Whether it is what an image is stored in: a file name stands for what it is, in no format."""
 
 
 class Opener:
@@ -166,7 +180,7 @@ class Opener:
 
     def _settings(self, tree: Tree, inherited: _Inherited, place: _Place) -> Settings:
         """Take what every node takes out of `tree`."""
-        cache = _structure(tree.pop("cache", None), "cache", "object")
+        cache = structure(tree.pop("cache", None), "cache", "object")
         given = {key: tree.pop(key) for key in list(GENERIC) if key in tree}
         for key in cache:
             if key not in ("direct", "no-flush"):
@@ -212,7 +226,7 @@ class Opener:
             if option.kind not in ("node", "node-or-null", "nodes") and key in tree:
                 own[key] = convert(tree.pop(key), option, self.dialect, key, key)
         for key, value in tree.items():
-            key = _first_name(key, value)  # noqa: PLW2901 - as it was typed
+            key = first_name(key, value)  # noqa: PLW2901 - as it was typed
             if driver.kind == "protocol":
                 raise BlockError(f"Block protocol '{driver.name}' doesn't support the option '{key}'")
             raise BlockError(f"Block format '{driver.name}' does not support the option '{key}'")
@@ -282,7 +296,7 @@ class Opener:
             if "filename" not in tree:
                 raise BlockError(f"The '{driver.name}' block driver requires a file name")
             settings.path = str(tree.get("filename", ""))
-            if _identity(settings.path) in place.above:
+            if identity_of(settings.path) in place.above:
                 raise BlockError(f"'{settings.path}' is in its own backing chain")
         own = self._own_options(driver, tree)
         node = self._finish(driver, settings, own, children, rank)
@@ -311,32 +325,62 @@ class Opener:
         try:
             if driver is None:
                 driver = self._probe(file, settings)
-            if file.read_only and not settings.read_only and settings.auto_read_only:
-                settings.read_only = True
-            if file.read_only and not settings.read_only and driver.name == "qcow2":
-                raise BlockError("Block node is read-only")
+            settle_read_only(driver, file, settings)
             if driver.name == "qcow2":
                 if settings.read_only and not file.read_only:
                     file = self._view(file)
                 node = self._open_qcow2(driver, file, settings, tree, below, place)
-                if opened is not None:
-                    opened.inherits_from = node
-                return node
-            settings.path = file.path
-            rank = self.graph.take_rank()
-            children = self._other_children(driver, tree, below, place)
-            own = self._own_options(driver, tree)
-            node = self._finish(driver, settings, own, {"file": file.hold(), **children}, rank)
+            else:
+                node = self._open_other_format(driver, file, settings, tree, below, place)
         except OSError as error:
             file.release()
             raise BlockError(f"Could not read '{file.path}': {error.strerror}") from None
         except BaseException:
             file.release()
             raise
-        file.release()
         if opened is not None:
             opened.inherits_from = node
         return node
+
+    def _open_other_format(
+        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: _Inherited, place: _Place
+    ) -> Node:
+        """Open an image in `file`, which it takes over, in any format but qcow2."""
+        settings.path = file.path
+        rank = self.graph.take_rank()
+        if driver.read_only:
+            children = self._open_named(driver, file, tree, below, place)
+        else:
+            children = self._other_children(driver, tree, below, place)
+        own = self._own_options(driver, tree)
+        node = self._finish(driver, settings, own, {"file": file.hold(), **children}, rank)
+        file.release()
+        return node
+
+    def _open_named(self, driver: Driver, file: Node, tree: Tree, below: _Inherited, place: _Place) -> dict[str, Node]:
+        """Open the other files that an image names, by what they are to it."""
+        read_names = getattr(import_module(driver.module), "read_names", None)
+        if read_names is None:
+            return {}
+        names: Names = read_names(file)
+        backing_tree = tree.pop("backing", _NOTHING)
+        place = place._replace(above=(*place.above, file.identity))
+        with ExitStack() as undo:
+            children: dict[str, Node] = {}
+            for number, name in enumerate(names.extents):
+                label = f"extents.{number}"
+                protocol, own = parse_filename(beside(file.path, name))
+                inner = _Place(self._child_name(place, label), storage_access(True), place.above)
+                children[label] = self._open(None, {**own, "driver": protocol.name}, below, inner)
+                undo.callback(children[label].release)
+                self._opened.add(children[label])
+            backing = self._open_backing(file, names, backing_tree, below, place)
+            if backing is not None:
+                children["backing"] = backing
+                if not isinstance(backing_tree, str):
+                    self._opened.add(backing)
+            undo.pop_all()
+        return children
 
     def _below(self, settings: Settings, inherited: _Inherited) -> _Inherited:
         """Return what the children of a node take over."""
@@ -358,7 +402,7 @@ class Opener:
                 if option.kind not in ("node", "nodes") or key in ("file", "data-file"):
                     continue
                 if f"x-{key}" in tree:
-                    tree[key] = named_child(str(tree.pop(f"x-{key}")), tree.get(key))
+                    tree[key] = named(key, str(tree.pop(f"x-{key}")), tree.get(key))
                 if key not in tree:
                     continue
                 value = tree.pop(key)
@@ -377,8 +421,15 @@ class Opener:
     def _open_other(self, label: str, value: Any, below: _Inherited, place: _Place) -> Node:
         if isinstance(value, str):
             return self.graph.find(value).hold()
-        inner = _Place(self._child_name(place, label), UNUSED, place.above)
-        node = self._open(None, _structure(value, label, "BlockdevRef"), below, inner)
+        stored = place.stored and label.partition(".")[0] not in OTHER_DATA
+        inner = _Place(self._child_name(place, label), UNUSED, place.above, stored)
+        tree = structure(value, label, "BlockdevRef")
+        filename = None
+        if "driver" not in tree and isinstance(tree.get("filename"), str):
+            filename = tree.pop("filename")
+            if stored:
+                tree["driver"] = parse_filename(filename)[0].name
+        node = self._open(filename, tree, below, inner)
         self._opened.add(node)
         return node
 
@@ -396,13 +447,13 @@ class Opener:
             if driver is None:
                 raise BlockError("Must specify either driver or file")
             raise BlockError('A block device must be specified for "file"')
-        tree = _structure(file_tree, "file", "BlockdevRef")
+        tree = structure(file_tree, "file", "BlockdevRef")
         if filename is not None and "filename" in tree:
             raise BlockError("Can't specify 'file' and 'filename' options at the same time")
         access = settings.access
         if driver is None or driver.name in _STORED:
             access = storage_access(settings.read_only)
-        inner = _Place(self._child_name(place, "file"), access, place.above)
+        inner = _Place(self._child_name(place, "file"), access, place.above, stored=True)
         if filename is not None and "driver" not in tree:
             protocol, own = parse_filename(filename)
             tree = {**own, **tree, "driver": protocol.name}
@@ -419,7 +470,7 @@ class Opener:
 
     def _is_stored(self, path: str, place: _Place) -> bool:
         """Find out the format before the file is opened: how it is locked depends on it."""
-        if _identity(path) in place.above:
+        if identity_of(path) in place.above:
             raise BlockError(f"'{path}' is in its own backing chain")
         found = find_format(path, self.graph.open_file)
         if found not in FORMATS:
@@ -454,20 +505,18 @@ class Opener:
         passphrase = None
         if not settings.no_io:
             passphrase = choose_passphrase(header, own.get("encrypt"), self.graph.secrets)
-        chosen = {key: value for key, value in own.items() if key != "encrypt"}
         rank = self.graph.take_rank()
         place = place._replace(above=(*place.above, file.identity))
-        opened: list[Node] = []
-        try:
+        with ExitStack() as undo:
             data_file = None
             if header.external_data:
                 data_file = self._open_data_file(header.data_file, data_tree, below, settings, place)
-                opened.append(data_file)
+                undo.callback(data_file.release)
             elif data_tree is not None:
                 raise BlockError("'data-file' can only be set for images with an external data file")
             backing = self._open_backing(file, header, backing_tree, below, place)
             if backing is not None:
-                opened.append(backing)
+                undo.callback(backing.release)
             node = Qcow2Node(
                 file,
                 header,
@@ -475,20 +524,17 @@ class Opener:
                 data_file=data_file,
                 backing=backing,
                 warn=self.warn,
-                options=chosen,
+                options={key: value for key, value in own.items() if key != "encrypt"},
                 unmap=settings.unmap,
                 passphrase=passphrase,
                 for_check=self._for_check,
             )
-        except BaseException:
-            for child in opened:
-                child.release()
-            raise
-        if backing is not None and not isinstance(backing_tree, str):
-            backing.inherits_from = node
-        if data_file is not None and not isinstance(data_tree, str):
-            data_file.inherits_from = node
-        node.named_backing = header.backing_file or ""
+            undo.pop_all()
+        for child, how in ((backing, backing_tree), (data_file, data_tree)):
+            if child is not None and not isinstance(how, str):
+                child.inherits_from = node
+        if not self._no_backing:
+            node.named_backing = header.backing_file or ""
         if backing is not None and (backing_tree is _NOTHING or backing_tree == {}):
             from pyvm.block.filename import name_of
 
@@ -510,12 +556,17 @@ class Opener:
             return self.graph.find(tree).hold()
         inner = _Place(self._child_name(place, "data-file"), storage_access(settings.read_only), place.above)
         if tree is not None:
-            return self._open(None, _structure(tree, "data-file", "BlockdevRef"), below, inner)
+            tree = structure(tree, "data-file", "BlockdevRef")
+            if "driver" not in tree and isinstance(tree.get("filename"), str):
+                tree = {**tree, "driver": parse_filename(tree["filename"])[0].name}
+            return self._open(None, tree, below, inner)
         if path is None:
             raise BlockError("'data-file' is required for this image")
+        if path.startswith("json:"):
+            return self._open(path, {}, below, inner)
         # Unlike the name of a backing file, a relative one starts at the working directory, as with QEMU.
         protocol, own = parse_filename(path)
-        if "filename" in own and _identity(own["filename"]) in place.above:
+        if "filename" in own and identity_of(own["filename"]) in place.above:
             raise BlockError(f"'{own['filename']}' is its own data file")
         return self._open(None, {**own, "driver": protocol.name}, below, inner)
 
@@ -530,9 +581,9 @@ class Opener:
                 return self.graph.find(tree).hold()
             except BlockError as error:
                 raise BlockError(f"Could not open backing file: {error}") from None
-        tree = {} if tree is _NOTHING else _structure(tree, "backing", "BlockdevRefOrNull")
+        tree = {} if tree is _NOTHING else structure(tree, "backing", "BlockdevRefOrNull")
         path = None
-        if "file" not in tree and not _names_protocol(tree):
+        if "file" not in tree and not names_protocol(tree):
             if header.backing_file is None:
                 if not tree:
                     return None
@@ -552,34 +603,3 @@ class Opener:
 
 _BOOLEAN = Option("boolean")
 _NOTHING = object()
-
-
-def _structure(value: Any, name: str, expected: str) -> Tree:
-    """Return a copy of what should be a structure, empty where there is nothing.  Raises BlockError."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BlockError(f"Invalid parameter type for '{name}', expected: {expected}")
-    return dict(value)
-
-
-def _names_protocol(tree: Tree) -> bool:
-    name = tree.get("driver")
-    return isinstance(name, str) and find_driver(name).kind == "protocol"
-
-
-def _first_name(key: str, value: Any) -> str:
-    """Return the dotted name of the first thing in a structure."""
-    while isinstance(value, dict) and value:
-        inner, value = next(iter(value.items()))
-        key = f"{key}.{inner}"
-    return key
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells whether two paths are one file; None where opening it will say what is wrong."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino

@@ -120,6 +120,7 @@ _HTTP = {
     "cookie-secret": _STRING,
 }
 _HTTPS = {**_HTTP, "sslverify": _BOOLEAN}
+_LAYERED = {"file": _FILE, "backing": Option("node-or-null")}
 _ENCRYPTION = {"format": Option(required=True, choices=("aes", "luks")), "key-secret": _STRING}
 _QCOW2 = {
     "file": _FILE,
@@ -149,8 +150,8 @@ class Driver(NamedTuple):
     make: str = "make"
     options: Mapping[str, Option] = MappingProxyType({})
     prefixes: tuple[str, ...] = ()
-    takes_file: bool = True
-    """Whether a plain file name is the file below it, as for most formats and filters."""
+    read_only: bool = False
+    """Whether images of this format are only read."""
 
 
 _PACKAGE = "pyvm.block.drivers"
@@ -163,6 +164,11 @@ _ROWS = (
     Driver("raw", "format", f"{_PACKAGE}.raw", options={"file": _FILE, "offset": _INTEGER, "size": _INTEGER}),
     Driver("qcow2", "format", "pyvm.block.open", "make_qcow2", _QCOW2),
     Driver("luks", "format", f"{_PACKAGE}.luks", options={"file": _FILE, "key-secret": _STRING}),
+    Driver("qcow", "format", f"{_PACKAGE}.foreign.qcow", options=_LAYERED, read_only=True),
+    Driver("vdi", "format", f"{_PACKAGE}.foreign.vdi", options={"file": _FILE}, read_only=True),
+    Driver("vhdx", "format", f"{_PACKAGE}.foreign.vhdx", options={"file": _FILE}, read_only=True),
+    Driver("vmdk", "format", f"{_PACKAGE}.foreign.vmdk", options=_LAYERED, read_only=True),
+    Driver("vpc", "format", f"{_PACKAGE}.foreign.vpc", options={"file": _FILE}, read_only=True),
     Driver(
         "throttle",
         "filter",
@@ -257,7 +263,7 @@ _MISSING_PROTOCOLS = {
     "rbd": ("rbd",),
     "vvfat": ("fat",),
 }
-_MISSING_FORMATS = "bochs cloop dmg parallels qcow qed replication vdi vhdx vmdk vpc".split()
+_MISSING_FORMATS = "bochs cloop dmg parallels qed replication".split()
 
 
 def _build() -> dict[str, Driver]:
@@ -428,7 +434,9 @@ def parse_filename(name: str) -> tuple[Driver, Tree]:
     if not driver.module:
         raise BlockError(f"Protocol '{driver.name}' is not supported by pyvm yet: '{name}'")
     if driver.module in _LOCAL:
-        return driver, {"filename": name.partition(":")[2]}
+        path = name.partition(":")[2]
+        # What is left may look like a protocol, which it is not.
+        return driver, {"filename": f"./{path}" if ":" in path.partition("/")[0] else path}
     return driver, parse_by(driver, name)
 
 
@@ -481,7 +489,9 @@ def beside(image: str, path: str) -> str:
     if image.startswith("json:"):
         raise BlockError(f"Cannot use relative backing file names for '{image}'")
     base = image.removeprefix("file:")
-    return base[: max(base.rfind("/"), base.find(":") if "/" not in base.partition(":")[0] else -1) + 1] + path
+    protocol, colon, _ = base.partition(":")
+    has_protocol = base is image and bool(colon) and "/" not in protocol
+    return base[: max(base.rfind("/"), len(protocol) if has_protocol else -1) + 1] + path
 
 
 def _local_driver(path: str) -> Driver:

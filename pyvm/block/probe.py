@@ -6,6 +6,7 @@ Only what the guest cannot have written may be believed: see :class:`pyvm.block.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable
 
@@ -17,7 +18,6 @@ PROBE_SIZE = 512
 _FIRST_BYTES = (
     (b"COWD", "vmdk"),
     (b"KDMV", "vmdk"),
-    (b"# Disk DescriptorFile", "vmdk"),
     (b"QED\0", "qed"),
     (b"vhdxfile", "vhdx"),
     (b"conectix", "vpc"),
@@ -27,6 +27,8 @@ _FIRST_BYTES = (
     (b"Bochs Virtual HD Image", "bochs"),
     (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
 )
+_VMDK_TEXT = re.compile(rb"(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n")
+"""How the description of a disk begins: comments, empty lines, and its version."""
 _QCOW = struct.Struct(">4sI")
 _QCOW_MAGIC = b"QFI\xfb"
 _VDI = struct.Struct("<I")
@@ -43,6 +45,8 @@ def probe_format(head: bytes, path: str = "") -> str:
     for first, name in _FIRST_BYTES:
         if head.startswith(first):
             return name
+    if _VMDK_TEXT.match(head):
+        return "vmdk"
     if len(head) >= _VDI_OFFSET + _VDI.size and _VDI.unpack_from(head, _VDI_OFFSET)[0] == _VDI_SIGNATURE:
         return "vdi"
     return "dmg" if path.endswith(".dmg") else "raw"

@@ -49,6 +49,7 @@ _CHANGEABLE: dict[str, tuple[str, ...]] = {
 }
 """Drivers that can be given other options, and which of their own."""
 _REPLACEABLE = ("backing", "file")
+_CACHE_SIZES = ("cache-size", "l2-cache-size", "refcount-cache-size")
 _INHERITED = ("read-only", "auto-read-only", "cache.direct", "cache.no-flush", "discard")
 _DEFAULTS: dict[str, Any] = {
     "read-only": False,
@@ -121,14 +122,14 @@ class Reopener:
         given, rest = _split(tree)
         if keep:
             given = {**node.given, **given}
-            rest = {**_own_options(node), **rest}
+            rest = _joined(_own_options(node), rest)
         children, own, inner = self._children(node, rest)
         said = {**inherited, **given}
         new = _settle(node, said, own, keep=keep)
         opened = {edge.label for edge in node.children if _shown(edge.node).inherits_from is node}
         foreign = {label: options for label, options in inner.items() if label not in opened}
         fixed = dict(flatten(foreign))
-        if not keep and "node-name" in tree:
+        if "node-name" in tree:
             fixed["node-name"] = tree["node-name"]
         self._entries.append(_Entry(node, given, own, children, new, keep, "backing" in rest or keep, fixed))
         for edge in node.children:
@@ -261,6 +262,16 @@ def _split(tree: Tree) -> tuple[Tree, Tree]:
 
 def _own_options(node: Node) -> Tree:
     return {key: value for key, value in node.options.items() if key != "driver"}
+
+
+def _joined(old: Tree, new: Tree) -> Tree:
+    """Return new options, with the old ones where nothing new is said; caches share one size, or have one each."""
+    if "cache-size" in new:
+        old = {key: value for key, value in old.items() if key not in _CACHE_SIZES}
+    joined = {**old, **new}
+    if all(key in joined for key in _CACHE_SIZES) and not all(key in new for key in _CACHE_SIZES):
+        del joined["cache-size"]
+    return joined
 
 
 def _settle(node: Node, said: Tree, own: Tree, *, keep: bool) -> NodeOptions:

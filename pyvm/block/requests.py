@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyvm.block.breakpoints import Suspended
 from pyvm.block.context import Work
 from pyvm.block.errors import BlockError
-from pyvm.block.node import DetectZeroes, Node
+from pyvm.block.node import DetectZeroes, Node, Pending
 from pyvm.block.vectors import Buffers, is_zero
 from pyvm.records import record
 
@@ -78,6 +78,7 @@ class Request(Work):
         "length",
         "node",
         "offset",
+        "pending",
         "started",
         "suspended",
         "unmap",
@@ -99,10 +100,18 @@ class Request(Work):
         self.gate = 0
         self.started = 0
         self.suspended: Suspended | None = None
+        self.pending: Pending | None = None
 
-    def run(self) -> None:
-        """Carry it out."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may begin before what came before it is done: the guest waits before it asks for an order."""
+        return self.kind in (READ, WRITE)
+
+    def run(self) -> bool:
+        """Carry it out, or begin it; return whether it was only begun."""
         try:
+            if self.backend.overlaps and self._start(self.node):
+                return True
             self._perform(self.node, self.kind)
             if self.durable:
                 self.node.flush()
@@ -114,6 +123,15 @@ class Request(Work):
             self.suspended = stop
         else:
             self.error = 0
+        return False
+
+    def _start(self, node: Node) -> bool:
+        """Begin it, where that can be done; return whether it was."""
+        if self.kind == READ:
+            self.pending = node.start_readv(self.offset, self.buffers)
+        elif self.kind == WRITE and not self.durable and self.backend.detect_zeroes == "off":
+            self.pending = node.start_writev(self.offset, self.buffers)
+        return self.pending is not None
 
     def _perform(self, node: Node, kind: int) -> None:
         if kind == READ:
@@ -130,6 +148,18 @@ class Request(Work):
             node.discard(self.offset, self.length)
         else:
             node.write_zeroes(self.offset, self.length, self.unmap)
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        try:
+            pending.wait()
+        except OSError as error:
+            self.error = error.errno or errno.EIO
+        else:
+            self.error = 0
 
     def fail(self) -> None:
         """A driver is broken."""

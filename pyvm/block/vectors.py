@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from pyvm.block.spans import FileSpan
 from pyvm.native import Vector
 
 Buffers = Sequence[memoryview]
-"""A :class:`Vector` of guest RAM is one, and needs no work for each of its segments."""
+"""A :class:`Vector` of guest RAM is one, and needs no work for each of its segments; so is a :class:`FileSpan`."""
+_WHOLE = (Vector, FileSpan)
+"""What is taken apart without a look at single buffers."""
 
 
 def total(buffers: Buffers) -> int:
     """Return the number of bytes in all buffers."""
-    return buffers.nbytes if isinstance(buffers, Vector) else sum(map(len, buffers))
+    return buffers.nbytes if isinstance(buffers, _WHOLE) else sum(map(len, buffers))
 
 
 def join(lists: Sequence[Buffers]) -> Buffers:
@@ -33,7 +36,7 @@ def preadv(fd: int, buffers: Buffers, offset: int, flags: int = 0) -> int:
 
 def pwritev(fd: int, buffers: Buffers, offset: int) -> int:
     """Write buffers to a file; return how many bytes that were.  Raises OSError."""
-    if isinstance(buffers, Vector):
+    if isinstance(buffers, _WHOLE):
         return buffers.pwritev(fd, offset)
     return os.pwritev(fd, buffers, offset)
 
@@ -54,7 +57,7 @@ def copy_in(buffers: Buffers, data: bytes | memoryview) -> None:
 
 def behind(buffers: Buffers, count: int) -> Buffers:
     """Return what is left of `buffers` behind their first `count` bytes."""
-    if isinstance(buffers, Vector):
+    if isinstance(buffers, _WHOLE):
         return buffers.span(count, buffers.nbytes)
     if count >= total(buffers):  # nearly always, and a list may be long
         return ()
@@ -75,7 +78,7 @@ class Cursor:
 
     def take(self, count: int) -> Buffers:
         """Return the next `count` bytes, which must be there."""
-        if isinstance(self._buffers, Vector):
+        if isinstance(self._buffers, _WHOLE):
             self._start += count
             return self._buffers.span(self._start - count, self._start)
         if not self._index and not self._start and count == total(self._buffers):

@@ -101,7 +101,7 @@ def names_of_group(suite: Path, group: str) -> list[str]:
             continue
         heading = path.read_text(errors="replace").splitlines()[:8]
         if any(line.startswith("# group:") and group in line.split() for line in heading):
-            found.append(str(path.relative_to(suite)))
+            found.append(path.name)
     return sorted(found)
 
 
@@ -127,7 +127,8 @@ def main() -> int:
     except SourceError as error:
         print(f"iotests: {error}", file=sys.stderr)
         return 2
-    tests = options.tests or (names_of_group(suite, options.group) if options.group else TESTS)
+    named = [name.removeprefix("tests/") for name in options.tests]
+    tests = named or (names_of_group(suite, options.group) if options.group else TESTS)
     kept = options.results or cache_directory() / "iotests" / ("results-real" if options.real else "results")
     kept.mkdir(parents=True, exist_ok=True)
     runner = Runner(suite, options.format, kept.resolve(), real=options.real, timeout=options.timeout)

@@ -116,7 +116,7 @@ def test_a_difference_ends_the_process(tmp_path: Path) -> None:
         Path(path).write_bytes(bytes(SIZE))
     done = subprocess.run([sys.executable, "-c", _COMPARE, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "blkverify: read sector_num=0 nb_sectors=2 contents mismatch at offset 100\n"
+    assert done.stderr == "blkverify: read offset=0 bytes=1024 contents mismatch at offset 100\n"
 
 
 def test_blkverify_by_its_name(disks: JobDisks) -> None:

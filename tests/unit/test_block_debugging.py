@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pyvm.block.backend import BlockBackend
-from pyvm.block.breakpoints import Suspended, find_breakpoints
+from pyvm.block.breakpoints import Breakpoints, Suspended, find_breakpoints
 from pyvm.block.create import create_image
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph
@@ -238,3 +238,21 @@ def test_a_log_of_writes(tmp_path: Path, image: str) -> None:
         opened({**tree, "log-append": True, "log-sector-size": 512})
     with pytest.raises(BlockError, match="Invalid log sector size 1000"):
         opened({**tree, "log-sector-size": 1000})
+
+
+@pytest.mark.parametrize("removal", ["tag", "all", "other"])
+def test_a_breakpoint_may_be_removed_before_its_request_waits(removal: str) -> None:
+    points = Breakpoints()
+    points.add("read_aio", "a")
+    with pytest.raises(Suspended) as caught:
+        points.meet("read_aio")
+    if removal == "all":
+        points.clear()
+    else:
+        points.remove("a" if removal == "tag" else "b")
+    gone_on: list[bool] = []
+    caught.value.park(lambda: gone_on.append(True))
+    assert gone_on == ([] if removal == "other" else [True])
+    assert points.is_suspended("a") == (removal == "other")
+    assert points.remove("a") == (removal == "other")
+    assert gone_on == [True]

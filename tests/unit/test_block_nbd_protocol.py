@@ -233,7 +233,7 @@ def read(said: bytes, *, structured: bool = True) -> bytes:
     peer, connection = connect(said, structured=structured)
     data = memoryview(bytearray(b"?" * 16))
     try:
-        connection.read(0x100, [data[:3], data[3:3], data[3:10], data[10:]])
+        connection.read(0x100, [data[:3], data[3:3], data[3:10], data[10:]]).wait()
     finally:
         peer.close()
     return bytes(data)
@@ -244,11 +244,11 @@ TEXT = b"0123456789abcdef"
 
 def test_requests_on_the_wire() -> None:
     peer, connection = connect(simple() + simple(0, 2) + simple(0, 3) + simple(0, 4) + simple(0, 5), structured=False)
-    connection.write(0x1000, [memoryview(b"ab"), memoryview(b"c")], fua=True)
-    connection.flush()
-    connection.trim(0x2000, 0x3000)
-    connection.write_zeroes(0x4000, 0x5000, unmap=False)
-    connection.write_zeroes(0x4000, 0x5000, unmap=True)
+    connection.write(0x1000, [memoryview(b"ab"), memoryview(b"c")], fua=True).wait()
+    connection.flush().wait()
+    connection.trim(0x2000, 0x3000).wait()
+    connection.write_zeroes(0x4000, 0x5000, unmap=False).wait()
+    connection.write_zeroes(0x4000, 0x5000, unmap=True).wait()
     connection.close()
     pack = struct.Struct(">IHHQQI").pack
     magic = 0x25609513
@@ -376,7 +376,9 @@ def test_no_reply_does_harm(data: st.DataObject) -> None:
 def status(said: bytes, length: int = 0x10000) -> tuple[int, int]:
     peer, connection = connect(said)
     try:
-        return connection.block_status(0, length)
+        status = connection.block_status(0, length)
+        status.wait()
+        return status.length, status.flags
     finally:
         peer.close()
 

@@ -41,7 +41,7 @@ def shape(node: Node) -> Any:
         ({"driver": 7}, "Invalid parameter type for 'driver', expected: string"),
         ({"driver": "foo"}, "Parameter 'driver' does not accept value 'foo'"),
         ({"driver": "iscsi"}, "Driver 'iscsi' is not supported by pyvm yet"),
-        ({"driver": "vmdk"}, "Driver 'vmdk' is not supported by pyvm yet"),
+        ({"driver": "qed"}, "Driver 'qed' is not supported by pyvm yet"),
         ({"driver": "file"}, "Parameter 'filename' is missing"),
         ({"driver": "raw"}, "Parameter 'file' is missing"),
         ({"driver": "raw", "file": {}}, "Parameter 'file.driver' is missing"),
@@ -99,7 +99,8 @@ def test_values_get_their_types() -> None:
 def test_file_names() -> None:
     for name, driver, own in (
         ("a/b:c", "file", {"filename": "a/b:c"}),
-        ("file:x:y", "file", {"filename": "x:y"}),
+        ("file:x/y:z", "file", {"filename": "x/y:z"}),
+        ("file:x:y", "file", {"filename": "./x:y"}),
         ("host_device:/dev/x", "host_device", {"filename": "/dev/x"}),
         ("/dev/null", "host_device", {"filename": "/dev/null"}),
         ("null-co://", "null-co", {}),

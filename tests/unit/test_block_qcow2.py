@@ -213,8 +213,8 @@ def test_encryption_and_other_formats_are_refused(path: Path) -> None:
     write_image(path, image)
     with pytest.raises(BlockError, match=r"^Missing CRYPTO header for crypt method 2$"):
         open_image(str(path))
-    write_image(path, b"KDMV" + bytes(508))
-    with pytest.raises(BlockError, match=r"format 'vmdk' is not supported by pyvm yet \(only raw, qcow2 and luks\)$"):
+    write_image(path, b"QED\0" + bytes(508))
+    with pytest.raises(BlockError, match=r"format 'qed' is not supported by pyvm yet \(only raw, "):
         open_image(str(path))
     write_image(path, bytes(512))
     with pytest.raises(BlockError, match=r"^Image is not in qcow2 format$"):
@@ -246,7 +246,7 @@ def test_writes_to_metadata_mark_the_image_as_corrupt(path: Path, entry: int) ->
         node.flush()
     node.close()
     assert len(said) == 1
-    assert said[0].startswith(f"qcow2: {path}: Marking image as corrupt: ")
+    assert said[0].startswith("qcow2: Marking image as corrupt: ")
     assert path.read_bytes()[72:80] == (2).to_bytes(8, "big")
     assert path.read_bytes()[CLUSTER:] == image[CLUSTER:]
     with pytest.raises(BlockError, match="cannot be opened read/write"):

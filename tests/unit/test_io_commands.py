@@ -203,7 +203,10 @@ def test_commands_of_the_monitor_are_no_commands_of_a_program() -> None:
         assert on(Ram(), name) == (False, f'command "{name.split()[0]}" not found\n')
     assert set(make_table(tool=False)) < set(make_table(tool=True))
     good, text = on(Ram(), "reopen -r")
-    assert (good, text) == (False, "pyvm-io: an image that was not opened here, or is temporary, cannot be reopened\n")
+    assert (good, text) == (
+        False,
+        "pyvm-io: an image that is temporary, or a machine does not know, cannot be reopened\n",
+    )
 
 
 def test_breakpoints_are_refused() -> None:

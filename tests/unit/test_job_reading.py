@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from pyvm.block.context import InlineContext, Work
+from pyvm.block.create import create_image
 from pyvm.block.drivers.file import FileNode
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.drivers.raw import RawNode
-from pyvm.block.jobs.read_ahead import ReadAhead
+from pyvm.block.jobs.read_ahead import CopyError, ReadAhead, bounded_look
 from pyvm.block.jobs.waits import Io
 from pyvm.block.vectors import Buffers
 from tests.unit.block_rig import SIZE
@@ -124,6 +125,39 @@ def test_an_error_is_met_where_the_data_is_wanted(disks: JobDisks, monkeypatch: 
     ahead.close()
 
 
+# ---- How far a job looks at a time
+
+
+def test_a_look_is_bounded_by_the_smallest_clusters(disks: JobDisks) -> None:
+    made = disks.storage.graph.nodes
+    assert bounded_look(made["raw"], 1 << 40) == 1 << 40
+    assert bounded_look(made["qcow2"], 1 << 40) == 4096 * made["qcow2"].cluster_size
+    assert bounded_look(made["qcow2"], 512) == 512
+    path = str(disks.folder / "small.qcow2")
+    create_image(path, "qcow2", SIZE, {"cluster_size": "512"}, disks.qcow2("below.qcow2"), "qcow2", announce=None)
+    disks.add("small", path, "qcow2")
+    assert bounded_look(made["small"], 1 << 40) == 4096 * 512
+
+
+@pytest.mark.parametrize("command", ["blockdev-mirror", "blockdev-backup"])
+def test_what_is_looked_at_in_many_pieces_is_copied(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    asked: list[int] = []
+
+    def short(node: Any, length: int) -> int:
+        asked.append(min(length, PIECE // 2))
+        return asked[-1]
+
+    for name in ("mirror", "backup", "read_ahead"):
+        monkeypatch.setattr(f"pyvm.block.jobs.{name}.bounded_look", short)
+    monkeypatch.setattr("pyvm.block.jobs.mirror._LOOK_NS", 0)
+    disks.run(command, job_id="j", device="qcow2", target="t", sync="top")
+    disks.wait("BLOCK_JOB_READY" if command == "blockdev-mirror" else "j:null")
+    assert len(asked) > 3 * SIZE // (4 * PIECE)
+    assert disks.read("t", 0, SIZE) == disks.read("qcow2", 0, SIZE)
+
+
 # ---- x-perf
 
 
@@ -182,10 +216,88 @@ def test_one_worker_does_one_thing_at_a_time(
     disks: JobDisks, monkeypatch: pytest.MonkeyPatch, workers: int, ahead: bool
 ) -> None:
     began: list[int] = []
+    monkeypatch.setattr(os, "splice", no_splice)
     monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.begin", lambda self, file, offset, view: began.append(0))
     monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.wait", lambda self: False)
     backup(disks, max_workers=workers, max_chunk=PIECE)
     assert bool(began) == ahead
+
+
+# ---- Copies by the host
+
+
+def no_splice(*_: object, **__: object) -> int:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def copied(source: Any, target: Any, ahead: ReadAhead, length: int = PIECE) -> None:
+    """Copy all of `source`, as a job does."""
+    offset = 0
+    while offset < SIZE:
+        extent = ahead.status(source, offset, SIZE - offset)
+        count = min(extent.length, length)
+        if extent.data and not extent.zero:
+            ahead.copy(source, offset, count, SIZE, target)
+        offset += count
+
+
+@pytest.mark.parametrize("name", ["raw", "qcow2"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("length", [PIECE, 3 * 4096 + 512])
+def test_files_are_copied_by_the_host(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, length: int
+) -> None:
+    if name == kind == "raw":
+        monkeypatch.setattr(FileNode, "readv", lambda *_: pytest.fail("data was read"))
+    made = disks.raw("u.raw") if kind == "raw" else disks.qcow2("u.qcow2")
+    disks.add("u", made, kind)
+    nodes = disks.storage.graph.nodes
+    ahead = ReadAhead()
+    copied(nodes[name], nodes["u"], ahead, length)
+    assert not readers()
+    ahead.close()
+    monkeypatch.undo()
+    assert disks.read("u", 0, SIZE) == disks.read(name, 0, SIZE)
+
+
+def test_where_the_host_cannot_copy_so_the_data_is_read(disks: JobDisks, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "splice", lambda *_, **__: calls.append(0) or no_splice())
+    nodes = disks.storage.graph.nodes
+    ahead = ReadAhead()
+    copied(nodes["raw"], nodes["t"], ahead)
+    ahead.close()
+    assert len(calls) == 1
+    assert disks.read("t", 0, SIZE) == disks.read("raw", 0, SIZE)
+
+
+@pytest.mark.parametrize("of_read", [True, False])
+def test_it_is_known_which_side_of_a_copy_failed(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch, of_read: bool
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "splice", full)
+    monkeypatch.setattr(os, "preadv" if of_read else "pwritev", full)
+    nodes = disks.storage.graph.nodes
+    ahead = ReadAhead()
+    ahead.enabled = False
+    ahead.status(nodes["raw"], 0, SIZE)
+    with pytest.raises(CopyError) as caught:
+        ahead.copy(nodes["raw"], 0, PIECE, SIZE, nodes["t"])
+    assert (caught.value.error.errno, caught.value.of_read) == (errno.ENOSPC, of_read)
+    ahead.close()
+
+
+def test_who_looks_at_data_gets_it(disks: JobDisks) -> None:
+    nodes = disks.storage.graph.nodes
+    nodes["t"].detect_zeroes = "on"
+    ahead = ReadAhead()
+    copied(nodes["raw"], nodes["t"], ahead)
+    assert readers()
+    ahead.close()
+    assert disks.read("t", 0, SIZE) == disks.read("raw", 0, SIZE)
 
 
 # ---- Turns

@@ -112,6 +112,8 @@ class BlkdebugNode(FilterNode):
         self._force: list[Rule] = [rule for rule in rules if rule.event == _ALWAYS and rule.new_state is None]
         self.taken = Permission(0)
         self.unshared = Permission(0)
+        self._written = False
+        """Whether there is anything to make safe."""
 
     def child_access(self, child: Child, used: Permission, shared: Permission) -> Access:
         """Return what is done with the image: as those above say, and what the options add."""
@@ -174,6 +176,7 @@ class BlkdebugNode(FilterNode):
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on, or fail."""
+        self._written = True
         before, behind = self._margins(offset, total(buffers))
         parts = buffers
         if before:
@@ -192,14 +195,18 @@ class BlkdebugNode(FilterNode):
         """Return what is beside a write in a block of which it has only a part."""
         self.debug_event(f"pwritev_rmw_{name}")
         align = self._limits.align
-        block = bytearray(min(align, self.size - offset // align * align))
-        self._read_pieces(offset // align * align, (memoryview(block),))
+        first = offset // align * align
+        block = bytearray(align)
+        there = min(align, max(self.size - first, 0))
+        if there:
+            self._read_pieces(first, (memoryview(block)[:there],))
         self.debug_event(f"pwritev_rmw_after_{name}")
         start = offset % align
         return (memoryview(block)[start : start + length],)
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros, or fail."""
+        self._written = True
         limits = self._limits
         start, end = _whole(offset, length, limits.align)
         if start >= end:
@@ -219,6 +226,7 @@ class BlkdebugNode(FilterNode):
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole blocks of the range back, or fail."""
+        self._written = True
         limits = self._limits
         start, end = _whole(offset, length, limits.align)
         for position, count in _fragments(start, end, limits.opt_discard, limits.max_discard):
@@ -227,9 +235,11 @@ class BlkdebugNode(FilterNode):
 
     def flush(self) -> None:
         """Make everything safe, or fail."""
-        self.debug_event("flush_to_os")
-        self.debug_event("flush_to_disk")
-        self._check("flush", 0, 0)
+        if self._written:
+            self.debug_event("flush_to_os")
+            self.debug_event("flush_to_disk")
+            self._check("flush", 0, 0)
+            self._written = False
         super().flush()
 
     def block_status(self, offset: int, length: int) -> Extent:
@@ -273,7 +283,9 @@ def _whole(offset: int, length: int, unit: int) -> tuple[int, int]:
 
 
 def parse_filename(name: str) -> dict[str, Any]:
-    """Return the options that ``blkdebug:CONFIG:IMAGE`` stands for.  Raises BlockError."""
+    """Return the options that ``blkdebug:CONFIG:IMAGE`` stands for; a plain name is IMAGE.  Raises BlockError."""
+    if not name.startswith("blkdebug:"):
+        return {"x-image": name}
     config, colon, image = name.removeprefix("blkdebug:").partition(":")
     if not colon:
         raise BlockError("blkdebug requires both config file and image path")
@@ -345,11 +357,11 @@ def _permissions(names: list[str]) -> Permission:
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> BlkdebugNode:
     """Make the filter; see :mod:`pyvm.block.options`."""
     del graph
-    injections, changes = list(_items(own.get("inject-error"))), list(_items(own.get("set-state")))
-    if own.get("config"):
-        more, states = _read_config(own["config"])
-        injections, changes = more + injections, states + changes
     try:
+        injections, changes = _items(own.get("inject-error")), _items(own.get("set-state"))
+        if own.get("config"):
+            more, states = _read_config(own["config"])
+            injections, changes = more + injections, states + changes
         rules = [_injection(it) for it in injections] + [_change(it) for it in changes]
     except (KeyError, ValueError) as error:
         raise BlockError(f"Could not parse blkdebug rules: {error}") from None
@@ -365,10 +377,16 @@ def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], gra
 
 
 def _items(value: Any) -> list[dict[str, Any]]:
-    """Return a list of structures, which options that are text have as a structure with numbers for names."""
-    if isinstance(value, dict):
-        return [value[key] for key in sorted(value)]
-    return list(value or ())
+    """Return a list of structures, which options that are text have as a structure with numbers for names.
+
+    Raises ValueError.
+    """
+    if isinstance(value, dict) and "event" in value:
+        value = [value]  # one that was not numbered
+    found = [value[key] for key in sorted(value)] if isinstance(value, dict) else list(value or ())
+    if not all(isinstance(it, dict) for it in found):
+        raise ValueError("a list of rules is expected")
+    return found
 
 
 def _names(value: Any) -> list[str]:

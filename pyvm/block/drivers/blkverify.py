@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pyvm.block.graph import BlockGraph
     from pyvm.block.options import Settings
 
-_SECTOR = 512
-
 
 class BlkverifyNode(FilterNode):
     """Shows `test`, and compares it with `raw`."""
@@ -82,25 +80,19 @@ class BlkverifyNode(FilterNode):
 
 def _end(kind: str, offset: int, length: int, why: str) -> NoReturn:
     """Say what is wrong, and end the process at once."""
-    sectors = f"sector_num={offset // _SECTOR} nb_sectors={length // _SECTOR}"
-    sys.stderr.write(f"blkverify: {kind} {sectors} {why}\n")
+    sys.stderr.write(f"blkverify: {kind} offset={offset} bytes={length} {why}\n")
     sys.stderr.flush()
     os._exit(1)
 
 
 def parse_filename(name: str) -> dict[str, Any]:
-    """Return the options that ``blkverify:RAW:TEST`` stands for.  Raises BlockError."""
-    from pyvm.block.options import parse_filename as parse
-
+    """Return the options that ``blkverify:RAW:TEST`` stands for; a plain name is TEST.  Raises BlockError."""
+    if not name.startswith("blkverify:"):
+        return {"x-test": name}
     raw, colon, test = name.removeprefix("blkverify:").partition(":")
     if not colon:
         raise BlockError("blkverify requires raw copy and original image path")
-    found = {}
-    for label, path in (("raw", raw), ("test", test)):
-        driver, own = parse(path)
-        found[label] = {**own, "driver": driver.name}
-    found["raw"] = {"driver": "raw", "file": found["raw"]}
-    return found
+    return {"x-raw": raw, "x-test": test}
 
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> BlkverifyNode:

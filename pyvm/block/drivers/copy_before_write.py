@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pyvm.block import bitmaps
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.errors import BlockError
-from pyvm.block.jobs.copying import Copier, CopyError
+from pyvm.block.jobs.copying import Copier
+from pyvm.block.jobs.read_ahead import CopyError
 from pyvm.block.node import ALL_PERMISSIONS, Access, Child, Node, Permission, Role
 from pyvm.block.vectors import Buffers, total
 

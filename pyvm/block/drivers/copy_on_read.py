@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Access, Child, Node, Permission
-from pyvm.block.status import backing_of, chain_status, skip_filters
+from pyvm.block.status import backing_of, chain_status
 from pyvm.block.vectors import Buffers, Cursor, copy_in, is_zero, total
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class CopyOnReadNode(FilterNode):
 
     def _status(self, offset: int, length: int) -> tuple[bool, int]:
         """Return whether the range can be read as it is, and how much of it."""
-        top = skip_filters(self._below)
-        assert top is not None
+        top = _first_layer(self._below)
         below = backing_of(top)
         if below is None:
-            return True, length
+            # Without anything to copy, zeros are written where there is nothing.
+            own = top.block_status(offset, length)
+            return own.allocated, own.length
         extent = chain_status(top, offset, length, below)
         if extent.present or self.bottom is None:
             return extent.present, extent.length
@@ -70,7 +71,7 @@ class CopyOnReadNode(FilterNode):
 
     def _copy(self, offset: int, length: int, buffers: Buffers) -> None:
         """Copy whole clusters, as anything less has the rest of the cluster read as well."""
-        unit = self._below.cluster_size or _DEFAULT_UNIT
+        unit = _first_layer(self._below).cluster_size or _DEFAULT_UNIT
         start = offset // unit * unit
         end = min(-(-(offset + length) // unit) * unit, self.size)
         data = self._below.read(start, end - start)
@@ -89,6 +90,14 @@ class CopyOnReadNode(FilterNode):
         copy_in(buffers, view[offset - start : offset - start + length])
 
 
+def _first_layer(node: Node) -> Node:
+    """Return the first image from `node` down that may lie on another; a raw one shows what is in it."""
+    layer = node
+    while layer.file is not None and (layer.is_filter or (layer.driver == "raw" and not layer.options.get("offset"))):
+        layer = layer.file
+    return layer
+
+
 def _is_below(node: Node, top: Node) -> bool:
     layer: Node | None = top
     while layer is not None:
@@ -100,6 +109,8 @@ def _is_below(node: Node, top: Node) -> bool:
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> CopyOnReadNode:
     """Make the filter; see :mod:`pyvm.block.options`."""
+    if children["file"].read_only:
+        raise BlockError("Block node is read-only")
     bottom = None
     if "bottom" in own:
         bottom = graph.nodes.get(own["bottom"])

@@ -30,11 +30,13 @@ from pyvm.block.node import (
     Preallocation,
     disk_access,
 )
+from pyvm.block.spans import FileSpan
 from pyvm.block.vectors import Buffers, behind, fill_zero, is_zero, preadv, pwritev, total
 
 if TYPE_CHECKING:
     from pyvm.block.graph import BlockGraph, OpenFile
     from pyvm.block.options import Settings
+    from pyvm.block.spans import HostPipe
 
 SECTOR = 512
 _IOV_LIMIT = 1024
@@ -281,6 +283,10 @@ class FileNode(Node):
         self.note_write(offset + length)
         return os.copy_file_range(source._fd, self._fd, length, start, offset)
 
+    def span(self, pipe: HostPipe, offset: int, length: int) -> FileSpan:
+        """Return bytes of the file that the host copies where they are written to another file."""
+        return FileSpan(pipe, self._fd, offset, length)
+
     def flush(self) -> None:
         """Return when everything written is on stable storage.  Raises OSError, and from then on each time."""
         if self._lost:
@@ -378,6 +384,8 @@ class FileNode(Node):
     def block_status(self, offset: int, length: int) -> Extent:
         """Return the first run of data, or of a hole, from `offset` on.  Raises OSError."""
         end = offset + min(length, max(self._size, self.length()) - offset)
+        if end <= offset:
+            return Extent(0, False, True, True)  # the file has become shorter than the image in it says
         try:
             start = os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as error:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pyvm.block.drivers.nbd_connection import Connection
+from pyvm.block.drivers.nbd_connection import Connection, Flight
 from pyvm.block.drivers.nbd_handshake import Wrap
 from pyvm.block.drivers.nbd_options import find_address, make_filename, parse_filename
 from pyvm.block.drivers.nbd_protocol import BASE_ALLOCATION, STATE_HOLE, STATE_ZERO, TransmissionFlag
 from pyvm.block.drivers.nbd_reconnect import Reconnector, connect, connect_within
 from pyvm.block.drivers.nbd_stream import ConnectionLost, ServerAddress
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Extent, Node, Preallocation
+from pyvm.block.node import Extent, Node, Pending, Preallocation
 from pyvm.block.vectors import Buffers, Cursor, behind, copy_in, fill_zero, is_zero, total
 
 if TYPE_CHECKING:
@@ -35,7 +36,40 @@ _ZERO_CHUNK = 1 << 20
 
 __all__ = ["NbdNode", "make", "parse_filename"]
 
-_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Flight)
+
+
+class _Request(Generic[_F]):
+    """A request on its way to the server: made again while the connection breaks and may be waited for."""
+
+    def __init__(self, node: NbdNode, begin: Callable[[Connection], _F]) -> None:
+        """Send it; raises OSError."""
+        self._node = node
+        self._begin = begin
+        self._send()
+
+    def _send(self) -> None:
+        while True:
+            self._connection = self._node.connected()
+            try:
+                self._flight = self._begin(self._connection)
+            except ConnectionLost:
+                if not self._node.lost(self._connection):
+                    raise
+            else:
+                return
+
+    def wait(self) -> _F:
+        """Return what came of it once it is done.  Raises OSError."""
+        while True:
+            try:
+                self._flight.wait()
+            except ConnectionLost:
+                if not self._node.lost(self._connection):
+                    raise
+                self._send()
+            else:
+                return self._flight
 
 
 class NbdNode(Node):
@@ -74,6 +108,8 @@ class NbdNode(Node):
         self._wrap = wrap
         self._reconnect_delay = reconnect_delay
         self._give_up = 0.0
+        self._lock = threading.Lock()
+        """Guards the connection, which several threads may use, and find lost."""
         self._reconnector: Reconnector | None = None
         self._connection: Connection | None = connect_within(
             lambda limit: connect(address, export, context, timeout, limit, wrap), open_timeout
@@ -123,30 +159,31 @@ class NbdNode(Node):
 
     # ---- The connection
 
-    def _call(self, request: Callable[[Connection], _T]) -> _T:
-        """Make a request, again and again while the connection breaks and may be waited for.  Raises OSError."""
-        while True:
-            connection = self._connected()
-            try:
-                return request(connection)
-            except ConnectionLost:
-                connection.close(polite=False)
+    def _call(self, begin: Callable[[Connection], _F]) -> _F:
+        """Make a request, and wait until it is done.  Raises OSError."""
+        return _Request(self, begin).wait()
+
+    def connected(self) -> Connection:
+        """Return a connection; wait for one as long as the options say.  Raises OSError."""
+        with self._lock:
+            if self._connection is None:
+                wait = self._give_up - time.monotonic()
+                self._connection = self._reconnector.wait(wait) if self._reconnector is not None else None
+                if self._connection is None:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                self._reconnector = None
+                self._info = self._connection.info
+            return self._connection
+
+    def lost(self, connection: Connection) -> bool:
+        """A connection is broken; return whether requests are to wait for another one."""
+        connection.close(polite=False)
+        with self._lock:
+            if self._connection is connection:
                 self._connection = None
                 self._give_up = time.monotonic() + self._reconnect_delay
                 self._reconnector = Reconnector(self._reconnect)
-                if not self._reconnect_delay:
-                    raise
-
-    def _connected(self) -> Connection:
-        """Return a connection; wait for one as long as the options say.  Raises OSError."""
-        if self._connection is None:
-            wait = self._give_up - time.monotonic()
-            self._connection = self._reconnector.wait(wait) if self._reconnector is not None else None
-            if self._connection is None:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            self._reconnector = None
-            self._info = self._connection.info
-        return self._connection
+        return self._reconnect_delay > 0
 
     def _reconnect(self) -> Connection:
         """Connect again; what is there must be what was there.  Raises BlockError."""
@@ -157,7 +194,36 @@ class NbdNode(Node):
             raise BlockError(f"the export at '{self._address.text}' is not what it was")
         return connection
 
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may use it at the same time: the server has their requests at once."""
+        return True
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether requests can be begun: the server carries them out."""
+        return True
+
     # ---- Reading and writing
+
+    def start_readv(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to fill all buffers from `offset` on, where that is one request.  Raises OSError."""
+        if not self._is_one_request(offset, total(buffers)):
+            return None
+        return _Request(self, lambda connection: connection.read(offset, buffers))
+
+    def start_writev(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to write all buffers from `offset` on, where that is one request.  Raises OSError."""
+        length = total(buffers)
+        if self.read_only or self.dirty_bitmaps or not self._is_one_request(offset, length):
+            return None
+        return _Request(self, lambda connection: connection.write(offset, buffers))
+
+    def _is_one_request(self, offset: int, length: int) -> bool:
+        info = self._info
+        inside = offset >= 0 and 0 < length <= info.size - offset
+        one = offset % info.max_block + length <= info.max_block
+        return inside and one and self._align(offset, length) == (0, length)
 
     def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers from `offset` on.  Raises OSError."""
@@ -300,8 +366,8 @@ class NbdNode(Node):
         if self._info.context is None:
             return Extent(min(length, self.size - offset), True, False, True, offset, self)
         before, aligned = self._align(offset, min(there, _MAX_RANGE))
-        count, flags = self._call(lambda connection: connection.block_status(offset - before, aligned))
-        count = min(count - before, there)
+        status = self._call(lambda connection: connection.block_status(offset - before, aligned))
+        count, flags = min(status.length - before, there), status.flags
         if offset + count == self._info.size and count < length:
             # Zeros fill up the last sector.
             count = min(length, self.size - offset)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pyvm.block.errors import BlockError
-from pyvm.block.vectors import Buffers, behind, total
+from pyvm.block.vectors import Buffers, Cursor, behind, copy_in, total
 
 _IOV_LIMIT = 1024
 """Most buffers of one recvmsg or sendmsg (IOV_MAX of Linux)."""
+_AHEAD = 64 << 10
+"""How much is received at a time where headers are expected: data that comes along is copied once more."""
 _MICROSECONDS = 1_000_000
 _TIMEVAL = struct.Struct("@ll")
 
@@ -186,24 +188,20 @@ class Stream:
         """Fill all buffers."""
         left = total(buffers)
         while left:
-            self._check_deadline()
-            try:
-                count = self._socket.recvmsg_into(buffers[:_IOV_LIMIT], 0, socket.MSG_WAITALL)[0]
-            except BlockingIOError:
-                raise ConnectionLost(f"the {self._peer} is silent") from None
-            except OSError as error:
-                raise ConnectionLost(error.strerror or str(error)) from None
-            if not count:
-                raise ConnectionLost(f"the {self._peer} closed the connection")
+            count = self._receive(buffers[:_IOV_LIMIT], socket.MSG_WAITALL)
             left -= count
             if left:
                 buffers = behind(buffers, count)
 
     def receive_some(self, buffer: memoryview) -> int:
         """Wait for bytes, and put into a buffer what there is; return how many."""
+        return self._receive((buffer,))
+
+    def _receive(self, buffers: Buffers, flags: int = 0) -> int:
+        """Wait for bytes; return how many were put into the buffers."""
         self._check_deadline()
         try:
-            count = self._socket.recvmsg_into((buffer,))[0]
+            count = self._socket.recvmsg_into(buffers, 0, flags)[0]
         except BlockingIOError:
             raise ConnectionLost(f"the {self._peer} is silent") from None
         except OSError as error:
@@ -236,3 +234,41 @@ class Stream:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+class Receiver:
+    """Receives headers, and the data that follows some of them: as few system calls as there can be.
+
+    Failures are those of the stream.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._view = memoryview(bytearray(_AHEAD))
+        self._start = 0
+        self._end = 0
+
+    def holds(self, count: int) -> bool:
+        """Whether so many bytes are there without waiting."""
+        return self._end - self._start >= count
+
+    def take(self, count: int) -> memoryview:
+        """Return the next few bytes, which stay until the next call."""
+        while self._end - self._start < count:
+            if self._start:
+                rest = self._end - self._start
+                self._view[:rest] = self._view[self._start : self._end]
+                self._start, self._end = 0, rest
+            self._end += self._stream.receive_some(self._view[self._end :])
+        self._start += count
+        return self._view[self._start - count : self._start]
+
+    def fill(self, buffers: Buffers) -> None:
+        """Fill all buffers."""
+        held = self._end - self._start
+        if held:
+            count = min(held, total(buffers))
+            copy_in(Cursor(buffers).take(count), self._view[self._start : self._start + count])
+            self._start += count
+            buffers = behind(buffers, count)
+        self._stream.receive_into(buffers)

@@ -14,7 +14,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Access, Child, Node, Permission, Preallocation, Role
+from pyvm.block.node import Access, Child, Extent, Node, Permission, Preallocation, Role
+from pyvm.block.status import chain_status
 from pyvm.block.vectors import Buffers, Cursor, copy_in, total
 
 if TYPE_CHECKING:
@@ -145,6 +146,21 @@ class QuorumNode(Node):
             self._failed(offset, length)
             raise last or OSError(errno.EIO, os.strerror(errno.EIO))
         copy_in(buffers, memoryview(self._vote(offset, length, found)))
+
+    def block_status(self, offset: int, length: int) -> Extent:
+        """Return zeros where all copies have them, and data where any may have some."""
+        length = min(length, self.size - offset)
+        data = 0
+        for copy in self.copies:
+            try:
+                extent = chain_status(copy, offset, length)
+            except OSError:
+                return Extent(length, True, False, True)
+            if not extent.zero:
+                data = max(data, extent.length)
+            elif not data:
+                length = extent.length
+        return Extent(data, True, False, True) if data else Extent(length, False, True, True)
 
     def _read_first(self, offset: int, length: int, buffers: Buffers) -> None:
         last: OSError | None = None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Child, DetectZeroes, Extent, Node, NodeOptions, Preallocation, Role
+from pyvm.block.node import Child, DetectZeroes, Extent, Node, NodeOptions, Pending, Preallocation, Role
 from pyvm.block.probe import PROBE_SIZE, probe_format
 from pyvm.block.vectors import Buffers, Cursor, fill_zero, is_zero, total
 
@@ -127,6 +127,21 @@ class RawNode(Node):
         """Fill all buffers from `offset` on if that needs no waiting; return whether it was done."""
         return offset + total(buffers) <= self._size and self._file.read_at_hand(self._offset + offset, buffers)
 
+    def start_readv(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to fill all buffers from `offset` on, where the file can be asked for that."""
+        if offset < 0 or offset + total(buffers) > self._size:
+            return None
+        return self._file.start_readv(self._offset + offset, buffers)
+
+    def start_writev(self, offset: int, buffers: Buffers) -> Pending | None:
+        """Begin to write all buffers from `offset` on, where the file can be asked for that."""
+        end = offset + total(buffers)
+        looked_at = self.probed or self.detect_zeroes != "off" or self.dirty_bitmaps
+        if looked_at or self.read_only or offset < 0 or end > self._size:
+            return None
+        self.note_write(end)
+        return self._file.start_writev(self._offset + offset, buffers)
+
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on; EPERM where a guessed format would change."""
         length = total(buffers)
@@ -200,6 +215,11 @@ class RawNode(Node):
     def takes_threads(self) -> bool:
         """Whether several threads may read it at the same time."""
         return self._file.takes_threads
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether requests can be begun."""
+        return self._file.takes_several
 
     @property
     def has_zero_init(self) -> bool:

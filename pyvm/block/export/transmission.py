@@ -30,10 +30,10 @@ from pyvm.block.drivers.nbd_protocol import (
     TransmissionFlag,
     from_errno,
 )
-from pyvm.block.drivers.nbd_stream import ConnectionLost, Stream
+from pyvm.block.drivers.nbd_stream import ConnectionLost, Receiver, Stream
 from pyvm.block.export import actions
 from pyvm.block.export.backend import AT_HAND_BYTES, Task
-from pyvm.block.export.buffers import BufferPool, RequestReader
+from pyvm.block.export.buffers import BufferPool
 from pyvm.block.requests import DISCARD, FLUSH, READ, WRITE, ZEROES
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Transmission:
         self._lock = lock
         self._buffers = BufferPool()
         self._replies: SimpleQueue[_Pending | None] = SimpleQueue()
-        self._reader = RequestReader(stream)
+        self._reader = Receiver(stream)
         self._ready: list[_Pending] = []
         """Requests of which only the reply is missing."""
         self._ready_bytes = 0
@@ -164,7 +164,7 @@ class Transmission:
                 assert pending.buffer is not None
                 if self._ready and not self._reader.holds(length):
                     self._send_ready()
-                self._reader.fill(pending.buffer)
+                self._reader.fill((pending.buffer,))
             self._check(flags, command, offset, length)
         except _Problem as problem:
             pending.error, pending.text = problem.number, str(problem)

@@ -10,7 +10,7 @@ from pyvm.block.drivers.copy_before_write import CopyBeforeWriteNode
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs import surgery
 from pyvm.block.jobs.block_job import STEP_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
-from pyvm.block.jobs.copying import CopyError
+from pyvm.block.jobs.read_ahead import CopyError, bounded_look
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Node
 from pyvm.records import record
@@ -49,6 +49,8 @@ class BackupJob(BlockJob):
         self.backup = backup
         self.source, self.target = source, target
         self._failure: OSError | None = None
+        self._late: list[CopyError] = []
+        """Writes that failed after they counted as done."""
         context = check_nodes_together(jobs, source, (target,))
         bitmap = backup.bitmap
         jobs.check_identifier(options.id)
@@ -71,6 +73,8 @@ class BackupJob(BlockJob):
                 bitmap.reclaim()
             surgery.drop_filter(jobs.storage, self.filter)
             raise
+        if backup.max_workers > 1:
+            self.ahead.put_off(target, self._write_has_failed)
         if backup.sync == "bitmap" and bitmap is not None:
             self.copier.wanted.clear_all()
             self.copier.wanted.merge(bitmap)
@@ -154,22 +158,37 @@ class BackupJob(BlockJob):
         for _ in range(_LOOK):
             if offset >= self.source.size:
                 break
-            offset = self.copier.drop_unallocated(offset, self.source.size - offset)
+            length = bounded_look(self.source, self.source.size - offset)
+            offset = self.copier.drop_unallocated(offset, length)
         return offset
 
     def _round(self) -> Body:
+        failures: list[CopyError] = []
+        moved: list[int] = []
         try:
             moved = yield self.io(*[self._copy_some] * self.batch)
-        except CopyError as failure:
+        except CopyError as error:
+            failures.append(error)
+        failures += self._late
+        self._late = []
+        for failure in failures:
             policy = self.backup.on_source_error if failure.of_read else self.backup.on_target_error
             if self.handle(policy, failure.of_read, failure.error) == "report":
                 self._failure = failure.error
                 return
-            moved = []
+        if failures:
             yield from self.sleep(0.1)
         yield from self.limit(sum(moved))
 
+    def _write_has_failed(self, offset: int, length: int, error: OSError) -> None:
+        """What was on its way to the copy is not there; with the lock of the context held."""
+        self.copier.wanted.set(offset, length)
+        self.copier.copied -= length
+        self._late.append(CopyError(error, False))
+
     def _copy_some(self) -> int:
+        if self._late:
+            return 0  # what failed is tried again another time
         limit = min(STEP_BYTES, self.backup.max_chunk or STEP_BYTES)
         self.ahead.enabled = self.backup.max_workers > 1 and not self.pace.speed
         return self.copier.copy(0, self.source.size, max(limit, self.copier.cluster), self.ahead) or 0

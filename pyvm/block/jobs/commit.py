@@ -13,6 +13,7 @@ from pyvm.block.filename import name_of
 from pyvm.block.jobs import surgery
 from pyvm.block.jobs.block_job import STEP_BYTES, ZERO_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
 from pyvm.block.jobs.pace import SLICE
+from pyvm.block.jobs.read_ahead import CopyError
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, UNUSED, Access, Child, Node, Permission, Role
 from pyvm.block.status import skip_filters
@@ -123,29 +124,37 @@ class CommitJob(BlockJob):
                     raise step.error
                 yield from self.sleep(SLICE)
             yield from self.limit(moved)
+        # So that little is left to be written once everything has to stand still.
+        yield self.io(self.base.flush)
 
     def _step(self) -> _Step:
         offset = self._offset
         if offset >= self.top.size or self._failed:
             return _Step(0)
-        of_read = True
+        try:
+            length, copied = self._copy(offset)
+        except CopyError as failure:
+            self._failed = True
+            return _Step(0, error=failure.error, of_read=failure.of_read)
+        self._offset += length
+        return _Step(length, copied)
+
+    def _copy(self, offset: int) -> tuple[int, bool]:
+        """Write down what there is; return how far that goes, and whether there was anything.  Raises CopyError."""
         try:
             extent = self.ahead.status(self.top, offset, _CHUNK if self.pace.speed else ZERO_BYTES, self.base)
-            length = extent.length
-            if extent.present:
-                if extent.zero:
-                    of_read = False
-                    self.base.write_zeroes(offset, length, True)
-                else:
-                    length = min(length, STEP_BYTES)
-                    view = self.ahead.read(self.top, offset, length, offset if self.pace.speed else self.top.size)
-                    of_read = False
-                    self.base.writev(offset, (view,))
         except OSError as error:
-            self._failed = True
-            return _Step(0, error=error, of_read=of_read)
-        self._offset += length
-        return _Step(length, copied=extent.present)
+            raise CopyError(error, True) from None
+        length = extent.length
+        if extent.present and extent.zero:
+            try:
+                self.base.write_zeroes(offset, length, True)
+            except OSError as error:
+                raise CopyError(error, False) from None
+        elif extent.present:
+            length = min(length, STEP_BYTES)
+            self.ahead.copy(self.top, offset, length, offset if self.pace.speed else self.top.size, self.base)
+        return length, extent.present
 
     # ---- The end
 

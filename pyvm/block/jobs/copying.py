@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-
 from pyvm.block.bitmaps import DirtyBitmap
 from pyvm.block.errors import BlockError
-from pyvm.block.jobs.read_ahead import ReadAhead, file_of, plain_file
+from pyvm.block.jobs.read_ahead import CopyError, ReadAhead, file_of, plain_file
 from pyvm.block.node import Node
 from pyvm.block.status import ChainExtent, chain_status, skip_filters
 from pyvm.block.vectors import is_zero
@@ -17,15 +15,6 @@ DEFAULT_CLUSTER = 64 << 10
 def cluster_of(target: Node) -> int:
     """Return the unit of copies to `target`: nothing smaller would leave the rest of its clusters as it is."""
     return max(DEFAULT_CLUSTER, target.cluster_size or 0)
-
-
-class CopyError(Exception):
-    """A copy has failed, at the source or at the target."""
-
-    def __init__(self, error: OSError, of_read: bool) -> None:
-        super().__init__(error.strerror)
-        self.error = error
-        self.of_read = of_read
 
 
 class Copier:
@@ -42,8 +31,6 @@ class Copier:
         self.copied = 0
         """How many bytes were copied."""
         self.compress = False
-        self.layer_only = False
-        """Whether only what the topmost layer of the source has is copied."""
         self._data = bytearray()
         self.on_host = False
         """Whether the host is to copy from file to file, which may share blocks then."""
@@ -109,12 +96,14 @@ class Copier:
                 return length
             if self.on_host and length <= extent.length and self._copy_on_host(start, length, extent):
                 return length
+            if ahead is not None and not self.compress:
+                ahead.copy(self.source, start, length, until, self.target)
+                return length
             view = self._read(start, length, until, ahead)
             of_read = False
             self._write(start, view)
         except (OSError, BlockError) as error:
-            failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
-            raise CopyError(failure, of_read) from None
+            raise CopyError(error, of_read) from None
         return length
 
     def _read(self, start: int, length: int, until: int, ahead: ReadAhead | None) -> memoryview:

@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pyvm.block import bitmaps
@@ -26,6 +27,7 @@ from pyvm.block.jobs.block_job import (
 )
 from pyvm.block.jobs.mirror_filter import MirrorTop
 from pyvm.block.jobs.pace import SLICE
+from pyvm.block.jobs.read_ahead import CopyError, bounded_look
 from pyvm.block.jobs.states import State
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, UNUSED, Access, Node, Permission
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
     from pyvm.block.jobs.manager import Jobs
 
 DEFAULT_BUFFER = 16 << 20
-_STATUS_SECONDS_BYTES = 1 << 30
-"""So much of the disk is asked about at a time where only what is allocated is copied."""
+_LOOK_NS = 2_000_000
+"""So long one step asks what is allocated: the guest waits behind it."""
 
 
 @record
@@ -95,6 +97,8 @@ class MirrorJob(BlockJob):
         self._complete_wanted = False
         self._pivoting = False
         self._failure: OSError | None = None
+        self._late: list[tuple[int, OSError]] = []
+        """How much of what counts as copied could not be written, and why."""
         self._wrote = False
         self._to_replace: Node | None = None
         bitmap = DirtyBitmap(source.size, granularity)
@@ -117,6 +121,7 @@ class MirrorJob(BlockJob):
             surgery.drop_filter(self.storage, filter_node)
             raise
         bitmaps.attach(source, bitmap)
+        self.ahead.put_off(target, self._write_has_failed)
         filter_node.active = mirror.write_blocking
         filter_node.on_error = lambda error: self.host.call_soon(self._active_write_failed, error)
 
@@ -205,23 +210,24 @@ class MirrorJob(BlockJob):
         self.remaining = self.bitmap.count
 
     def _find_allocated(self) -> Body:
-        offset = 0
-        while offset < self.source.size:
-            (offset,) = yield self.io(_marker(self, offset))
+        while self._cursor < self.source.size:
+            yield self.io(*[self._mark_allocated] * BATCH)
             self.check_still_wanted()
             yield from self.pause_point()
+        self._cursor = 0
 
-    def mark_allocated(self, offset: int) -> int:
-        """Make dirty what is allocated from `offset` on; return how far this looked."""
-        end = min(offset + _STATUS_SECONDS_BYTES, self.source.size)
-        for _ in range(BATCH * BATCH):
-            if offset >= end:
-                break
-            extent = chain_status(self.source, offset, end - offset, self.mirror.base)
+    def _mark_allocated(self) -> None:
+        """Make dirty what is allocated from the cursor on: one step."""
+        until = monotonic_ns() + _LOOK_NS
+        most = bounded_look(self.source, self.source.size)
+        while self._cursor < self.source.size:
+            offset = self._cursor
+            extent = chain_status(self.source, offset, min(most, self.source.size - offset), self.mirror.base)
             if extent.present:
                 self.bitmap.set(offset, extent.length)
-            offset += extent.length
-        return offset
+            self._cursor += extent.length
+            if monotonic_ns() >= until:
+                break
 
     def _round(self) -> Body:
         """Copy some of what is dirty."""
@@ -230,9 +236,12 @@ class MirrorJob(BlockJob):
         self._failed = False
         results: list[_Done] = yield self.io(*[self.copy_some] * BATCH)
         accounted = sum(it.accounted for it in results)
-        self.done += sum(it.length for it in results)
+        late, self._late = self._late, []
+        self.done += sum(it.length for it in results) - sum(length for length, _ in late)
         self.remaining = self.bitmap.count
-        failed = False
+        failed = bool(late)
+        for _, error in late:
+            self._fail(error, False)
         for it in results:
             if it.error is not None:
                 failed = True
@@ -248,6 +257,12 @@ class MirrorJob(BlockJob):
         policy = self.mirror.on_source_error if of_read else self.mirror.on_target_error
         if self.handle(policy, of_read, error) == "report":
             self._failure = error
+
+    def _write_has_failed(self, offset: int, length: int, error: OSError) -> None:
+        """What was on its way to the copy is not there; with the lock of the context held."""
+        self.bitmap.set(offset, length)
+        self._failed = True
+        self._late.append((length, error))
 
     def _active_write_failed(self, error: OSError) -> None:
         """The guest's write did not get to the copy."""
@@ -268,32 +283,41 @@ class MirrorJob(BlockJob):
         start, end = found[0] // self._unit * self._unit, -(-sum(found) // self._unit) * self._unit
         end = min(end, self.bitmap.size)
         self._wrote = True
-        of_read = True
         try:
-            extent = self.ahead.status(self.source, start, end - start)
-            is_data = extent.data and not extent.zero
-            end = min(end, start + max(extent.length // self._unit * self._unit, self._unit))
-            # A unit that is only partly zeros is copied.
-            is_data = is_data or extent.length < end - start
-            if is_data:
-                end = min(end, start + max(STEP_BYTES // self._unit * self._unit, self._unit))
-                view = self.ahead.read(self.source, start, end - start, end if self.pace.speed else sum(found))
-                of_read = False
-                self.target.writev(start, (view,))
-            else:
-                of_read = False
-                end = min(end, start + max(ZERO_BYTES // self._unit * self._unit, self._unit))
-                self.target.write_zeroes(start, end - start, self.mirror.unmap)
-        except (OSError, BlockError) as error:
-            failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+            end, is_data = self._copy(start, end, sum(found))
+        except CopyError as failure:
+            end = min(end, start + self._most(STEP_BYTES))
             self._cursor = end
             self._left -= end - start
             self._failed = True
-            return _Done(error=failure, of_read=of_read)
+            return _Done(error=failure.error, of_read=failure.of_read)
         self.bitmap.clear(start, end - start)
         self._cursor = end
         self._left -= end - start
         return _Done(end - start, 0 if not is_data and self.target.unmap else end - start)
+
+    def _most(self, limit: int) -> int:
+        """Return how many bytes in whole units a step does where `limit` bytes are most, but one unit in any case."""
+        return max(limit // self._unit * self._unit, self._unit)
+
+    def _copy(self, start: int, end: int, dirty_end: int) -> tuple[int, bool]:
+        """Copy the first of a run of units; return the end of that, and whether it was data.  Raises CopyError."""
+        try:
+            extent = self.ahead.status(self.source, start, end - start)
+        except (OSError, BlockError) as error:
+            raise CopyError(error, True) from None
+        end = min(end, start + self._most(extent.length))
+        # A unit that is only partly zeros is copied.
+        if (extent.data and not extent.zero) or extent.length < end - start:
+            end = min(end, start + self._most(STEP_BYTES))
+            self.ahead.copy(self.source, start, end - start, end if self.pace.speed else dirty_end, self.target)
+            return end, True
+        end = min(end, start + self._most(ZERO_BYTES))
+        try:
+            self.target.write_zeroes(start, end - start, self.mirror.unmap)
+        except (OSError, BlockError) as error:
+            raise CopyError(error, False) from None
+        return end, False
 
     def _flush_target(self) -> Body:
         """Make the copy safe; an error is dealt with, and the copy not in order then."""
@@ -410,10 +434,6 @@ class MirrorJob(BlockJob):
 
 def _zero(node: Node, offset: int, length: int) -> Callable[[], None]:
     return lambda: node.write_zeroes(offset, length, True)
-
-
-def _marker(job: MirrorJob, offset: int) -> Callable[[], int]:
-    return lambda: job.mark_allocated(offset)
 
 
 class ActiveCommitJob(MirrorJob):

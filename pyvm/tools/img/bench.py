@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from pyvm.records import record
@@ -13,7 +14,7 @@ from pyvm.tools.img.opening import ImageChoice
 from pyvm.tools.img.sizes import parse_integer, parse_size
 
 if TYPE_CHECKING:
-    from pyvm.block.node import Node
+    from pyvm.block.node import Node, Pending
 
 _LONG = {
     "object": "object=",
@@ -70,7 +71,7 @@ def run(argv: list[str]) -> int:
             raise ImgError("Image is empty")
         _announce(plan, depth)
         began = time.monotonic()
-        _send(node, plan)
+        _send(node, plan, depth)
         print(f"Run completed in {time.monotonic() - began:3.3f} seconds.")
     finally:
         node.release()
@@ -87,20 +88,31 @@ def _announce(plan: _Run, depth: int) -> None:
         print(f"Sending flush every {plan.flush_interval} requests")
 
 
-def _send(node: Node, plan: _Run) -> None:
-    """Send the requests one after the other: a node does one at a time."""
+def _send(node: Node, plan: _Run, depth: int) -> None:
+    """Send the requests: one after the other, or up to `depth` at a time where others do the work."""
     buffer = memoryview(bytearray([plan.pattern]) * plan.size)
-    send = node.writev if plan.write else node.readv
+    send, start = (node.writev, node.start_writev) if plan.write else (node.readv, node.start_readv)
+    on_the_way: deque[Pending] = deque()
+
+    def wait(most: int) -> None:
+        while len(on_the_way) > most:
+            on_the_way.popleft().wait()
+
     offset, end = plan.offset, node.size
     try:
         for number in range(1, plan.count + 1):
-            send(offset, (buffer,))
-            if plan.write and plan.write_through:
-                node.flush()
-            if plan.flush_interval and number % plan.flush_interval == 0:
+            wait(depth - 1)
+            begun = start(offset, (buffer,))
+            if begun is None:
+                send(offset, (buffer,))
+            else:
+                on_the_way.append(begun)
+            if plan.write and (plan.write_through or (plan.flush_interval and number % plan.flush_interval == 0)):
+                wait(0)
                 node.flush()
             offset += plan.step
             if end <= offset < INT64_MAX:
                 offset %= end
+        wait(0)
     except OSError as error:
         raise ImgError(f"Failed request: {error.strerror}") from None

@@ -10,6 +10,7 @@ from pyvm.records import record
 from pyvm.tools.img.arguments import IMAGE_LONG, Cache, scan
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.info import full_name
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
 from pyvm.tools.img.sizes import parse_size
 
@@ -21,11 +22,10 @@ _CHUNK = 2 << 20
 
 @record(frozen=True)
 class _Layer:
-    """An image of the chain: its name, its format, and its name in the header of the image above."""
+    """An image of the chain: the name by which it is opened, and its format."""
 
     filename: str
     format: str
-    known_as: str
 
 
 def run(argv: list[str]) -> int:
@@ -53,6 +53,7 @@ def run(argv: list[str]) -> int:
 
 def _look(choice: ImageChoice, filename: str, base: str | None, cache: Cache, *, quiet: bool) -> list[_Layer]:
     """Return the images below the top one, down to the base.  Raises ImgError."""
+    from pyvm.block.filename import name_of
     from pyvm.block.status import backing_of
 
     # As it is going to be opened: now is the time to find that it is in use.
@@ -63,9 +64,8 @@ def _look(choice: ImageChoice, filename: str, base: str | None, cache: Cache, *,
         if node is None and base is None:
             raise ImgError("Image does not have a backing file")
         while node is not None:
-            image = as_qcow2(above)
-            chain.append(_Layer(node.filename, node.driver, (image.header.backing_file if image else None) or ""))
-            if base is None or _is_named(chain[-1], base):
+            chain.append(_Layer(name_of(node), node.driver))
+            if base is None or _is_named(above, node, base):
                 return chain
             above, node = node, backing_of(node)
     finally:
@@ -73,8 +73,18 @@ def _look(choice: ImageChoice, filename: str, base: str | None, cache: Cache, *,
     raise ImgError(f"Did not find '{base}' in the backing chain of '{filename}'")
 
 
-def _is_named(layer: _Layer, name: str) -> bool:
-    return name in (layer.filename, layer.known_as) or os.path.realpath(name) == os.path.realpath(layer.filename)
+def _is_named(above: Node, node: Node, name: str) -> bool:
+    """Whether `name` is that of an image; as in the header above it, a relative path starts where that image is."""
+    written = getattr(getattr(above, "header", None), "backing_file", None) or node.filename
+    full = full_name(above.filename, written)
+    if _has_protocol(name) or _has_protocol(written):
+        return name in (written, full)
+    return os.path.realpath(full_name(above.filename, name)) == os.path.realpath(full)
+
+
+def _has_protocol(name: str) -> bool:
+    protocol, colon, _ = name.partition(":")
+    return bool(colon) and "/" not in protocol
 
 
 def _commit(
@@ -141,7 +151,7 @@ def _copy(layers: Sequence[Node], base: Node, progress: Progress, rate: int) -> 
                         pace.sent(len(view))
                     progress.part(position, size)
         except OSError as error:
-            raise ImgError(f"Error while committing at byte {start}: {error.strerror}") from None
+            raise ImgError(f"Block job failed: {error.strerror}") from None
         progress.part(end, size)
 
 

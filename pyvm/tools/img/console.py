@@ -14,8 +14,7 @@ PROGRAM = "qemu-img" if os.path.basename(sys.argv[0]) == "qemu-img" else "pyvm-i
 
 
 def complain(text: str) -> None:
-    """Print an error."""
-    sys.stdout.flush()
+    """Print an error.  What went to a file or pipe before it comes later, as with any program that writes there."""
     sys.stderr.write(f"{PROGRAM}: {text}\n")
 
 
@@ -26,7 +25,6 @@ def warn(text: str) -> None:
 
 def warn_plainly(text: str) -> None:
     """Print the lines of a warning as they are."""
-    sys.stdout.flush()
     sys.stderr.write(f"{text}\n")
 
 

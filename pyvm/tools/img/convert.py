@@ -193,14 +193,19 @@ def _snapshot_parameters(parameter: str) -> dict[str, str]:
 def _convert(job: _Job, source: _Source, disks: Disks, cache: Cache, progress: Progress) -> None:
     if job.create:
         _check_target(job)
+    _check_bitmaps(job, disks)
+    if job.create:
         _create(job, disks)
     target = _open_target(job, cache)
     try:
         if target.size < disks.size:
             raise ImgError("output file is smaller than input file")
         _check_compression(job, target)
-        _refuse_bitmaps(job, disks)
         _copy(job, source, disks, target, progress, write_through=not cache.writeback)
+        if "bitmaps" in job.arguments:
+            from pyvm.tools.img.bitmap import copy_bitmaps
+
+            copy_bitmaps(disks.nodes[0], target)
         try:
             target.flush()
         except OSError as error:
@@ -269,13 +274,15 @@ def _check_compression(job: _Job, target: Node) -> None:
         raise ImgError("Compression not supported for this file format")
 
 
-def _refuse_bitmaps(job: _Job, disks: Disks) -> None:
+def _check_bitmaps(job: _Job, disks: Disks) -> None:
+    """Refuse bitmaps that cannot be copied, before anything is made.  Raises ImgError."""
     if "bitmaps" not in job.arguments:
         return
-    for node in disks.nodes:
-        specific = node.format_info() or {}
-        if specific.get("data", {}).get("bitmaps"):
-            raise ImgError("--bitmaps: copying persistent bitmaps is not supported by pyvm-img yet")
+    if len(disks.nodes) > 1:
+        raise ImgError("Copying bitmaps only possible with single source")
+    from pyvm.tools.img.bitmap import check_copyable
+
+    check_copyable(disks.nodes[0], skip_broken="skip-broken-bitmaps" in job.arguments)
 
 
 def _copy(job: _Job, source: _Source, disks: Disks, target: Node, progress: Progress, *, write_through: bool) -> None:
@@ -307,7 +314,7 @@ def _copy(job: _Job, source: _Source, disks: Disks, target: Node, progress: Prog
 
 def _zero_unit(job: _Job, target: Node) -> int:
     """Return the unit in which zeros are looked for: less than the target allocates gains nothing."""
-    unit = min(job.sparse, 4096) or 4096
+    unit = 1 << job.sparse.bit_length() - 1 if job.sparse else 4096
     image = as_qcow2(target)
     if image is None or image.header.external_data:
         return unit

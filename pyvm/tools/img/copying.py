@@ -127,7 +127,7 @@ class Copier:
     # ---- In any thread
 
     def _prepare(self, source: Disks, task: _Task) -> None:
-        if task.content is not Content.DATA:
+        if task.content is not Content.DATA and not (self._compress is not None and self._is_written(task.content)):
             return
         length = task.end - task.start
         try:
@@ -135,7 +135,10 @@ class Copier:
         except IndexError:
             task.buffer = bytearray(self._chunk_size)
         with memoryview(task.buffer) as view:
-            self._fill(source, task, view[:length])
+            if task.content is Content.DATA:
+                self._fill(source, task, view[:length])
+            else:
+                view[:length] = bytes(length)
         if self._compress is not None:
             task.pieces = list(self._packed(self._compress, task, length))
         elif self._settings.sparse:

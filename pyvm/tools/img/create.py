@@ -48,6 +48,8 @@ def _create(
     quiet: bool,
     secrets: Secrets,
 ) -> None:
+    from functools import partial
+
     from pyvm.block.create import create_image
     from pyvm.block.errors import BlockError
 
@@ -59,7 +61,7 @@ def _create(
             options,
             *backing,
             check_backing=check_backing,
-            announce=None if quiet else print,
+            announce=None if quiet else partial(print, flush=True),
             secrets=secrets,
         )
     except BlockError as error:

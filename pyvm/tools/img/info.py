@@ -67,7 +67,9 @@ def _collect(filename: str, choice: ImageChoice, chain: bool) -> list[dict[str, 
 def describe(node: Node) -> dict[str, Any]:
     """Return the ImageInfo of an open image, as QMP has it."""
     qcow2 = as_qcow2(node)
-    info: dict[str, Any] = {"filename": node.filename, "format": node.driver, "virtual-size": node.size}
+    from pyvm.block.filename import name_of
+
+    info: dict[str, Any] = {"filename": name_of(node), "format": node.driver, "virtual-size": node.size}
     # What is in an external data file does not count.
     allocated = (node.file if qcow2 is not None and node.file is not None else node).allocated_bytes()
     if allocated is not None:
@@ -80,15 +82,13 @@ def describe(node: Node) -> dict[str, Any]:
     specific = node.format_info()
     if specific is not None:
         info["format-specific"] = specific
-    if qcow2 is None:
-        return info
-    header = qcow2.header
-    if header.backing_file is not None:
+    header = getattr(node, "header", None)
+    if header is not None and header.backing_file is not None:
         info["backing-filename"] = header.backing_file
         info["full-backing-filename"] = full_name(node.filename, header.backing_file)
         if header.backing_format is not None:
             info["backing-filename-format"] = header.backing_format
-    if qcow2.snapshots:
+    if qcow2 is not None and qcow2.snapshots:
         from pyvm.block.info import snapshot_info
 
         info["snapshots"] = [snapshot_info(snapshot) for snapshot in qcow2.snapshots]

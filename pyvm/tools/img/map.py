@@ -75,6 +75,9 @@ def _entries(node: Node, start: int, end: int) -> Iterator[_Entry]:
             extent = chain_status(node, start, end - start)
         except OSError as error:
             raise ImgError(f"Failed to read image metadata: {error.strerror}") from None
+        if extent.layer is not None and extent.layer.size <= start:
+            # What is behind the end of a shorter backing file is nowhere, and the layer above knows that.
+            extent = extent._replace(depth=extent.depth - 1, present=False)
         name = extent.node.filename if extent.offset is not None and extent.node is not None else None
         yield _Entry(start, extent, name)
         start += extent.length

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyvm.block.node import Node
 
 _LONG = {**IMAGE_LONG, "force-share": "U", "output": "output=", "size": "size="}
+_WITH_BITMAPS = 3
+"""The version of qcow2 that has bitmaps."""
 _SECTOR = 512
 
 
@@ -54,7 +56,7 @@ def run(argv: list[str]) -> int:
         try:
             if "l" in arguments:
                 nodes.insert(0, open_snapshot(nodes[0], str(arguments.get("l"))))
-            sizes = _measure(target, options, nodes[0].size, nodes[0])
+            sizes = _measure(target, options, nodes[0].size, nodes[0], nodes[-1])
         finally:
             for node in nodes:
                 node.release()
@@ -75,7 +77,8 @@ def _print(sizes: _Sizes, as_json: bool) -> None:
         print(f"bitmaps size: {sizes.bitmaps}")
 
 
-def _measure(target: str, options: dict[str, str], size: int, source: Node | None) -> _Sizes:
+def _measure(target: str, options: dict[str, str], size: int, source: Node | None, image: Node | None = None) -> _Sizes:
+    """Return the sizes of a copy of `source`, a disk of `size` bytes; `image` has its bitmaps."""
     from pyvm.block.create import OPTIONS, normalise
     from pyvm.block.drivers.qcow2.creation import measure, read_options
     from pyvm.block.luks import read_options as read_luks_options
@@ -96,8 +99,10 @@ def _measure(target: str, options: dict[str, str], size: int, source: Node | Non
     if target == "luks":
         size += read_luks_options(normalise("luks", options)).payload_offset
         return _Sizes(size, size)
-    result = measure(read_options(options, size), _extents(source) if source is not None else ())
-    return _Sizes(result.required, result.fully_allocated, _bitmaps_size(source))
+    wanted = read_options(options, size)
+    result = measure(wanted, _extents(source) if source is not None else ())
+    bitmaps = _bitmaps_size(image, wanted.cluster_size) if wanted.version >= _WITH_BITMAPS else None
+    return _Sizes(result.required, result.fully_allocated, bitmaps)
 
 
 def _extents(source: Node) -> Iterator[tuple[int, int, bool]]:
@@ -110,12 +115,11 @@ def _extents(source: Node) -> Iterator[tuple[int, int, bool]]:
         offset += extent.length
 
 
-def _bitmaps_size(source: Node | None) -> int | None:
-    """Return how much room the source's persistent bitmaps take; None where it cannot have any."""
+def _bitmaps_size(source: Node | None, cluster: int) -> int | None:
+    """Return how much room the source's persistent bitmaps take in a copy; None where it cannot have any."""
     image = as_qcow2(source) if source is not None else None
-    if image is None or image.header.version < 3:
+    if image is None or image.header.version < _WITH_BITMAPS:
         return None
-    cluster = image.cluster_size
     total = names = 0
     for bitmap in (image.format_info()["data"]).get("bitmaps", []):
         bits = -(-image.size // bitmap["granularity"])

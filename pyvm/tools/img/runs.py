@@ -111,9 +111,9 @@ def _status(node: Node, offset: int, base: int, layout: Layout) -> Run:
         # What is neither data nor zeros has to be looked at.
         return Run(start, end, Content.ZERO if extent.zero else Content.DATA)
     if start >= layout.target_backing:
-        # Behind the end of the target's backing file there are zeros.
+        # Behind the end of the target's backing file there are zeros, and they need not be written.
         is_zero = extent.zero or _is_above(node, offset)
-        return Run(start, end, Content.ZERO if is_zero else Content.DATA)
+        return Run(start, end, Content.BELOW if is_zero else Content.DATA)
     end = min(end, layout.target_backing)
     return Run(start, end, Content.ZERO if extent.zero else Content.BELOW)
 

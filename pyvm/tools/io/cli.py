@@ -124,7 +124,6 @@ def _err(text: str) -> None:
 def _work(arguments: Arguments) -> int:
     """Open the image, and run all commands."""
     from pyvm.tools.io.files import close_backend, open_backend
-    from pyvm.tools.io.session import describe
     from pyvm.tools.io.table import make_table
 
     arguments.add_objects()
@@ -139,12 +138,8 @@ def _work(arguments: Arguments) -> int:
         try:
             good = _run_lines(session, arguments.all("c"))
         finally:
-            try:
-                close_backend(session)
-            except OSError as error:
-                _complain(describe(error))
-                good = False
-    return 0 if good else 1
+            closed = close_backend(session)
+    return 0 if good and closed else 1
 
 
 def _how_to_open(arguments: Arguments) -> HowOpened | None:

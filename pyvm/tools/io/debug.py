@@ -29,7 +29,7 @@ def _break(session: Session, arguments: Arguments) -> None:
     found = _breakpoints(session, "Could not set breakpoint")
     if event not in EVENTS:
         raise CommandError(f"Could not set breakpoint: {_NOTHING}")
-    if session.opened is not None:
+    if session.opened:
         found.tell = session.out
     found.add(event, tag)
 

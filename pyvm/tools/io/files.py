@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 from pyvm.block.backend import BlockBackend
 from pyvm.block.bitmap_loading import load_bitmaps
 from pyvm.block.errors import BlockError
+from pyvm.block.graph import BlockGraph
+from pyvm.block.node import ALL_PERMISSIONS, Access, disk_access
+from pyvm.block.options import DRIVERS, GENERIC, Dialect, convert
+from pyvm.block.reopen import Reopener
 from pyvm.errors import ConfigError
 from pyvm.records import replace
-from pyvm.tools.io.command import ANY, Arguments, Command
+from pyvm.tools.io.command import ANY, PROGRAM, Arguments, Command
 from pyvm.tools.io.numbers import Usage
-from pyvm.tools.io.session import Session
+from pyvm.tools.io.opening import find_cache, parse_tree
+from pyvm.tools.io.session import Session, describe
 
 if TYPE_CHECKING:
+    from pyvm.block.graph import User
+    from pyvm.block.node import Node
     from pyvm.tools.io.opening import HowOpened
-
-_CACHE_OPTIONS = ("direct", "no-flush")
 
 
 def open_backend(session: Session, how: HowOpened) -> None:
@@ -25,38 +30,79 @@ def open_backend(session: Session, how: HowOpened) -> None:
         raise BlockError("file open already, try 'help close'")
     from pyvm.block.context import InlineContext, IoContext
 
-    node = how.open()
+    graph = BlockGraph(secrets=how.secrets)
+    node = how.open(graph)
     load_bitmaps(node)
     context = IoContext(session.lock) if session.lock is not None else InlineContext()
     session.backend = BlockBackend(node, context, write_cache=how.write_cache)
-    session.opened = how
+    session.opened = True
+    if not how.snapshot:
+        session.change_options = _Changer(session.backend, graph).change
 
 
-def close_backend(session: Session) -> None:
-    """Close the image of the session, where there is one.  Raises OSError where something could not be written."""
+class _Changer:
+    """Gives the image of a session, and what it is made of, other options."""
+
+    def __init__(self, backend: BlockBackend, graph: BlockGraph) -> None:
+        self._backend = backend
+        self._graph = graph
+        self._user: User | None = None
+
+    def change(self, node: Node, changes: dict[str, Any]) -> None:
+        """Change some options, and leave the others as they are.  Raises BlockError."""
+        reopener = Reopener(self._graph)
+        reopener.add_node(node, changes)
+        self._backend.drain()
+        with self._backend.context.lock:
+            # Whether it may be written to is known when it has been reopened.
+            if self._user is None:
+                self._user = self._graph.attach(node, "the disk", _access(read_only=True))
+            else:
+                self._graph.change(self._user, _access(read_only=True))
+            try:
+                reopener.run()
+            except OSError as error:
+                raise BlockError(str(error.strerror)) from None
+            finally:
+                self._graph.change(self._user, _access(read_only=node.read_only))
+
+
+def _access(*, read_only: bool) -> Access:
+    return Access(disk_access(read_only).used, ALL_PERMISSIONS)
+
+
+def close_backend(session: Session) -> bool:
+    """Close the image of the session, where there is one; return whether everything could be written."""
     backend = session.backend
     if backend is None:
-        return
-    session.backend = session.opened = None
+        return True
+    session.backend = session.change_options = None
+    session.opened = False
     backend.drain()
     node = backend.node
     backend.context.close()
-    if node is not None:
-        try:
-            if not node.read_only:
-                node.inactivate()
-        finally:
-            node.release()
+    if node is None:
+        return True
+    try:
+        if not node.read_only:
+            node.inactivate()
+    except OSError as error:
+        if node.driver != "qcow2":  # which has said so itself
+            session.err(f"{PROGRAM}: {describe(error)}\n")
+        return False
+    finally:
+        node.release()
+    return True
 
 
 def _open(session: Session, arguments: Arguments) -> None:
-    from pyvm.tools.io.opening import HowOpened, parse_tree
+    from pyvm.tools.io.opening import HowOpened
 
     how = HowOpened(secrets=session.secrets)
     tree: dict[str, Any] = {}
     for letter, value in arguments.options:
         if letter == "o":
-            tree.update(_parse(parse_tree, value))
+            tree.update(_parse(value))
         else:
             how = how.with_option(letter, value)
     if len(arguments.operands) > 1:
@@ -65,7 +111,7 @@ def _open(session: Session, arguments: Arguments) -> None:
     open_backend(session, replace(how, filename=filename, tree=tree))
 
 
-def _parse(parse_tree: Any, text: str) -> dict[str, Any]:
+def _parse(text: str) -> dict[str, Any]:
     try:
         return dict(parse_tree(text))
     except ConfigError as error:
@@ -78,63 +124,57 @@ def _close(session: Session, arguments: Arguments) -> None:
 
 
 def _reopen(session: Session, arguments: Arguments) -> None:
-    how = session.opened
-    if how is None or how.snapshot:
-        raise BlockError("an image that was not opened here, or is temporary, cannot be reopened")
-    wanted = _take_changes(session, how, arguments)
-    close_backend(session)
-    try:
-        open_backend(session, wanted)
-    except BlockError:
-        open_backend(session, how)
-        raise
-
-
-def _take_changes(session: Session, how: HowOpened, arguments: Arguments) -> HowOpened:
-    """Return how the image is to be opened from now on."""
-    from pyvm.tools.io.opening import find_cache, parse_tree
-
     if "r" in arguments and "w" in arguments:
         raise BlockError("Only one -r/-w option may be given")
     if arguments.operands:
         raise Usage
-    tree = {**how.tree}
+    node = session.node
+    if session.change_options is None or session.backend is None:
+        raise BlockError("an image that is temporary, or a machine does not know, cannot be reopened")
+    changes: dict[str, Any] = {}
     for text in (value for letter, value in arguments.options if letter == "o"):
-        changes = _parse(parse_tree, text)
-        _check_changes(session, changes, arguments)
-        cache = changes.pop("cache", {})
-        tree.update(changes)
-        if cache:
-            tree["cache"] = {**tree.get("cache", {}), **cache}
+        changes.update(_parse(text))
+    changes = _typed(node, changes, "")
+    if "r" in arguments or "w" in arguments:
+        if "read-only" in changes:
+            raise BlockError("Cannot set both -r/-w and 'read-only'")
+        changes["read-only"] = "r" in arguments
     mode = arguments.get("c")
+    cache = None
     if mode is not None:
+        if "cache" in changes:
+            raise BlockError("Cannot set both -c and the cache options")
         try:
-            find_cache(mode)
+            cache = find_cache(mode)
         except BlockError:
             raise BlockError(f"Invalid cache option: {mode}") from None
-        tree.pop("cache", None)
-        how = replace(how, cache=mode)
-    if "r" in arguments or "w" in arguments:
-        tree.pop("read-only", None)
-        how = replace(how, read_only="r" in arguments)
-    return replace(how, tree=tree)
+        changes["cache"] = {"direct": cache.direct, "no-flush": cache.no_flush}
+    session.change_options(node, changes)
+    if cache is not None:
+        session.backend.write_cache = cache.writeback
 
 
-def _check_changes(session: Session, changes: dict[str, Any], arguments: Arguments) -> None:
-    """Refuse what cannot be changed of an open image."""
-    from pyvm.block.options import GENERIC, find_driver
-
-    changeable = {*GENERIC, *find_driver(session.node.driver).options} - {"driver", "node-name"}
-    for key, value in changes.items():
-        if key == "read-only" and ("r" in arguments or "w" in arguments):
-            raise BlockError("Cannot set both -r/-w and 'read-only'")
-        if key == "cache" and "c" in arguments:
-            raise BlockError("Cannot set both -c and the cache options")
-        known = key in changeable and (key == "cache" or not isinstance(value, dict))
-        if key == "cache" and (not isinstance(value, dict) or not set(value) <= set(_CACHE_OPTIONS)):
-            known = False
-        if not known:
-            raise BlockError(f"Cannot change the option '{key}'")
+def _typed(node: Node, given: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return options of a node that is there, and of those below it, of their types.  Raises BlockError."""
+    own = DRIVERS[node.driver].options if node.driver in DRIVERS else {}
+    children = {child.label: child.node for child in node.children}
+    typed: dict[str, Any] = {}
+    for key, value in given.items():
+        option = GENERIC.get(key) or own.get(key)
+        if key in children and isinstance(value, dict):
+            typed[key] = _typed(children[key], value, f"{path}{key}.")
+        elif option is None or option.kind.startswith("node"):
+            typed[key] = value
+        elif option.members and isinstance(value, dict):
+            typed[key] = {
+                name: convert(it, option.members[name], Dialect.DRIVE, f"{path}{key}.{name}", name)
+                if name in option.members
+                else it
+                for name, it in value.items()
+            }
+        else:
+            typed[key] = convert(value, option, Dialect.DRIVE, f"{path}{key}", key)
+    return typed
 
 
 COMMANDS = (

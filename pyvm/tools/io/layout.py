@@ -6,6 +6,7 @@ from typing import cast
 
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
+from pyvm.block.options import DRIVERS
 from pyvm.tools.io.command import ANY, Arguments, Command
 from pyvm.tools.io.numbers import MAX_REQUEST, CommandError, Usage, show_size, take_size
 from pyvm.tools.io.reading import SECTOR, Failed
@@ -44,6 +45,8 @@ def _info(session: Session, arguments: Arguments) -> None:
     del arguments
     node = session.node
     session.out(f"format name: {node.driver}\n")
+    if node.driver in DRIVERS and DRIVERS[node.driver].prefixes:
+        session.out(f"format name: {node.driver}\n")  # once more as that of a protocol
     image = find_qcow2(node)
     if image is not None:
         from pyvm.block.drivers.qcow2.vmstate import start

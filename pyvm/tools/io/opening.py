@@ -73,18 +73,17 @@ class HowOpened:
         """Whether writes may wait in a cache."""
         return find_cache(self.cache).writeback
 
-    def open(self) -> Node:
-        """Open the image, which belongs to the caller.  Raises BlockError; the text begins with what was asked."""
+    def open(self, graph: BlockGraph) -> Node:
+        """Open the image into `graph`; it belongs to the caller.  Raises BlockError: what was asked, what is wrong."""
         complaint = "can't open" if self.filename is None else f"can't open device {self.filename}"
         try:
-            return self._open()
+            return self._open(graph)
         except (BlockError, ConfigError) as error:
             raise BlockError(f"{complaint}: {error}") from None
         except OSError as error:
             raise BlockError(f"{complaint}: {error.strerror}") from None
 
-    def _open(self) -> Node:
-        from pyvm.block.graph import BlockGraph
+    def _open(self, graph: BlockGraph) -> Node:
         from pyvm.block.node import ALL_PERMISSIONS, Access, disk_access
         from pyvm.block.open import Opener
         from pyvm.block.options import Dialect
@@ -100,7 +99,6 @@ class HowOpened:
         caching.setdefault("direct", cache.direct)
         caching.setdefault("no-flush", cache.no_flush)
         access = Access(disk_access(read_only).used, ALL_PERMISSIONS)
-        graph = BlockGraph(secrets=self.secrets)
         node = Opener(graph, Dialect.DRIVE).open(self.filename, tree, access=access, aio=self.aio)
         try:
             if self.snapshot and not self.read_only:

@@ -17,7 +17,7 @@ from pyvm.secrets import Secrets
 from pyvm.tools.io.numbers import CommandError, show_size, show_time
 
 if TYPE_CHECKING:
-    from pyvm.tools.io.opening import HowOpened
+    pass
 
 Output = Callable[[str], None]
 _MISALIGNMENT = 16
@@ -59,8 +59,10 @@ class Session:
         """Whether buffers start at odd addresses, which the host's O_DIRECT does not take."""
         self.secrets = Secrets()
         """What images that are opened here may use."""
-        self.opened: HowOpened | None = None
-        """How the image was opened here; None where it is somebody else's."""
+        self.opened = False
+        """Whether the image was opened here, and is not somebody else's."""
+        self.change_options: Callable[[Node, dict[str, Any]], None] | None = None
+        """Gives an open node other options; None where nobody can."""
         self.ended = False
         """Whether the person has had enough."""
 

@@ -48,7 +48,7 @@ def check(disk: Disk, repair: frozenset[str] | set[str] = frozenset(), report: R
 def repair_dirty(disk: Disk) -> None:
     """Repair an image that was not closed cleanly.  Raises BlockError."""
     try:
-        result = check(disk, ALL)
+        result = check(disk, ALL, disk.warn)
     except OSError as error:
         raise BlockError(f"Could not repair dirty image: {error.strerror or error}") from None
     if result.corruptions or result.check_errors:
@@ -120,6 +120,8 @@ class _Check:
             self._report("Rebuilding refcount structure")
             found, leaked = result.corruptions, result.leaks
             self._rebuild(references)
+            if "leaks" in self._repair:
+                self._tell_of_old_structure(references)
             again = References(self._disk, result, _silent, fix=False)
             result.corruptions = result.leaks = 0
             stats = result.allocated_clusters, result.fragmented_clusters, result.compressed_clusters
@@ -145,6 +147,13 @@ class _Check:
         header.refcount_table_offset, header.refcount_table_clusters = offset, clusters
         image.commit_fields()
         disk.refcounts.reload()
+
+    def _tell_of_old_structure(self, references: References) -> None:
+        """Say which clusters the old refcount table and its blocks do not take any more."""
+        left = dict(zip(*(it.tolist() for it in references.tally.totals()), strict=True))
+        for cluster, count in zip(*(it.tolist() for it in references.structure.totals()), strict=True):
+            wanted = left.get(cluster, 0)
+            self._report(f"Repairing cluster {cluster} refcount={wanted + count} reference={wanted}")
 
     def _compare(self, numbers: Numbers, counts: Numbers, repair: frozenset[str]) -> bool:
         """Compare refcounts with references; return whether a used cluster is not counted at all."""

@@ -262,7 +262,7 @@ def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Head
     file.write(cluster, encode_entries(table, 64).ljust(table_clusters * cluster, b"\0"))
     _write_counts(file, options, (1 + table_clusters) * cluster, used, blocks)
     if l1_clusters:
-        file.write(header.l1_table_offset, bytes(l1_clusters * cluster))
+        file.write(header.l1_table_offset, bytes(l1_bytes))
     if header.crypto is not None:
         file.write(header.crypto[0], crypto.ljust(crypto_clusters * cluster, b"\0"))
     # The header comes last: until then this is no image.

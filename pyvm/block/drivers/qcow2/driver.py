@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyvm.block.drivers.file import SECTOR
@@ -25,8 +26,9 @@ from pyvm.block.drivers.qcow2.structures import (
     Incompatible,
     parse_header,
 )
-from pyvm.block.errors import BlockError
+from pyvm.block.errors import BlockError, as_reported
 from pyvm.block.node import Child, Extent, Node, NodeOptions, Preallocation, Role
+from pyvm.block.status import chain_status
 from pyvm.block.vectors import Buffers, Cursor, total
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class Qcow2Node(Node):
         """The parts of the image, for the other modules of the driver."""
         self.before_settling: Callable[[], None] | None = None
         """Called before everything is written back: stores what is kept in the image beside its data."""
+        self._said_unwritten = False
         if self.encryption is not None:
             self.disk.reader.encrypted = encrypted
             self.disk.reader.uses_disk_offsets = self.encryption.uses_disk_offsets
@@ -372,8 +375,30 @@ class Qcow2Node(Node):
             count = self.disk.updater.zero_some(offset, step, unmap)
             if not count:
                 count = min(step, self.size - offset)
-                self._write_zeros(offset, count)
+                if not self._zero_whole(offset, count):
+                    self._write_zeros(offset, count)
             offset += count
+
+    def _zero_whole(self, offset: int, length: int) -> bool:
+        """Let a cluster read as zeros of which only a part shall, where the rest does so anyway."""
+        size = self._header.cluster_size
+        start = offset - offset % size
+        end = min(start + size, self.size)
+        if self.disk.mapping.extended or self.disk.mapping.status(start, end - start)[0] is not Kind.BACKING:
+            return False
+        if not self._is_zero_below(start, offset) or not self._is_zero_below(offset + length, end):
+            return False
+        return bool(self.disk.updater.zero_some(start, size, False))
+
+    def _is_zero_below(self, start: int, end: int) -> bool:
+        """Whether zeros show in a range that this image does not have."""
+        below = self.disk.backing
+        while below is not None and start < min(end, below.size):
+            extent = chain_status(below, start, min(end, below.size) - start)
+            if not extent.zero:
+                return False
+            start += extent.length
+        return True
 
     def _end(self, end: int) -> int:
         """Return `end`, or the end of the last cluster for the end of the disk: nothing is behind that."""
@@ -382,7 +407,7 @@ class Qcow2Node(Node):
     def _zero_version_2(self, offset: int, length: int, unmap: bool) -> None:
         """Without zero clusters, zeros have to be written, unless there is nothing below that would show."""
         end = offset + length
-        if unmap and self.disk.backing is None:
+        if unmap and not self._may_show_another:
             start, stop = self._whole_clusters(offset, end)
             if start < stop:
                 self._write_unless_zero(offset, start)
@@ -390,10 +415,15 @@ class Qcow2Node(Node):
                 offset = min(stop, end)
         self._write_unless_zero(offset, end)
 
+    @property
+    def _may_show_another(self) -> bool:
+        """Whether another image shows where this one has nothing: now, or when it is opened as its header says."""
+        return self.disk.backing is not None or self._header.backing_file is not None
+
     def _write_unless_zero(self, offset: int, end: int) -> None:
         """Write zeros where there is data, a cluster or less at a time."""
         for kind, _, size in list(self.disk.mapping.extents(offset, end - offset)) if offset < end else []:
-            if self.disk.backing is not None or kind is not Kind.BACKING:
+            if self._may_show_another or kind is not Kind.BACKING:
                 self._write_zeros(offset, size)
             offset += size
 
@@ -453,9 +483,22 @@ class Qcow2Node(Node):
         """Write back whatever is held in memory: another process may open the image then."""
         if not self.read_only and not self._for_check:
             self.disk.image.check_usable()
-            if self.before_settling is not None:
-                self.before_settling()
+            self._settle_last()
+
+    def _settle_last(self) -> None:
+        """Leave an image behind that anybody may open; say once which tables could not be written.  Raises OSError."""
+        if self.before_settling is not None:
+            self.before_settling()
+        try:
             self.disk.make_clean()
+        except OSError as error:
+            tables = (("L2 table", self.disk.mapping.dirty), ("refcount block", self.disk.refcounts.dirty))
+            unwritten = [what for what, dirty in tables if dirty] or [what for what, _ in tables]
+            for what in unwritten:
+                if not self._said_unwritten:
+                    self.disk.warn(as_reported(f"Failed to flush the {what} cache: {error.strerror}"))
+            self._said_unwritten = True
+            raise
 
     def drop_cache(self) -> None:
         """Forget what is held in memory of the image: it was changed elsewhere."""
@@ -473,15 +516,11 @@ class Qcow2Node(Node):
             self._clear_features()
 
     def close(self) -> None:
-        """Write what is left, so that nothing is leaked; errors stay silent, as nobody waits for the data."""
+        """Write what is left, so that nothing is leaked; errors are only told, as nobody waits for the data."""
         unused = self.read_only or self._for_check or self.inactive
         if not unused and self.children and not self.disk.image.broken:
-            try:
-                if self.before_settling is not None:
-                    self.before_settling()
-                self.disk.make_clean()
-            except OSError as error:
-                self.disk.warn(f"{self._file.filename}: closing the image: {error.strerror}")
+            with suppress(OSError):
+                self._settle_last()
         super().close()
 
     # ---- Operations on the whole image
@@ -536,7 +575,9 @@ class Qcow2Node(Node):
         from pyvm.block.drivers.qcow2.check import check
 
         result = check(self.disk, repair, report)
-        if repair and not self._for_check:
+        if repair and self._for_check:
+            self._clear_features()
+        elif repair:
             self.disk.take_from_disk()
         return result
 
@@ -557,10 +598,10 @@ class Qcow2Node(Node):
         self._check_operation()
         return snapshots.create(self, name, **details)
 
-    def apply_snapshot(self, id_or_name: str) -> None:
-        """Let the disk be as in a snapshot.  Raises OSError, or BlockError."""
+    def apply_snapshot(self, id_or_name: str, *, vm_state: bool = True) -> None:
+        """Let the disk be as in a snapshot, with the VM state behind its end or not.  Raises OSError, or BlockError."""
         self._check_operation()
-        snapshots.apply(self, snapshots.find(self.disk, id_or_name))
+        snapshots.apply(self, snapshots.find(self.disk, id_or_name), vm_state=vm_state)
 
     def delete_snapshot(self, identifier: str | None = None, name: str | None = None) -> None:
         """Forget a snapshot.  Raises OSError, or BlockError."""

@@ -106,7 +106,7 @@ class Image:
                 text = f"Marking image as corrupt: {what}; further corruption events will be suppressed"
             else:
                 text = f"Image is corrupt: {what}; further non-fatal corruption events will be suppressed"
-            self._warn(f"qcow2: {self.file.filename}: {text}")
+            self._warn(f"qcow2: {text}")
             self._report(what, offset, size, fatal)
         if fatal and not self.broken:
             self.broken = True
@@ -240,7 +240,7 @@ class Image:
         offsets = [entry & mask for entry in table if entry & mask]
         unaligned = next((offset for offset in offsets if offset & (self.cluster_size - 1)), None)
         if unaligned is not None:
-            self._note_damage(f"{NAMES[kind]} offset {unaligned:#x} unaligned")
+            self._note_damage(_unaligned(kind, table, unaligned, mask))
         clusters = [offset >> self.cluster_bits for offset in offsets]
         other = self.tables.set_blocks(kind, clusters)
         if other is not None:
@@ -258,3 +258,10 @@ class Image:
         """The autoclear bits that are looked after."""
         known = int(Autoclear.BITMAPS)
         return known | Autoclear.RAW_DATA_FILE if self.header.external_data else known
+
+
+def _unaligned(kind: Kind, table: array[int], offset: int, mask: int) -> str:
+    if kind is not Kind.REFCOUNT_BLOCK:
+        return f"{NAMES[kind]} offset {offset:#x} unaligned"
+    index = next(number for number, entry in enumerate(table) if entry & mask == offset)
+    return f"Refblock offset {offset:#x} unaligned (reftable index: {hex(index) if index else '0'})"

@@ -51,6 +51,11 @@ class Place:
         """How many clusters have their entries in this slice, from this one on."""
 
 
+def _hex(number: int) -> str:
+    """Return a number as C's ``%#x`` writes it."""
+    return hex(number) if number else "0"
+
+
 class Mapping:
     """The tables of an image: the active ones, or those that start at `l1`, which are only read then."""
 
@@ -100,7 +105,7 @@ class Mapping:
         if not table:
             return None
         if table & self._in_cluster:
-            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {number:#x})")
+            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {_hex(number)})")
         return self._place(table, cluster)
 
     def _place(self, table: int, cluster: int) -> Place:
@@ -216,7 +221,11 @@ class Mapping:
     def _check_host(self, entry: int, guest: int) -> int:
         host = entry & OFFSET_MASK
         if host & self._in_cluster:
-            self._image.corruption(f"Cluster allocation offset {host:#x} unaligned (guest offset: {guest:#x})")
+            cluster = guest >> self._image.cluster_bits
+            table = self._image.l1[cluster >> self.l2_bits] & OFFSET_MASK
+            index = cluster & (1 << self.l2_bits) - 1
+            place = f"L2 offset: {table:#x}, L2 index: {_hex(index)}"
+            self._image.corruption(f"Cluster allocation offset {host:#x} unaligned ({place})")
         if self._external and entry & (OFFSET_MASK | COPIED) and host != guest:
             self._image.corruption(
                 f"External data file host cluster offset {host:#x} does not match guest cluster offset {guest:#x}"
@@ -292,7 +301,7 @@ class Mapping:
         entry = self._image.l1[number]
         table = entry & OFFSET_MASK
         if table & self._in_cluster:
-            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {number:#x})")
+            self._image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {_hex(number)})")
         if not table or not entry & COPIED:
             table = self._new_table(number, table, refcounts)
         return self._place(table, cluster)
@@ -309,6 +318,8 @@ class Mapping:
             data = bytearray(image.cluster_size)
         table, _ = refcounts.allocate(1)
         try:
+            if image.lazy:
+                refcounts.write_blocks()  # of data alone it is put off
             image.file.write(table, data)
         except OSError:
             refcounts.undo(table, 1)

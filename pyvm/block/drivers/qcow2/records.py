@@ -37,6 +37,7 @@ BITMAP_FLAGS = struct.Struct(">I")
 BITMAP_IN_USE = 1
 BITMAP_AUTO = 2
 BITMAP_EXTRA_COMPATIBLE = 4
+_KNOWN_BITMAP_FLAGS = BITMAP_IN_USE | BITMAP_AUTO | BITMAP_EXTRA_COMPATIBLE
 BITMAP_DIRTY_TRACKING = 1
 """The only type of bitmap."""
 
@@ -190,6 +191,8 @@ def parse_bitmaps(data: bytes | bytearray, count: int, directory_offset: int) ->
             raise BlockError("Broken bitmap directory")
         extra = bytes(data[position + _BITMAP.size : start])
         flags_offset = directory_offset + position + BITMAP_FLAGS_OFFSET
+        if flags & ~_KNOWN_BITMAP_FLAGS:
+            raise BlockError(f"Bitmap '{_decode(data[start:end])}' doesn't satisfy the constraints")
         yield Bitmap(_decode(data[start:end]), offset, size, flags, granularity_bits, kind, extra, flags_offset)
         position = -(-end // 8) * 8
 

@@ -18,7 +18,7 @@ from pyvm.block.drivers.qcow2.structures import MAX_HOST_OFFSET, MAX_REFCOUNT_TA
 from pyvm.block.drivers.qcow2.tables import TableCache, encode_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     import numpy.typing as npt
@@ -215,6 +215,39 @@ class Refcounts:
             if self._cache.crowded:
                 self.write_blocks()
 
+    def add_runs(self, runs: Iterable[tuple[int, int]]) -> None:
+        """The clusters of these runs, given by their firsts and lengths, have one user more each time they are named.
+
+        Raises OSError: EINVAL where a count would overflow, with nothing changed; EIO for damage.
+        """
+        done: list[tuple[int, int]] = []
+        try:
+            for first, count in runs:
+                cluster = first
+                while cluster < first + count:
+                    some = self._add_some(cluster, first + count - cluster)
+                    done.append((cluster << self._bits, some))
+                    cluster += some
+                    if self._cache.crowded:
+                        self.write_blocks()
+        except OSError:
+            for offset, some in done:
+                self.undo(offset, some)
+            raise
+
+    def _add_some(self, cluster: int, limit: int) -> int:
+        """Count clusters of one slice up; return how many.  Raises OSError, with nothing changed."""
+        found = self._slice(cluster)
+        if found is None:
+            self._image.corruption(f"Refcount of cluster {cluster:#x} is too low")
+        offset, counts, index = found
+        present = counts[index : index + limit]
+        if max(present) == self.max_count:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        counts[index : index + limit] = array(self._typecode, [count + 1 for count in present])
+        self._changed(offset, counts)
+        return len(present)
+
     def release_all(self, clusters: Clusters, reason: Reason = Reason.OTHER) -> None:
         """Each of these clusters has one user less for each time that it is named; see :meth:`release`."""
         import numpy as np
@@ -334,7 +367,7 @@ class Refcounts:
                 else:
                     self._take(following, 1, *found)
             if start:
-                self._count_up(start >> self._bits)
+                self._add_some(start >> self._bits, 1)
         else:
             start = 0
         if not start:
@@ -342,14 +375,6 @@ class Refcounts:
         end = start + size
         self._free_byte = end if end & (cluster_size - 1) else 0
         return start
-
-    def _count_up(self, cluster: int) -> None:
-        found = self._slice(cluster)
-        if found is None:
-            self._image.corruption(f"Refcount of cluster {cluster:#x} is too low")
-        offset, counts, index = found
-        counts[index] += 1
-        self._changed(offset, counts)
 
     def table_has_block(self, cluster: int) -> bool:
         """Whether there is a block that counts this cluster."""
@@ -494,18 +519,20 @@ class Refcounts:
         return free
 
     def _settle_some(self, cluster: int, limit: int) -> tuple[int, bool]:
-        """Count clusters down, those of a slice at once that have one user; return how many, and if they are free."""
+        """Count clusters of one slice down that have as many users; return how many, and if they are free."""
         found = self._slice(cluster)
-        if found is None:
+        if found is None or not found[1][found[2]]:
             self._image.corruption(f"Refcount of cluster {cluster:#x} is too low")
         offset, counts, index = found
+        users = counts[index]
         count = min(len(counts) - index, limit)
-        if count > 1 and counts[index : index + count].count(1) == count:
-            counts[index : index + count] = array(self._typecode, [0]) * count
-            self._changed(offset, counts)
+        if count > 1 and counts[index : index + count].count(users) != count:
+            count = next(at for at in range(1, count) if counts[index + at] != users)
+        counts[index : index + count] = array(self._typecode, [users - 1]) * count
+        self._changed(offset, counts)
+        if users == 1:
             self._freed(cluster, count)
-            return count, True
-        return 1, self._count_down(cluster)
+        return count, users == 1
 
     # ---- The end of the file
 

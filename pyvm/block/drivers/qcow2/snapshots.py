@@ -12,13 +12,13 @@ import time
 from array import array
 from typing import TYPE_CHECKING
 
-from pyvm.block.drivers.qcow2 import bitmaps, vmstate, walk
+from pyvm.block.drivers.qcow2 import bitmaps, walk
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.records import NO_ICOUNT, Snapshot
 from pyvm.block.drivers.qcow2.refcounts import Reason
-from pyvm.block.drivers.qcow2.structures import COPIED, MAX_L1_BYTES, MAX_SIZE, MAX_SNAPSHOTS, OFFSET_MASK
+from pyvm.block.drivers.qcow2.sharing import clear_copied, release, share, write_copied
+from pyvm.block.drivers.qcow2.structures import COPIED, MAX_L1_BYTES, MAX_SIZE, MAX_SNAPSHOTS
 from pyvm.block.drivers.qcow2.tables import encode_entries
-from pyvm.block.drivers.qcow2.tally import Tally
 from pyvm.block.errors import BlockError
 
 if TYPE_CHECKING:
@@ -66,11 +66,16 @@ def create(
         # What is in another file has no refcounts, so nobody could tell that it is shared.
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     now = time.time_ns()
+    l1 = disk.image.l1
+    # The VM state moves to the snapshot: the next one would have to share it.
+    stays = disk.l1_entries(disk.header.size) if vm_state_size else len(l1)
     with disk.rearranging():
-        _share(disk, disk.image.l1)
+        share(disk, _tables(disk, l1, stays))
         offset = _copy_l1(disk)
+        l1[stays:] = array("Q", bytes(8 * (len(l1) - stays)))
         disk.refcounts.write_blocks()
-        _write_flags(disk)
+        disk.file.flush()
+        clear_copied(disk)
         snapshot = Snapshot(
             _next_identifier(disk.snapshots),
             name[:_NAME_LIMIT],
@@ -85,8 +90,6 @@ def create(
         )
         disk.put_snapshots([*disk.snapshots, snapshot])
     disk.map_tables()
-    if vm_state_size:
-        vmstate.drop(node, vm_state_size)  # the next snapshot would have to share it
     return snapshot
 
 
@@ -107,62 +110,22 @@ def _next_identifier(snapshots: list[Snapshot]) -> str:
     return str(max(numbers, default=0) + 1)
 
 
-def _tables(disk: Disk, l1: array[int]) -> list[int]:
-    """Return where the L2 tables of an L1 table are.  Raises OSError where one is named twice: it never is."""
-    offsets = [offset for _, offset in walk.l2_tables(l1)]
-    if len(set(offsets)) < len(offsets):
+def _tables(disk: Disk, l1: array[int], end: int | None = None) -> list[int]:
+    """Return where the L2 tables of the first `end` entries of an L1 table are, or of all.
+
+    Raises OSError where the L1 table names one twice: it never does.
+    """
+    tables = list(walk.l2_tables(l1))
+    if len({offset for _, offset in tables}) < len(tables):
         disk.image.corruption("L1 table names an L2 table twice", fatal=False)
-    return offsets
+    return [offset for index, offset in tables if end is None or index < end]
 
 
-def _share(disk: Disk, l1: array[int]) -> None:
-    """All that an L1 table names has one user more.  Raises OSError: EINVAL where a refcount has no room for it."""
-    import numpy as np
+def apply(node: Qcow2Node, snapshot: Snapshot, *, vm_state: bool = True) -> None:
+    """Let the disk be as in the snapshot, with the VM state behind its end or not; what it was is lost.
 
-    tally = Tally()
-    own = []
-    for offset in _tables(disk, l1):
-        tally.add(walk.data_clusters(walk.read_table(disk.image, offset), disk.header))
-        own.append(offset >> disk.header.cluster_bits)
-    tally.add(np.array(own, np.uint64))
-    disk.refcounts.add(*tally.totals())
-
-
-def _release(disk: Disk, l1: array[int], reason: Reason) -> None:
-    """All that an L1 table names has one user less."""
-    import numpy as np
-
-    own = []
-    for offset in _tables(disk, l1):
-        words = walk.read_table(disk.image, offset)
-        disk.refcounts.release_all(walk.data_clusters(words, disk.header), reason)
-        own.append(offset >> disk.header.cluster_bits)
-    disk.refcounts.release_all(np.array(own, np.uint64), reason)
-
-
-def _write_flags(disk: Disk) -> None:
-    """Let the "copied" flags of the active tables say what the refcounts say, on the disk.  Raises OSError."""
-    import numpy as np
-
-    image, header, refcounts = disk.image, disk.header, disk.refcounts
-    bits = header.cluster_bits
-    disk.file.flush()
-    for index, offset in walk.l2_tables(image.l1):
-        words = walk.read_table(image, offset)
-        entries = walk.entries(words, header)
-        hosts = np.unique((entries & np.uint64(OFFSET_MASK)) >> np.uint64(bits))
-        single = hosts[refcounts.counts(hosts) == 1] if len(hosts) else hosts
-        changed = walk.set_copied(words, header, single)
-        if not np.array_equal(changed, words):
-            disk.file.write(offset, walk.encode_table(changed))
-        image.l1[index] = offset | (COPIED if refcounts.count(offset >> bits) == 1 else 0)
-    if image.l1:
-        disk.file.write(header.l1_table_offset, encode_entries(image.l1, 64))
-    disk.mapping.cache.clear()
-
-
-def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
-    """Let the disk be as in the snapshot; what it was is lost.  Raises OSError, or BlockError."""
+    Raises OSError, or BlockError.
+    """
     disk = node.disk
     image, header = disk.image, disk.header
     old_size = header.size
@@ -176,16 +139,20 @@ def apply(node: Qcow2Node, snapshot: Snapshot) -> None:
     disk.changing_data()
     kept = bitmaps.load_all(disk)
     with disk.rearranging():
-        old = image.l1
+        old = _tables(disk, image.l1)
         l1 = image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
-        _share(disk, l1)
+        if not vm_state:
+            del l1[disk.l1_entries(size) :]
+        new = _tables(disk, l1)
+        # Those in both have one user more, and one less.
+        both = set(old) & set(new)
+        share(disk, [table for table in new if table not in both])
         l1.extend(array("Q", bytes(8 * max(disk.l1_entries(size) - len(l1), 0))))
         # The size changes together with the table.
         header.size = size
         disk.mapping.put_l1(array("Q", (entry & _NOT_COPIED for entry in l1)), disk.refcounts)
-        _release(disk, old, Reason.SNAPSHOT)
-        disk.settle()
-        _write_flags(disk)
+        release(disk, [table for table in old if table not in both], Reason.SNAPSHOT)
+        clear_copied(disk)
     disk.map_tables()
     disk.compressed.forget()
     if size != old_size:
@@ -197,9 +164,9 @@ def delete(disk: Disk, snapshot: Snapshot) -> None:
     with disk.rearranging():
         l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
         disk.put_snapshots([it for it in disk.snapshots if it is not snapshot])
-        _release(disk, l1, Reason.SNAPSHOT)
+        release(disk, _tables(disk, l1), Reason.SNAPSHOT)
         if snapshot.l1_size:
             disk.refcounts.release(snapshot.l1_table_offset, snapshot.l1_size * 8, Reason.SNAPSHOT)
         disk.settle()
-        _write_flags(disk)
+        write_copied(disk)
     disk.map_tables()

@@ -254,8 +254,9 @@ def _parse_extensions(header: Header, data: bytes) -> None:
 
 def _feature_names(content: bytes) -> dict[int, str]:
     names: dict[int, str] = {}
-    for position in range(0, len(content) - _FEATURE_NAME.size + 1, _FEATURE_NAME.size):
-        kind, bit, name = _FEATURE_NAME.unpack_from(content, position)
+    # The last entry may end with its name.
+    padded = content + bytes(-len(content) % _FEATURE_NAME.size)
+    for kind, bit, name in _FEATURE_NAME.iter_unpack(padded):
         if kind == _FEATURE_INCOMPATIBLE and bit < 64:
             text = name.partition(b"\0")[0].decode("utf-8", "replace")
             names.setdefault(bit, "".join(letter if letter.isprintable() else "?" for letter in text))

@@ -6,6 +6,7 @@ Every step leaves the tables in memory consistent, so they may be written betwee
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Iterator
 
 from pyvm.block.breakpoints import Suspended
 from pyvm.block.drivers.qcow2.compressed import CompressedClusters
@@ -68,6 +69,8 @@ class Updater:
     def _write_data(self, host: int, length: int, buffers: Buffers) -> None:
         if not self._external:
             self._image.check_overlap(host, length)
+        elif self._freed_data:
+            self._freed_data = list(_outside(self._freed_data, host, host + length))
         self._reader.data.debug_event("write_aio")
         self._reader.data.writev(host, buffers)
 
@@ -258,8 +261,6 @@ class Updater:
         Returns 0 where zeros have to be written instead.  With `unmap` the clusters are given back.
         """
         cluster = offset >> self._bits
-        if self._mapping.find(cluster) is None and not self._has_backing:
-            return min(length, (self._mapping.clusters_in_table(cluster) << self._bits) - (offset & (self._size - 1)))
         if offset & (self._size - 1) or length < self._size:
             return self._zero_subclusters(offset, length) if self._mapping.extended else 0
         place = self._mapping.find_for_change(cluster, self._refcounts)
@@ -275,12 +276,10 @@ class Updater:
             bitmap = place.entries[index + 1]
             self._mapping.checked_host(entry, bitmap, guest)
             is_zero = bitmap == ALL_ZERO_SUBCLUSTERS
-            absent = not bitmap
         else:
-            kind = self._mapping.kind(entry, guest)
-            is_zero, absent = kind is Kind.ZERO, kind is Kind.BACKING
-        has_old = self._has_old(place, number)
-        if (is_zero and not (unmap and has_old)) or (absent and not has_old and not self._has_backing):
+            is_zero = self._mapping.kind(entry, guest) is Kind.ZERO
+        # What has never been written is marked as well: another image may come to lie below.
+        if is_zero and not (unmap and self._has_old(place, number)):
             return
         if unmap or entry & COMPRESSED:
             self._release_old(place, number, Reason.REQUEST)
@@ -330,3 +329,12 @@ class Updater:
 def _has_all(bitmap: int, first: int, last: int) -> bool:
     wanted = ((1 << (last - first)) - 1) << first
     return bitmap & wanted == wanted
+
+
+def _outside(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield what ranges, each an offset and a length, have before `start` and from `stop` on."""
+    for offset, length in ranges:
+        end = offset + length
+        for first, last in ((offset, min(end, start)), (max(offset, stop), end)):
+            if first < last:
+                yield first, last - first

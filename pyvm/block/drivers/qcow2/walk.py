@@ -24,15 +24,20 @@ _MOST_HOST_CLUSTERS = 3
 """A compressed cluster touches at most so many: it has room for two, and need not start where one starts."""
 
 
-def read_table(image: Image, offset: int) -> Words:
-    """Return the words of the L2 table at `offset`.  Raises OSError."""
-    import numpy as np
-
+def read_bytes(image: Image, offset: int) -> bytearray:
+    """Return the L2 table at `offset` as the disk has it.  Raises OSError."""
     if offset & (image.cluster_size - 1):
         image.corruption(f"L2 table offset {offset:#x} unaligned")
     if offset + image.cluster_size > image.file.length():
         image.corruption(f"L2 table at {offset:#x} is behind the end of the file")
-    return np.frombuffer(image.file.read(offset, image.cluster_size), ">u8").astype(np.uint64)
+    return image.file.read(offset, image.cluster_size)
+
+
+def read_table(image: Image, offset: int) -> Words:
+    """Return the words of the L2 table at `offset`.  Raises OSError."""
+    import numpy as np
+
+    return np.frombuffer(read_bytes(image, offset), ">u8").astype(np.uint64)
 
 
 def runs(offsets: Words, size: int, apart: npt.NDArray[np.bool_] | None = None) -> Iterator[slice]:
