@@ -93,7 +93,7 @@ test: setup $(STAMPS)/qemu ## Run all tests, WORKERS files at a time
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_OPTIONS)
 
 .PHONY: test-unit
-test-unit: setup ## Run the tests that boot nothing
+test-unit: setup ## Run the quick tests: parts by themselves
 	@$(BIN)/python -m pytest tests/unit -n auto --dist worksteal $(PYTEST_OPTIONS)
 
 # libunicorn and the interpreter are not built for the sanitizers: what these see is pyvm/native and what it is handed.

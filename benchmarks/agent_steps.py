@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.agent_machine import Session
+from benchmarks.agent_machine import PATIENCE, Session
 from pyvm.agent import records as r
 from pyvm.qmp_client import QmpError
 
@@ -18,6 +18,8 @@ _HOUR = 3600
 _SECOND = 1_000_000_000
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExample00 table"
 _BLOCK = 128 << 20
+_LOGIN_SECONDS = 20.0
+"""How soon somebody is logged in at the console, where that happens by itself."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ def _timezone(s: Session) -> str:
 
 
 def _users(s: Session) -> str:
-    found = s.until(s.agent.get_users)
-    return ", ".join(user.user for user in found)
+    found = s.until(s.agent.get_users, _LOGIN_SECONDS)
+    return ", ".join(user.user for user in found) or "nobody is logged in"
 
 
 def _devices(s: Session) -> str:
@@ -151,7 +153,7 @@ def _devices(s: Session) -> str:
 def _interfaces(s: Session) -> str:
     def ready() -> list[r.GuestNetworkInterface] | None:
         found = s.agent.network_get_interfaces()
-        return found if any(item.name == "eth0" and item.ip_addresses for item in found) else None
+        return found if any(item.name != "lo" and item.ip_addresses for item in found) else None
 
     found = s.until(ready, 60) or s.agent.network_get_interfaces()
     shown = []
@@ -166,10 +168,18 @@ def _interfaces(s: Session) -> str:
 # ---- Accounts
 
 
+def _encrypted(s: Session, password: str, like: str) -> str:
+    """Return a password as the guest would keep it, by the method and with the salt of another."""
+    if s.shell("command -v mkpasswd || true"):
+        return s.shell(f"mkpasswd -m sha512 -S {like.split('$')[2]} {password}")
+    return s.shell(f"perl -e 'print crypt($ARGV[0], $ARGV[1])' {password} '{like}'")
+
+
 def _password(s: Session) -> str:
+    s.shell("grep -q ^demo: /etc/passwd || useradd --create-home demo")
     s.agent.set_user_password("demo", "secret")
     shadow = s.shell("grep ^demo: /etc/shadow").split(":")[1]
-    same = s.shell(f"mkpasswd -m sha512 -S {shadow.split('$')[2]} secret") == shadow
+    same = _encrypted(s, "secret", shadow) == shadow
     nobody = s.refusal(lambda: s.agent.set_user_password("nobody-here", "x"))
     return f"{{}}, and it {'is' if same else 'is not'} the password; of nobody: {nobody}"
 
@@ -330,9 +340,8 @@ def _trim(s: Session) -> str:
 # ---- Power
 
 
-def _suspend_ram(s: Session) -> str:
-    s.qmp.events()
-    s.agent.suspend_ram()
+def _sleep_and_wake(s: Session) -> str:
+    """See the guest go to sleep, and wake it."""
     s.event("SUSPEND")
     status = s.until(lambda: s.qmp.execute("query-status")["status"] == "suspended") and "suspended"
     s.qmp.execute("system_wakeup")
@@ -341,15 +350,22 @@ def _suspend_ram(s: Session) -> str:
     return f"SUSPEND, {status}; system_wakeup: WAKEUP, and the agent answers"
 
 
+def _suspend_ram(s: Session) -> str:
+    s.qmp.events()
+    s.agent.suspend_ram()
+    return _sleep_and_wake(s)
+
+
 def _swap_on(s: Session) -> None:
-    s.shell("grep -q vdb /proc/swaps || { mkswap /dev/vdb >/dev/null && swapon /dev/vdb; }")
+    if s.system is None or not s.system.own_swap:
+        s.shell("grep -q vdb /proc/swaps || { mkswap /dev/vdb >/dev/null && swapon /dev/vdb; }")
 
 
 def _suspend_hybrid(s: Session) -> str:
     s.qmp.events()
     _swap_on(s)
     refused = s.refusal(s.agent.suspend_hybrid)
-    return "no answer" if refused == "answers None" else refused
+    return _sleep_and_wake(s) if refused == "answers None" else refused
 
 
 def _suspend_disk(s: Session) -> str:
@@ -361,7 +377,7 @@ def _suspend_disk(s: Session) -> str:
     s.event("SUSPEND_DISK")
     reason = s.event("SHUTDOWN")["reason"]
     assert s.process is not None
-    s.process.wait(60)
+    s.process.wait(PATIENCE)
     s.restart()
     s.back()
     went_on = s.boot_id() == before
@@ -378,7 +394,7 @@ def _shutdown(s: Session) -> str:
     s.back()
     s.until(lambda: s.boot_id() != before)
     s.agent.shutdown("halt")
-    halted = s.until(lambda: "halted" in s.notes["console"]().lower(), 60) is not None
+    halted = s.until(lambda: "halted" in s.notes["console"]().lower(), PATIENCE) is not None
     status = s.qmp.execute("query-status")["status"]
     s.qmp.execute("system_reset")
     s.back()
@@ -388,7 +404,7 @@ def _shutdown(s: Session) -> str:
     assert s.process is not None
     return (
         f"reboot: RESET ({reason}); halt: {status if halted else 'unknown'}; powerdown: SHUTDOWN ({off}), "
-        f"exit status {s.process.wait(60)}; bogus: {bogus}"
+        f"exit status {s.process.wait(PATIENCE)}; bogus: {bogus}"
     )
 
 

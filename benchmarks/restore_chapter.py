@@ -2,8 +2,8 @@
 
 Each emulator restores its own: pyvm the folder that Machine.snapshot makes, QEMU a stream that `migrate` wrote, read by
 ``-incoming exec:cat``; both also a snapshot in a disk, with -loadvm.  What only pyvm has is measured for pyvm alone:
-restoring and forking within a process, and the memory of a process with ten restored guests compared with that of a
-process whose only guest has booted.
+restoring and forking within a process, and the memory of ten processes with restored guests compared with that of one
+whose guest has booted.
 """
 
 from __future__ import annotations
@@ -31,13 +31,6 @@ METRICS = (
     Metric("fork_inside", "Machine.fork to the agent's answer", "s", absolute=0.05),
     Metric("ten_guests", f"memory of {GUESTS} restored guests, of one that booted", "x", absolute=2.0),
 )
-_MEMORY = """
-from pathlib import Path
-
-def proportional_kib():
-    text = Path("/proc/self/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-"""
 _BOOT = """
 import sys
 from pyvm import Machine
@@ -45,15 +38,13 @@ from pyvm import Machine
 folder, *arguments = sys.argv[1:]
 with Machine(*arguments) as vm:
     vm.wait_agent(180)
-    print(proportional_kib())
     vm.snapshot(folder)
 """
 _INSIDE = """
 import json, statistics, sys, time
-from contextlib import ExitStack
 from pyvm import Machine
 
-folder, guests, rounds = sys.argv[1], int(sys.argv[2]), 7
+folder, rounds = sys.argv[1], 7
 figures = {"restore_inside": [], "fork_inside": []}
 for _ in range(rounds):
     start = time.perf_counter()
@@ -64,12 +55,7 @@ for _ in range(rounds):
         with vm.fork() as child:
             child.wait_agent()
             figures["fork_inside"].append(time.perf_counter() - start)
-result = {name: statistics.median(values) for name, values in figures.items()}
-with ExitStack() as stack:
-    for _ in range(guests):
-        stack.enter_context(Machine.restore(folder)).wait_agent()
-    result["ten_guests"] = proportional_kib()
-print(json.dumps(result))
+print(json.dumps({name: statistics.median(values) for name, values in figures.items()}))
 """
 """Measured in a process of its own, whose imports are done after the first round."""
 
@@ -113,20 +99,45 @@ def _start(emulator: Emulator, setting: Setting, directory: Path, options: Seque
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
+def _ping(process: subprocess.Popen[bytes], directory: Path) -> None:
+    """Return when the agent has answered."""
+    client = connect(directory / "ga", process)
+    client.settimeout(60)
+    agent = Lines(client)
+    agent.ask("guest-ping")
+    agent.close()
+
+
 def _answer(emulator: Emulator, setting: Setting, directory: Path, options: Sequence[str]) -> float:
     """Return the seconds from the start of a process to the answer of the agent in it."""
     start = time.monotonic()
     process = _start(emulator, setting, directory, options)
     try:
-        client = connect(directory / "ga", process)
-        client.settimeout(60)
-        agent = Lines(client)
-        agent.ask("guest-ping")
-        taken = time.monotonic() - start
-        agent.close()
-        return taken
+        _ping(process, directory)
+        return time.monotonic() - start
     finally:
         stop(process)
+
+
+def _proportional_kib(process: subprocess.Popen[bytes]) -> int:
+    """Return the memory of a process; what several share counts for each in part."""
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def _together(emulator: Emulator, setting: Setting, directory: Path, options: Sequence[str]) -> int:
+    """Return the memory of several processes, whose guests have all answered, in KiB."""
+    processes = []
+    try:
+        for number in range(GUESTS):
+            own = directory / str(number)
+            own.mkdir(exist_ok=True)
+            processes.append(_start(emulator, setting, own, options))
+            _ping(processes[-1], own)
+        return sum(map(_proportional_kib, processes))
+    finally:
+        for process in processes:
+            stop(process)
 
 
 def _save(emulator: Emulator, setting: Setting, directory: Path, disk: Path) -> tuple[list[str], Sample]:
@@ -137,7 +148,7 @@ def _save(emulator: Emulator, setting: Setting, directory: Path, disk: Path) -> 
         monitor = _monitor(guest.process, directory)
         start = time.monotonic()
         _ask(monitor, "human-monitor-command", command_line="savevm booted")
-        figures = {"savevm_seconds": time.monotonic() - start}
+        figures = {"savevm_seconds": time.monotonic() - start, "booted_kib": _proportional_kib(guest.process)}
         if emulator.name != "pyvm":
             start = time.monotonic()
             _moved(monitor, f"exec:cat > {saved}")
@@ -181,9 +192,11 @@ def _prepare(setting: Setting) -> Measure:
         directory = setting.directory / f"restore-{emulator.name}"
         restore, loadvm, figures = saved(emulator, directory)
         sample = dict(figures)
+        booted_kib = sample.pop("booted_kib")
         sample["restore_answer"] = _answer(emulator, setting, directory, restore)
         sample["loadvm_answer"] = _answer(emulator, setting, directory, loadvm)
         if emulator.name == "pyvm":
+            sample["ten_guests"] = _together(emulator, setting, directory, restore) / booted_kib
             sample.update(_inside(setting, directory))
         return sample
 
@@ -204,9 +217,8 @@ def _inside(setting: Setting, directory: Path) -> Sample:
         "-append",
         image.append,
     ]
-    booted_kib = int(_python(_MEMORY + _BOOT, folder, *words))
-    sample: Sample = json.loads(_python(_MEMORY + _INSIDE, folder, str(GUESTS)))
-    sample["ten_guests"] /= booted_kib
+    _python(_BOOT, folder, *words)
+    sample: Sample = json.loads(_python(_INSIDE, folder))
     return sample
 
 

@@ -301,6 +301,8 @@ class TraceConfig:
     """Names or patterns, with a minus in front where they are switched off, and what comes before a complaint."""
     file: str | None = None
     """Where they are written, by default standard error."""
+    items: frozenset[str] = frozenset()
+    """What else is written there, by the names that ``-d`` takes."""
 
 
 @record
@@ -339,6 +341,8 @@ class MachineConfig:
     vga: Literal["std", "none"] = "std"
     debugcon: str | None = None
     """The chardev of the debug console, where there is one."""
+    gdb: str | None = None
+    """The chardev with the debugger, where one may come."""
     qtest: str | None = None
     """The chardev with the client that drives devices, where there is one."""
     qtest_log: str | None = None

@@ -95,6 +95,8 @@ class GuestMemory:
         """Told (GPA, length) after each write by a device."""
         self.on_vector: Callable[[Vector, int], None] = self._each_piece
         """Told (vector, bytes) when a device has written to the start of a vector: a CPU is faster with all at once."""
+        self.pinned = False
+        """Whether no memory is given back to the host, as somebody needs what is there."""
         self._note_blocks()
 
     def _note_blocks(self) -> None:
@@ -219,10 +221,15 @@ class GuestMemory:
         self.on_write(gpa, 8)
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give whole pages back to the host; they read as zeros afterwards.  Both values in bytes, page-aligned."""
+        """Give whole pages back to the host; they read as zeros afterwards.  Both values in bytes, page-aligned.
+
+        Pages that are :attr:`pinned` stay as they are: who gives some back does not care what is in them.
+        """
         offset = self.offset(gpa, length)
         if offset % PAGE_SIZE or length % PAGE_SIZE or not length:
             raise GuestMemoryError(gpa, length)
+        if self.pinned:
+            return
         self._discard(offset, length)
         self.on_write(gpa, length)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from pyvm.records import record
@@ -75,7 +76,7 @@ class ModemLines:
     ri: bool
 
 
-class Chardev:
+class Chardev(ABC):
     """Base of all back ends.  Subclasses move the bytes: they have :meth:`_write`, and call the front end."""
 
     def __init__(self, label: str) -> None:
@@ -86,9 +87,9 @@ class Chardev:
         self._log_fd = -1
 
     @property
+    @abstractmethod
     def filename(self) -> str:
         """Return how `query-chardev` describes the back end, e.g. ``unix:/tmp/a.sock,server=on``."""
-        raise NotImplementedError
 
     @property
     def connected(self) -> bool:
@@ -144,9 +145,9 @@ class Chardev:
             self._log(data[:taken])
         return taken
 
+    @abstractmethod
     def _write(self, data: Buffer) -> int:
         """Do the work of :meth:`write`."""
-        raise NotImplementedError
 
     def _log(self, data: Buffer) -> None:
         view = memoryview(data)
@@ -162,7 +163,7 @@ class Chardev:
             os.close(self._log_fd)
             self._log_fd = -1
 
-    def accept_input(self) -> None:
+    def accept_input(self) -> None:  # noqa: B027 - for most of them it means nothing
         """The front end can receive again after it had said 0.
 
         Never calls :meth:`Frontend.receive` itself, so a device may call this from inside a register handler.
@@ -172,17 +173,17 @@ class Chardev:
         """Return the file descriptors that the peer passed last; the caller owns and closes them."""
         return []
 
-    def set_line_parameters(self, parameters: LineParameters) -> None:
+    def set_line_parameters(self, parameters: LineParameters) -> None:  # noqa: B027 - for most of them it means nothing
         """The guest programmed its serial line; means something for a real line only."""
 
-    def set_break(self, on: bool) -> None:
+    def set_break(self, on: bool) -> None:  # noqa: B027 - for most of them it means nothing
         """The guest holds its serial line in the break condition, or lets it go."""
 
     def modem_lines(self) -> ModemLines | None:
         """Return the modem inputs of a real serial line, None for everything else."""
         return None
 
-    def set_modem_control(self, dtr: bool, rts: bool) -> None:
+    def set_modem_control(self, dtr: bool, rts: bool) -> None:  # noqa: B027 - for most of them it means nothing
         """The guest drives its modem outputs; means something for a real serial line only."""
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from pyvm.chardev.base import Chardev
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyvm.mainloop import MainLoop
 
 
-class InputPeer(Chardev, ABC):
+class InputPeer(Chardev):
     """An input handler as :mod:`pyvm.input` says, and what it has to say waits in `_queue` until the guest takes it."""
 
     name: str

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import Literal
 
 from pyvm.commandline.descriptors import passed_fds
+from pyvm.commandline.files import check_readable, read_file
 from pyvm.commandline.groups import GROUPS
 from pyvm.commandline.numa import numa_options
 from pyvm.commandline.reader import CommandLine
-from pyvm.commandline.tracing import trace_options
+from pyvm.commandline.tracing import add_log_options, trace_options
 from pyvm.config import (
     DEFAULT_MACHINE,
     DEFAULT_MEMORY,
@@ -82,6 +82,7 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.passed_fds = passed_fds(line.groups["add-fd"])
     config.numa = numa_options(line.groups["numa"])
     config.traces = trace_options(line.groups["trace"])
+    add_log_options(line, config.traces)
     _configure_names(line, config)
     if line.groups["smbios"]:
         from pyvm.commandline.smbios import configure_smbios
@@ -295,19 +296,6 @@ def _reboot_timeout(options: Options) -> int:
     return value
 
 
-def check_readable(path: str, complaint: str) -> None:
-    """Raise a ConfigError that begins with `complaint` where `path` is no file that can be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise ConfigError(f"{complaint}: {reason}") from None
-    directory = os.path.isdir(fd)
-    os.close(fd)
-    if directory:
-        raise ConfigError(f"{complaint}: {os.strerror(errno.EISDIR)}")
-
-
 def _drive_letters(options: Options, name: str) -> str | None:
     letters = options.string(name)
     for index, letter in enumerate(letters or ""):
@@ -371,15 +359,7 @@ def _fw_cfg(options: Options) -> FwCfgConfig:
     if text is not None:
         return FwCfgConfig(name, os.fsencode(text))
     assert path is not None
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_FW_CFG_CONTENT_LIMIT + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a file name"
-        raise options.error(f"can't load {path}: {reason}") from None
-    if len(content) > _FW_CFG_CONTENT_LIMIT:
-        raise options.error(f"can't load {path}: larger than {_FW_CFG_CONTENT_LIMIT} bytes")
-    return FwCfgConfig(name, content)
+    return FwCfgConfig(name, read_file(path, _FW_CFG_CONTENT_LIMIT, f"{options.origin}: can't load {path}"))
 
 
 def _configure_names(line: CommandLine, config: MachineConfig) -> None:

@@ -10,6 +10,7 @@ from pyvm.commandline.reader import CommandLine
 from pyvm.commandline.vnc import add_display, configure_vnc
 from pyvm.config import SERIAL_PORTS, ChardevConfig, MachineConfig, MonitorConfig
 from pyvm.errors import ConfigError
+from pyvm.monitor.gdb import CHARDEV, device_options
 from pyvm.options import Options
 
 _DISPLAYS = ("gtk", "sdl", "curses", "egl-headless", "spice-app", "dbus", "cocoa")
@@ -30,6 +31,7 @@ def configure(line: CommandLine, config: MachineConfig, *, terminal: bool) -> No
         else:
             _monitor(config, *given)
     _debugcon(line, config)
+    _gdb(line, config)
     _qtest(line, config)
     _check_display(line)
     configure_vnc(line, config)
@@ -111,6 +113,12 @@ def _debugcon(line: CommandLine, config: MachineConfig) -> None:
         config.debugcon = _backend(config, text, "debugcon", origin)
 
 
+def _gdb(line: CommandLine, config: MachineConfig) -> None:
+    text, origin = line.values.get("gdb", ("none", ""))
+    if text != "none":
+        config.gdb = _backend(config, device_options(text), CHARDEV, origin)
+
+
 def _qtest(line: CommandLine, config: MachineConfig) -> None:
     text, origin = line.values.get("qtest", (None, ""))
     if text is not None:
@@ -178,6 +186,8 @@ def _check_sharing(config: MachineConfig) -> None:
     users += [(monitor.chardev, monitor.origin) for monitor in config.monitors]
     if config.debugcon is not None:
         users.append((config.debugcon, "-debugcon"))
+    if config.gdb is not None:
+        users.append((config.gdb, "-gdb"))
     if config.qtest is not None:
         users.append((config.qtest, "-qtest"))
     # A device's chardev is looked up, and missed, when the device is made.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyvm.block.limit_names import LIMIT_NAMES
-from pyvm.commandline.board import check_readable
+from pyvm.commandline.files import check_readable
 from pyvm.commandline.reader import CommandLine
 from pyvm.config import BlockdevConfig, DriveConfig, MachineConfig
 from pyvm.options import Options, parse, warn
@@ -22,7 +22,6 @@ _UNITS = {"ide": 2, "scsi": 7}
 _BUSES = {"ide": 2, "floppy": 1, "scsi": 0, "mtd": 0, "sd": 0, "xen": 0}
 """How many buses the board has, where that is limited."""
 _FLOPPY_DRIVES = 2
-_ONLY = {"format": " (only raw, qcow2 and luks)"}
 # Mode to (writeback, direct, no_flush).
 _CACHE_MODES = {
     "none": (True, True, False),
@@ -280,5 +279,8 @@ def _format(options: Options) -> str | None:
     if driver is None:
         raise options.error(f"Unknown driver '{given}'")
     if not driver.module:
-        raise options.error(f"{driver.kind} '{given}' is not supported by pyvm yet{_ONLY.get(driver.kind, '')}")
+        from pyvm.block.open import ONLY_FORMATS
+
+        only = f" (only {ONLY_FORMATS})" if driver.kind == "format" else ""
+        raise options.error(f"{driver.kind} '{given}' is not supported by pyvm yet{only}")
     return str(given)

@@ -36,6 +36,7 @@ def answer(request: HelpRequest) -> str:
         "accel": lambda: "Accelerators supported by pyvm:\ntcg",
         "display": lambda: "Available display backend types:\nnone",
         "trace": _traces,
+        "d": _log_items,
         "vga": lambda: f"{'none':<20} no graphic card\n{'std':<20} standard VGA (default)",
     }
     topic = topics.get(request.topic)
@@ -46,8 +47,10 @@ def _formats() -> str:
     """Return the answer to ``-drive format=help``: all drivers, in two lines as scripts expect them."""
     from pyvm.block.options import DRIVERS
 
-    names = " ".join(sorted(driver.name for driver in DRIVERS.values() if driver.module))
-    return f"Supported formats: {names}\nSupported formats (read-only): {names}"
+    drivers = sorted((driver for driver in DRIVERS.values() if driver.module), key=lambda driver: driver.name)
+    writable = " ".join(driver.name for driver in drivers if not driver.read_only)
+    readable = " ".join(driver.name for driver in drivers)
+    return f"Supported formats: {writable}\nSupported formats (read-only): {readable}"
 
 
 def version() -> str:
@@ -108,6 +111,12 @@ def _chardevs() -> str:
     from pyvm.chardev.options import BACKENDS
 
     return "Available chardev backend types:\n" + "\n".join(f"  {name}" for name in sorted(BACKENDS))
+
+
+def _log_items() -> str:
+    from pyvm.monitor.log_items import listing
+
+    return listing("-d").rstrip("\n")
 
 
 def _traces() -> str:

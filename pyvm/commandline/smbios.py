@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyvm.commandline.files import read_file
 from pyvm.firmware.smbios_fields import (
     FIELDS,
     OEM_STRINGS,
@@ -48,12 +49,7 @@ def _add_file(options: Options, asked: SmbiosFields) -> None:
     for name, _ in options:
         if name != "file":
             raise options.error(f"Invalid parameter '{name}'")
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LONGEST_FILE + 1)
-    except (OSError, ValueError):
-        raise options.error(f"Cannot read SMBIOS file {path}") from None
-    structure = _whole_structure(content)
+    structure = _whole_structure(read_file(path, _LONGEST_FILE, f"{options.origin}: Cannot read SMBIOS file {path}"))
     if structure is None:
         raise options.error(f"SMBIOS file {path} is not one structure with its strings")
     kind = structure[0]
@@ -136,14 +132,7 @@ def _oem_string(options: Options, name: str, text: str) -> bytes:
     """Return a string for the guest: the text, or what a file has."""
     data = text.encode("utf-8", "surrogateescape")
     if name == "path":
-        try:
-            with open(text, "rb") as file:
-                data = file.read(_LONGEST_FILE + 1)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a file name"
-            raise options.error(f"Unable to open {text}: {reason}") from None
-        if len(data) > _LONGEST_FILE:
-            raise options.error(f"OEM strings value in {text} is longer than {_LONGEST_FILE} bytes")
+        data = read_file(text, _LONGEST_FILE, f"{options.origin}: Unable to open {text}")
     if b"\0" in data:
         raise options.error(f"NUL in OEM strings value in {text}")
     if not data:

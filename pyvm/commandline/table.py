@@ -133,6 +133,11 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
      "add an inherited descriptor to the set that files named /dev/fdset/SET are opened from"),
     ("run", "trace", "[enable=]PATTERN[,events=FILE][,file=FILE]", "add", "trace",
      "tell of these trace events ('-trace help' lists them), of those in a file, in a file"),
+    ("run", "d", "ITEM[,ITEM...]", "value", "log", "what else to write to the log ('-d help' lists the items)"),
+    ("run", "D", "FILE", "value", "logfile", "write the log to a file, not to standard error"),
+    ("run", "gdb", "BACKEND", "value", "gdb",
+     "let GDB connect to a back end as for -serial, e.g. tcp::1234, and debug the guest"),
+    ("run", "s", "", "alias", "gdb tcp::1234", "short for -gdb tcp::1234"),
     ("run", "qtest", "BACKEND", "value", "qtest", "let a client of the qtest protocol drive the devices"),
     ("run", "qtest-log", "FILE|none", "value", "qtest-log", "where that is noted (default standard error)"),
     ("run", "daemonize", "", "flag", "daemonize", "go to the background once all is set up"),
@@ -159,10 +164,10 @@ _HARMLESS = {
 
 _MISSING_FLAGS = (
     "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen no-fd-bootchk only-migratable "
-    "portrait s singlestep usb win2k-hack xen-attach xen-domid-restrict"
+    "portrait singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "acpitable audio chroot d D dfilter dtb fsdev gdb icount "
+    "acpitable audio chroot dfilter dtb fsdev icount "
     "iscsi mtdblock option-rom pflash plugin rotate runas sd seed spice "
     "tpmdev usbdevice virtfs xen-domid"
 )

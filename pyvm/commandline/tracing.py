@@ -1,9 +1,10 @@
-"""Trace events of the command line: `-trace`."""
+"""Trace events and the log on the command line: `-trace`, `-d` and `-D`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyvm.commandline.reader import CommandLine, HelpRequest
 from pyvm.config import TraceConfig
 from pyvm.errors import ConfigError
 from pyvm.options import Options
@@ -21,6 +22,28 @@ def trace_options(given: Sequence[Options]) -> TraceConfig:
             config.patterns += _read(events)
         config.file = options.string("file") or config.file
     return config
+
+
+def add_log_options(line: CommandLine, config: TraceConfig) -> None:
+    """Add what `-d` asks for, and where `-D` wants it; raises ConfigError, and HelpRequest for the lists."""
+    config.file = line.value("logfile") or config.file
+    text, origin = line.values.get("log", (None, ""))
+    if text is None:
+        return
+    from pyvm.monitor.log_items import MissingItemError, UnknownItemError, listing, parse
+
+    try:
+        wanted = parse(text)
+    except UnknownItemError as error:
+        if str(error) == "help":
+            raise HelpRequest("d") from None
+        raise ConfigError(f"{origin}: there is no log item '{error}'\n{listing('-d').rstrip()}") from None
+    except MissingItemError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    if "help" in wanted.patterns:
+        raise HelpRequest("trace")
+    config.items = wanted.names
+    config.patterns += [(pattern, "") for pattern in wanted.patterns]
 
 
 def _read(path: str) -> list[tuple[str, str]]:

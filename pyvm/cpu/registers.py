@@ -6,7 +6,7 @@ these registers, as the hidden flags of the translator do, is computed by the en
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pyvm.state import State, StateError, blob, flag, integer, record, text, uint
 
@@ -109,7 +109,7 @@ class RegisterState(State):
         return values
 
     @classmethod
-    def from_engine(cls, values: dict[str, Any]) -> RegisterState:
+    def from_engine(cls, values: dict[str, Any]) -> Self:
         """Build a record from what the engine's `get_state` returns."""
         plain = dict(values)
         for name in _SEGMENTS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ MSR_X2APIC = range(0x800, 0x900)
 PHYSICAL_END = 1 << 40
 APIC_PAGE = 0xFEE00000
 _LOW_PCI_HOLE_END = 1 << 32
+MAX_BREAKPOINTS = 1024
+MAX_WATCHPOINTS = 28
+WATCH_READ, WATCH_WRITE = 1, 2
 
 
 def apic_ids(count: int, topology: Topology) -> list[int]:
@@ -46,6 +49,25 @@ def apic_ids(count: int, topology: Topology) -> list[int]:
     return ids
 
 
+class Pace(enum.IntEnum):
+    """How far a debugger lets a vCPU run."""
+
+    FREE = 0
+    ONE_STEP = 1
+    HELD = 2
+
+
+@record(frozen=True)
+class DebugStop:
+    """Why guest code has stopped for a debugger."""
+
+    vcpu: int
+    reason: str
+    """``breakpoint``, ``step`` or ``watchpoint``."""
+    watchpoint: int
+    """Which of the watchpoints it was."""
+
+
 @record
 class CpuEvents:
     """What the vCPU thread reports; called on that thread with the machine lock held."""
@@ -54,6 +76,8 @@ class CpuEvents:
     failed: Callable[[BaseException], None]
     firmware_call: Callable[[int], None] = lambda vcpu: None
     """A vCPU is at the entry point of a firmware service; its registers may be read and set."""
+    debug: Callable[[DebugStop], None] = lambda stop: None
+    """Guest code has come to where a debugger wants it to stop; it does not go on before it is started again."""
 
 
 class _Phase(enum.Enum):
@@ -397,6 +421,8 @@ class VcpuSet:
             self._events.failed(failure)
         elif reason == "triple-fault":
             self._events.triple_fault()
+        elif reason == "debug":
+            self._events.debug(DebugStop(*self._engine.debugged))
 
     # ---- State, while stopped
 
@@ -439,6 +465,27 @@ class VcpuSet:
             state.check()
         for index, state in zip(sorted(self.present), states, strict=True):
             self._engine.set_state(index, state.to_engine())
+
+    # ---- Debugging, while stopped
+
+    def set_breakpoints(self, addresses: Sequence[int]) -> None:
+        """Have guest code stop in front of the instructions at these linear addresses, and at no others.
+
+        There are at most :data:`MAX_BREAKPOINTS`.
+        """
+        self._engine.set_breakpoints(addresses)
+
+    def set_watchpoints(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        """Have guest code stop behind an access to these ranges, and to no others.
+
+        Each is a linear address, a length of at least 1, and the kinds of access: :data:`WATCH_READ`,
+        :data:`WATCH_WRITE`.  There are at most :data:`MAX_WATCHPOINTS`.
+        """
+        self._engine.set_watchpoints(ranges)
+
+    def set_pace(self, index: int, pace: Pace, *, interrupts: bool = False) -> None:
+        """Say how far a vCPU may run from now on; a step enters an interrupt that waits where `interrupts` is set."""
+        self._engine.set_pace(index, pace, interrupts)
 
     # ---- Writes to guest RAM
 

@@ -4,7 +4,8 @@ ACPI specification 6.5, sections 6.3 "Device Insertion, Removal, and Status Obje
 specification 3.2, section 4.6.7 (names of devices); the registers are :mod:`pyvm.devices.acpi.pci_hotplug`.
 
 Each bus has its number (BSEL), a device with _EJ0 for each slot from which something can be taken, a method that
-notifies slots (PHNT), and one that looks at its registers and goes on to the buses behind it (PHSC).
+notifies slots (PHNT), and one that looks at its registers and goes on to the buses behind it (PHSC).  Buses behind
+bridges that are plugged in later have none of that: for them the system is told to look at all of the host bridge.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pyvm.firmware import aml_resources as res
 from pyvm.firmware.aml import Access, Space, Update
 from pyvm.firmware.machine_info import PCI_HOTPLUG_BASE, HotplugBus
 
+BUS_CHECK = 0
 CHECK = 1
 EJECT_REQUEST = 3
-"""Values of Notify: look for a new device; let the device go."""
+"""Values of Notify: look at everything behind; look for a new device; let the device go."""
 
 _HIDDEN = 0x0B
 _SLOTS = 32
@@ -26,7 +28,7 @@ _NAMING = bytes.fromhex("d037c9e5 5335 7a4d 9117 ea4d19c3434d")
 _NAMING_REVISION = 2
 _FUNCTIONS, _DEVICE_NAME = 0, 7
 _SUPPORTED = bytes([1 << _FUNCTIONS | 1 << _DEVICE_NAME])
-_REGISTERS = ("PHUP", "PHDN", "PHEJ", "PHRM", "PHBS", "PHIX")
+_REGISTERS = ("PHUP", "PHDN", "PHEJ", "PHRM", "PHBS", "PHIX", "PHRS")
 
 
 def slot_name(slot: int, fn: int = 0) -> str:
@@ -46,6 +48,7 @@ def event() -> bytes:
         0,
         aml.acquire("\\_SB.PCI0.PHLK"),
         aml.call("\\_SB.PCI0.PHSC"),
+        aml.if_(aml.path("\\_SB.PCI0.PHRS"), aml.notify(aml.path("\\_SB.PCI0"), BUS_CHECK)),
         aml.release("\\_SB.PCI0.PHLK"),
     )
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pyvm.cpu.registers import RegisterState
     from pyvm.cpu.vcpu import VcpuSet
     from pyvm.machine.board import Board
+    from pyvm.machine.debugger import Debugger
     from pyvm.machine.dump.dumper import Dumper
+    from pyvm.machine.gdb import GdbStub
     from pyvm.machine.model import MachineModel
     from pyvm.machine.network import Network
     from pyvm.machine.pc import Pc
@@ -53,6 +55,22 @@ class Inspection(ABC):
         from pyvm.monitor.hmp.arguments import Format
 
         return Format()
+
+    @cached_property
+    def debugger(self) -> Debugger:
+        """What a debugger may do; made when one comes, or guest code stops for one."""
+        from pyvm.machine.debugger import Debugger
+
+        return Debugger(self._pc)
+
+    @cached_property
+    def gdb(self) -> GdbStub:
+        """The stub for GDB; made when somebody first asks for it."""
+        from pyvm.machine.gdb import GdbStub
+
+        stub = GdbStub(self._pc)
+        self._give_back(stub.close)
+        return stub
 
     @cached_property
     def dumper(self) -> Dumper:

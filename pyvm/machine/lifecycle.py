@@ -248,6 +248,10 @@ class Lifecycle:
         """The emulator cannot go on with this guest; from any thread."""
         self._soon(lambda: self.vm_stop(RunState.INTERNAL_ERROR))
 
+    def request_debug_stop(self) -> None:
+        """Guest code has come to where a debugger wants it to stop; from any thread."""
+        self._soon(lambda: self.vm_stop(RunState.DEBUG))
+
     def request_io_error(self) -> None:
         """A disk request cannot go on until somebody has helped; from any thread."""
         self._soon(lambda: self.vm_stop(RunState.IO_ERROR))

@@ -126,6 +126,8 @@ class MachineModel(Descriptions, Texts):
 
         try:
             self.window = MemoryWindow(backing, memory.size, room, fd)
+            if self.layered is not None:
+                self.window.join(self.layered)
         except (OSError, OverflowError, ValueError) as error:
             raise ConfigError(f"cannot set up guest memory: {error}") from None
         return GuestMemory(memory.size, blocks, self.window)
@@ -139,10 +141,18 @@ class MachineModel(Descriptions, Texts):
         """Return the RAM of a machine that is about to be forked as the lowest layer.  Raises OSError."""
         from pyvm.migration.fork_ram import Layers, copied
 
-        mapping = self._pc.memory.mapping
+        memory = self._pc.memory
         if self.memory_fd >= 0 and not self.numa.has_memory:
-            return Layers(len(mapping), os.dup(self.memory_fd))
-        return copied(memoryview(mapping))
+            return Layers(memory.size, os.dup(self.memory_fd))
+        return copied(memoryview(memory.mapping)[: memory.size])
+
+    def rest_on(self, layered: LayeredRam) -> None:
+        """Layers have taken the place of the guest's RAM, modules aside."""
+        self.layered = layered
+        if self.window is not None:
+            self.window.join(layered)
+        else:
+            self._pc.memory.rest_on(layered)
 
     def settle_memory(self) -> None:
         """Give NUMA nodes their memory, and show what RAM consists of.  Raises ConfigError."""

@@ -30,6 +30,7 @@ from pyvm.machine.limits import refuse_unsupported
 from pyvm.machine.model import STORED, MachineModel
 from pyvm.machine.network import Network
 from pyvm.machine.plug.plugging import PlugEvents, Plugger
+from pyvm.machine.reset_log import log_reset
 from pyvm.machine.rtc_base import RtcBase
 from pyvm.machine.saved.persistence import Persistence
 from pyvm.machine.screen import screen_size
@@ -179,6 +180,8 @@ class Pc(Persistence):
         self._complete = True
         name_backends(self)
         self._first_state()
+        if config.gdb is not None:
+            self._open_gdb(config.gdb)
 
     def _open_vnc(self) -> None:
         from pyvm.vnc.displays import VncDisplays
@@ -187,6 +190,12 @@ class Pc(Persistence):
         self._give_back(self.vnc.close)
         for options in self.config.vnc:
             self.vnc.open(options)
+
+    def _open_gdb(self, chardev: str) -> None:
+        try:
+            self.gdb.open(chardev)
+        except ChardevError as error:
+            raise ConfigError(f"-gdb: {error}") from None
 
     def _open_qtest(self, chardev: str) -> None:
         from pyvm.machine.qtest import Qtest
@@ -215,6 +224,7 @@ class Pc(Persistence):
                     triple_fault=self._guest_resets,
                     failed=self._cpu_failed,
                     firmware_call=lambda vcpu: self._boot.firmware_call(vcpu),
+                    debug=lambda stop: self.debugger.stopped(stop),
                 ),
                 places=smp.max_cpus,
             )
@@ -296,7 +306,7 @@ class Pc(Persistence):
         return plugger
 
     def _add_monitors(self) -> None:
-        dispatcher = Dispatcher(self, self.mainloop.loop.create_task, traces=self.traces)
+        self.dispatcher = dispatcher = Dispatcher(self, self.mainloop.loop.create_task, traces=self.traces)
         for monitor in self.config.monitors:
             port = self._port(monitor.chardev)
             made: QmpMonitor | HumanMonitor
@@ -316,6 +326,7 @@ class Pc(Persistence):
     def reset_hardware(self) -> None:
         """Reset everything and run the firmware."""
         self.model.before_reset()
+        log_reset(self)
         with self.board.shadow.deferred():
             self.board.reset()
             self.cpus.reset()

@@ -19,8 +19,9 @@ def read_picture(path: str) -> tuple[str, bytes]:
     try:
         with Path(path).open("rb") as file:
             content = file.read(_LONGEST + 1)
-    except OSError as error:
-        raise ConfigError(f"failed to find file '{path}': {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a file name"
+        raise ConfigError(f"failed to find file '{path}': {reason}") from None
     if len(content) > _LONGEST:
         raise ConfigError(f"splash file '{path}' is too big (at most {_LONGEST >> 20} MiB)")
     if content[:2] == b"\xff\xd8":

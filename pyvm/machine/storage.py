@@ -237,12 +237,16 @@ class Storage:
 
     def set_read_only(self, node: Node, read_only: bool) -> None:
         """Make a node read-only, or writable, whatever its options were.  Raises BlockError."""
+        if node.read_only != read_only:
+            self.change_options(node, {"read-only": read_only, "auto-read-only": False})
+
+    def change_options(self, node: Node, changes: Tree) -> None:
+        """Give a node some other options, and leave the others as they are.  Raises BlockError."""
         from pyvm.block.reopen import Reopener
 
-        if node.read_only != read_only:
-            reopener = Reopener(self.graph)
-            reopener.add_node(node, {"read-only": read_only, "auto-read-only": False})
-            self._reopen(reopener)
+        reopener = Reopener(self.graph)
+        reopener.add_node(node, changes)
+        self._reopen(reopener)
 
     def _reopen(self, reopener: Reopener) -> None:
         reopener.check_contexts(self.context_of, self.context)

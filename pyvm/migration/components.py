@@ -15,6 +15,7 @@ from pyvm.state import StateError
 
 if TYPE_CHECKING:
     from pyvm.machine.pc import Pc
+    from pyvm.migration.stream import Section
 
 MAIN_RAM = "pc.ram"
 """The name of the block with the guest's RAM."""
@@ -66,6 +67,23 @@ def state_of(pc: Pc) -> dict[str, Any]:
     for name, component in pc.board.components.items():
         sections[_COMPONENT + name] = component.save().to_dict()
     return sections
+
+
+def fields_of(pc: Pc, sections: Iterable[Section], others: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return the state in sections by name, but for `others`, which the caller knows.
+
+    What is neither, and not optional either, is refused: raises StateError.
+    """
+    known = {"clock", "cpus", *(_COMPONENT + name for name in pc.board.components)}
+    fields = {}
+    for section in sections:
+        if section.name in known:
+            fields[section.name] = section.fields
+        elif section.name not in others and not section.optional:
+            if section.name.startswith(_COMPONENT):
+                raise StateError(f"the machine was saved with '{section.name.removeprefix(_COMPONENT)}'")
+            raise StateError(f"the machine was saved with a section '{section.name}', which is not known here")
+    return fields
 
 
 def check_machine(pc: Pc, header: Mapping[str, Any], sections: Mapping[str, Any]) -> None:

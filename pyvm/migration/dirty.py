@@ -82,6 +82,14 @@ class DirtyPages:
             sent[changed] = now[changed]
             self._wanted[block] |= changed
 
+    def take_ram(self) -> bytearray:
+        """Return the pages of guest RAM that are to be sent, a bit for each, and take them as sent."""
+        import numpy as np
+
+        bits = bytearray(np.packbits(self._wanted[0], bitorder="little").tobytes())
+        self._wanted[0][:] = False
+        return bits
+
     def remaining(self) -> int:
         """Return how many pages are to be sent."""
         return sum(int(wanted.sum()) for wanted in self._wanted)

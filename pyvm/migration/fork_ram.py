@@ -199,7 +199,7 @@ class LayeredRam:
     """The RAM of one machine on top of layers, which are this object's from now on.  Raises OSError."""
 
     def __init__(self, layers: Layers, mapping: mmap.mmap | None = None) -> None:
-        """`mapping` is memory that has the content of the layers already, and is replaced by them."""
+        """`mapping` is memory that starts with the content of the layers already, and is replaced by them."""
         self.layers = layers
         self.mapping = mapping or mmap.mmap(-1, layers.size, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
         self.address = _address_of(self.mapping)
@@ -233,9 +233,15 @@ class LayeredRam:
         changed = own_pages(self.address, self.layers.size)
         for offset, length in self._given_back:
             changed[offset // _PAGE : (offset + length) // _PAGE] = True
-        self.layers.add(self.address, memoryview(self.mapping), changed)
+        self.layers.add(self.address, _bytes_at(self.address, self.layers.size), changed)
         self._given_back = []
         return self.layers.copy()
+
+
+def _bytes_at(address: int, size: int) -> memoryview:
+    import ctypes
+
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def _address_of(mapping: mmap.mmap) -> int:

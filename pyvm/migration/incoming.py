@@ -3,15 +3,19 @@
 A thread of its own fills memory; what it reads is checked before it is believed, and whatever is wrong ends the machine
 with one line that says what.  State is loaded in the main loop when all of it has come.  Where the source can be
 answered, it is told that this machine is ready, and only its word makes this one run.
+
+Memory may come behind all that, while the machine runs (:mod:`pyvm.migration.late_pages`).  A connection that breaks
+then is waited for.
 """
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyvm.errors import ConfigError
 from pyvm.memory import PAGE_SIZE
 from pyvm.migration import progress as states
 from pyvm.migration.components import MAIN_RAM
@@ -22,6 +26,7 @@ from pyvm.migration.stream import (
     ANSWER_LIMIT,
     DONE,
     FAILED_ANSWER,
+    LATE,
     LOADED_ANSWER,
     OPTIONAL,
     PAGES,
@@ -36,12 +41,16 @@ from pyvm.migration.stream import (
     pack_record,
     parse_section,
 )
+from pyvm.migration.worker import MigrationThread
 
 if TYPE_CHECKING:
     from pyvm.migration.channel import Channel
+    from pyvm.migration.late_pages import LateTarget
     from pyvm.migration.transport import Listening
 
 _CHANNELS_LIMIT = 255
+_PATIENCE = 5.0
+"""Seconds that a machine has to end whose memory is not all there."""
 _STATE_LIMIT = 256 << 20
 """Most bytes of state that are kept before they are loaded."""
 
@@ -67,30 +76,39 @@ class Guest(Protocol):
     def lost(self, reason: str) -> None:
         """Nothing has come of it."""
 
+    def processor(self) -> int:
+        """Return the id of the thread that runs guest code, 0 where there is none; while memory comes late."""
 
-class Incoming:
+    def gone(self) -> bool:
+        """Return whether the machine is about to end; in any thread."""
+
+    def give_up(self) -> None:
+        """The machine ends, and somebody waits for memory that will not come; in the thread of the migration."""
+
+
+class Incoming(MigrationThread):
     """One migration from somewhere else; made in the main loop, where `listening` waits for it already."""
 
     def __init__(
         self, guest: Guest, loop: MainLoopCalls, listening: Listening, on_status: Callable[[str], None]
     ) -> None:
+        super().__init__("migration-incoming", on_status)
         self._guest = guest
         self._loop = loop
         self._listening = listening
-        self._on_status = on_status
         self.addresses = listening.addresses
         """Where it listens."""
-        self.status = states.SETUP
         self._channel: Channel | None = None
         self._receivers: Receivers | None = None
         self._sections: dict[str, Section] = {}
         self._section_bytes = 0
         self._aborted = False
-        self._thread = threading.Thread(target=self._main, name="migration-incoming", daemon=True)
-
-    def start(self) -> None:
-        """Wait for it."""
-        self._thread.start()
+        self._expected: tuple[memoryview, bytearray, bytes] | None = None
+        """Guest RAM, which pages of it come late, and by what another connection is known."""
+        self._late: LateTarget | None = None
+        self._seen_going = 0.0
+        self.waited: int | None = None
+        """For how long the processors have waited for memory that came late, in ms, once all is there."""
 
     @property
     def connected(self) -> bool:
@@ -105,15 +123,38 @@ class Incoming:
             self._channel.abort()
         if self._receivers is not None:
             self._receivers.abort()
+        if self._late is not None:
+            self._late.interrupt()
 
-    def join(self, timeout: float) -> None:
-        """Wait for the thread."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+    @property
+    def incomplete(self) -> bool:
+        """Whether the machine runs, and memory is still to come."""
+        return self.status in states.POSTCOPY
 
-    def _enter(self, status: str) -> None:
-        self.status = status
-        self._on_status(status)
+    def pause(self) -> bool:
+        """Break the connection while memory comes late; return whether it does."""
+        if self.status != states.POSTCOPY_ACTIVE or self._late is None:
+            return False
+        self._late.interrupt()
+        return True
+
+    def recover(self, listen: Callable[[], Listening]) -> None:
+        """Go on with a connection from somewhere else.  Raises ConfigError, OSError."""
+        if self.status != states.POSTCOPY_PAUSED or self._late is None:
+            raise ConfigError("Migrate recover can only be run when postcopy is paused.")
+        self._listening.close()
+        self._listening = listen()
+        self.addresses = self._listening.addresses
+        if self.addresses:
+            self._late.listen(self._listening)
+            return
+        channel = self._listening.accept()
+        try:
+            if not channel.two_way:
+                raise ConfigError("Unable to open return-path for postcopy")
+            self._late.take_up(channel)
+        finally:
+            channel.close()
 
     # ---- The thread
 
@@ -126,6 +167,8 @@ class Incoming:
             with suppress(MachineEndedError):
                 self._loop.call(lambda: self._lose(reason))
         finally:
+            if self._late is not None:
+                self._late.close()
             if self._receivers is not None:
                 self._receivers.close()
             if self._channel is not None:
@@ -133,7 +176,9 @@ class Incoming:
             self._listening.close()
 
     def _tell(self, reason: str) -> None:
-        if self._channel is not None and self._channel.two_way:
+        if self._late is not None:
+            self._late.failed(reason)
+        elif self._channel is not None and self._channel.two_way:
             text = reason.encode(errors="replace")[:ANSWER_LIMIT]
             with suppress(OSError):
                 self._channel.writelines([pack_record(FAILED_ANSWER, text), text])
@@ -146,6 +191,8 @@ class Incoming:
     def _run(self) -> None:
         self._guest.prepare()
         channel = self._channel = self._listening.accept()
+        if self._aborted:
+            raise OSError("nobody waits for a migration any more")
         self._loop.call(lambda: self._enter(states.ACTIVE))
         reader = StreamReader(channel)
         header = reader.header
@@ -155,7 +202,10 @@ class Incoming:
         self._loop.call(lambda: self._guest.check_header(header))
         views = self._blocks(header, self._loop.call(self._guest.memory))
         self._accept_more(header, views)
-        self._read_all(reader, PageReader(views))
+        self._read_all(reader, PageReader(views), views[0])
+        if self._expected is not None:
+            self._follow(header, *self._expected)
+            return
         self._loop.call(lambda: self._guest.load(header, self._sections))
         if answers:
             channel.write(pack_record(LOADED_ANSWER))
@@ -207,7 +257,7 @@ class Incoming:
         while self._receivers.missing:
             self._receivers.add(self._listening.accept(), token)
 
-    def _read_all(self, reader: RecordReader, pages: PageReader) -> None:
+    def _read_all(self, reader: StreamReader, pages: PageReader, ram: Target) -> None:
         while True:
             head = reader.head()
             if head.kind == PAGES:
@@ -216,6 +266,9 @@ class Incoming:
             body = reader.body(head)
             if head.kind == DONE:
                 return
+            if head.kind == LATE and reader.header.get("late") is True and self._expected is None:
+                self._expect(ram, body, reader.header.get("token"))
+                continue
             self._read_other(head, body)
 
     def _read_other(self, head: RecordHead, body: bytearray) -> None:
@@ -231,3 +284,62 @@ class Incoming:
             self._receivers.sync()
         elif not head.flags & OPTIONAL:
             raise StreamError(f"a record of kind {bytes(head.kind)!r}, which is not known")
+
+    # ---- When memory follows
+
+    def _expect(self, ram: Target, bits: bytearray, token: Any) -> None:
+        """Take the list of the pages that come behind the machine.  Raises StreamError."""
+        from pyvm.migration.late_pages import bits_size
+
+        if len(bits) != bits_size(len(ram.view)) or not isinstance(token, bytes) or len(token) != TOKEN_SIZE:
+            raise StreamError("the list of pages that come late makes no sense")
+        self._expected = ram.view, bits, token
+        self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE))
+
+    def _follow(self, header: Mapping[str, Any], ram: memoryview, bits: bytearray, token: bytes) -> None:
+        """Become the machine, and take memory meanwhile."""
+        from pyvm.migration.late_pages import LateTarget
+
+        assert self._channel is not None
+        late = self._late = LateTarget(ram, bits, token, self._channel)
+        late.listen(self._listening)
+        self._loop.call(lambda: self._guest.load(header, self._sections))
+        late.loaded()
+        state, error = late.wait()
+        while state == "loading":
+            state, error = late.wait()
+        if state == "failed":
+            raise StreamError(error)
+        self._loop.call(self._begin)
+        while state != "complete":
+            self._follow_state(state)
+            state, _ = late.wait()
+            if self._aborted or self._is_stuck(state):
+                return
+        self.waited = late.waited
+        self._loop.call(lambda: self._enter(states.COMPLETED))
+
+    def _is_stuck(self, state: str) -> bool:
+        """Return whether the machine cannot end because somebody waits for memory that will not come."""
+        now = time.monotonic()
+        if state != "paused" or not self._guest.gone():
+            self._seen_going = now
+            return False
+        if now - self._seen_going > _PATIENCE:
+            self._guest.give_up()
+            return True
+        return False
+
+    def _begin(self) -> None:
+        if not self._aborted:
+            self._guest.arrived()
+            if self._late is not None:
+                self._late.watch(self._guest.processor())
+
+    def _follow_state(self, state: str) -> None:
+        """Tell of a connection that has broken, or was taken up."""
+        if state == "paused" and self.status == states.POSTCOPY_ACTIVE:
+            self._loop.call(lambda: self._enter(states.POSTCOPY_PAUSED))
+        elif state == "running" and self.status == states.POSTCOPY_PAUSED:
+            self._loop.call(lambda: self._enter(states.POSTCOPY_RECOVER))
+            self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE))

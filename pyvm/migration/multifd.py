@@ -32,6 +32,11 @@ _POLL = 0.2
 MakeSender = Callable[["Channel"], PageSender]
 
 
+def greeting(token: bytes, number: int) -> bytes:
+    """Return how a further connection of a migration begins."""
+    return _GREETING.pack(_MAGIC, token, number)
+
+
 class ChannelSet:
     """The further connections of a source: whoever is free sends the next batch."""
 
@@ -39,11 +44,11 @@ class ChannelSet:
         """Raises OSError."""
         self._channels = channels
         self._jobs: queue.Queue[tuple[int, PageNumbers] | None] = queue.Queue(_WAITING * len(channels))
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._threads: list[threading.Thread] = []
         self.counts: list[PageCounts] = []
         for number, channel in enumerate(channels):
-            channel.write(_GREETING.pack(_MAGIC, token, number))
+            channel.write(greeting(token, number))
             sender = make_sender(channel)
             self.counts.append(sender.counts)
             thread = threading.Thread(target=self._run, args=(sender,), name=f"multifdsend_{number}", daemon=True)
@@ -55,7 +60,7 @@ class ChannelSet:
             try:
                 if self._failure is None:
                     sender.send(*job)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was: the migration fails
                 self._failure = self._failure or error
             finally:
                 self._jobs.task_done()
@@ -138,11 +143,12 @@ class Receivers:
         try:
             while self._read_one(reader, pages, number):
                 pass
-        except (OSError, StreamError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was: the migration fails, and nobody waits for this thread
             self._failure = self._failure or error
-        with self._changed:
-            self._ended += 1
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._ended += 1
+                self._changed.notify_all()
 
     def _read_one(self, reader: RecordReader, pages: PageReader, number: int) -> bool:
         head = reader.head()

@@ -5,6 +5,8 @@ can be sent within the limit on downtime, the guest stops, and the last pages an
 the other side can answer, it says that it has become the machine before this one stops being it: "LOAD" comes back, and
 "STRT" goes out; until then any failure leaves the source as it was.
 
+Where somebody asks for it, the guest stops at once, and memory follows it (:mod:`pyvm.migration.outgoing_late`).
+
 All of it runs in a thread of its own, which holds no lock while it sends; what concerns the machine it has the main
 loop do (:class:`Host`).
 """
@@ -38,6 +40,7 @@ from pyvm.migration.stream import (
     StreamError,
     StreamWriter,
 )
+from pyvm.migration.worker import MigrationThread
 from pyvm.printable import printable
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ _THROTTLE_PASSES = 2
 _HUNG_UP = (errno.EPIPE, errno.ECONNRESET)
 _OTHER_SIDE = "the other side failed"
 _MILLISECONDS = 1000
+
+
+Batches = Callable[[Callable[[], int]], "Iterator[tuple[int, PageNumbers]]"]
+"""Yields numbers of pages by block, as many at a time as it is told."""
 
 
 class MigrationCancelledError(Exception):
@@ -80,6 +87,15 @@ class Host(Protocol):
     def stop_to_move(self) -> None:
         """Stop the guest: from now on nothing changes but by this migration."""
 
+    def hold(self) -> None:
+        """Let nothing change for a moment: the guest stops, and disks have no requests under way."""
+
+    def let_go(self) -> None:
+        """The guest goes on as it was."""
+
+    def pin_memory(self, pinned: bool) -> None:
+        """Have devices give no memory back to the host, or let them do so again."""
+
     def give_disks_up(self) -> None:
         """Let another process have the disks.  Raises ConfigError."""
 
@@ -92,12 +108,18 @@ class Host(Protocol):
     def stay(self) -> None:
         """It has failed: take the disks back, and run if the guest ran."""
 
+    def not_resumed(self, reason: str) -> None:
+        """A migration whose connection was broken could not be taken up."""
+
     def slow_down(self, percentage: int) -> None:
         """Let the guest run for less of the time."""
 
 
-class Outgoing:
+class Outgoing(MigrationThread):
     """One migration to somewhere else; made in the main loop."""
+
+    memory_may_follow = False
+    """Whether memory may come behind the machine, where somebody asks for it."""
 
     def __init__(
         self,
@@ -110,15 +132,14 @@ class Outgoing:
         on_pass: Callable[[int], None],
     ) -> None:
         """`on_status` and `on_pass` are called in the main loop with each new state, and before each pass."""
+        super().__init__("live_migration", on_status)
         self._host = host
         self._loop = loop
         self._target = target
         self._connect = connect
         self._settings = settings
         self._capabilities = settings.capabilities
-        self._on_status = on_status
         self._on_pass = on_pass
-        self.status = states.SETUP
         self.progress = Progress(0)
         self.error = ""
         """Why it failed."""
@@ -133,16 +154,12 @@ class Outgoing:
         self._continued = False
         self._postcopy = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._main, name="live_migration", daemon=True)
+        self._token = os.urandom(TOKEN_SIZE)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters, which may change while it is under way."""
         return self._settings.parameters
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     # ---- From the main loop
 
@@ -152,7 +169,7 @@ class Outgoing:
         return self.status in states.RUNNING
 
     def cancel(self) -> None:
-        """Give it up soon."""
+        """Give it up soon.  Raises ConfigError where it is too late for that."""
         if self.status in states.RUNNING - {states.CANCELLING}:
             self._enter(states.CANCELLING)
             self._cancelled = True
@@ -173,20 +190,23 @@ class Outgoing:
     def start_postcopy(self) -> None:
         """Show from the switch-over on that only what can come late is to be sent still: bitmaps."""
         self._postcopy = True
+        self._woken.set()
+
+    def retune(self) -> None:
+        """Parameters were changed."""
+
+    def pause(self) -> bool:
+        """Break the connection of one in which memory comes late; return whether it is such a one."""
+        return False
+
+    def resume(self, connect: Callable[[], Channel]) -> None:
+        """Take one up whose connection was broken.  Raises ConfigError where it was not."""
+        raise ConfigError("Cannot resume if there is no paused migration")
 
     def close(self) -> None:
         """The machine ends: give it up, and wait for the thread, which must not need the machine any more."""
         self._cancelled = True
         self.abort()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the thread."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-
-    def _enter(self, status: str) -> None:
-        self.status = status
-        self._on_status(status)
 
     # ---- The thread
 
@@ -235,13 +255,17 @@ class Outgoing:
                 self._host.slow_down(0)
             if self._stopped:
                 self._host.stay()
+            self._left()
             self._enter(status)
 
         with suppress(MachineEndedError):
             self._loop.call(leave)
 
+    def _left(self) -> None:
+        """Nothing comes of it; in the main loop."""
+
     def _run(self) -> None:
-        self._channel = self._connect()
+        self._channel = self._connected()
         self._host.prepare()
         if self._cancelled:
             raise MigrationCancelledError
@@ -252,6 +276,10 @@ class Outgoing:
             self._main_sender.send_zeroes(block, numbers)
         self._send_live(dirty, writer)
         self._switch_over(dirty, writer)
+
+    def _connected(self) -> Channel:
+        """Return the main connection.  Raises OSError, ConfigError."""
+        return self._connect()
 
     def _connect_more(self) -> None:
         if not self._capabilities["multifd"]:
@@ -275,14 +303,14 @@ class Outgoing:
     def _open_stream(self, dirty: DirtyPages) -> StreamWriter:
         channel = self._channel
         assert channel is not None
-        token = os.urandom(TOKEN_SIZE)
         header = {
             **self._loop.call(self._host.header),
             "ram": [[name, len(view)] for name, view in zip(dirty.names, dirty.views, strict=True)],
             "page-size": PAGE_SIZE,
-            "answers": channel.two_way,
+            "answers": self._is_answered(channel),
             "channels": len(self._pool),
-            "token": token,
+            "token": self._token,
+            "late": self.memory_may_follow,
         }
         writer = StreamWriter(channel, header)
         packing = Packing()
@@ -297,9 +325,13 @@ class Outgoing:
         self.progress.counts = [self._sender.counts]
         if self._pool:
             own = Packing.for_channels(self.parameters)
-            self._channels = ChannelSet(token, self._pool, lambda each: PageSender(each, dirty.views, own))
+            self._channels = ChannelSet(self._token, self._pool, lambda each: PageSender(each, dirty.views, own))
             self.progress.counts += self._channels.counts
         return writer
+
+    def _is_answered(self, channel: Channel) -> bool:
+        """Return whether the other side says what has become of it."""
+        return channel.two_way
 
     def _activate(self) -> None:
         self.progress.set_up()
@@ -324,6 +356,8 @@ class Outgoing:
             started, before = time.monotonic(), self.progress.transferred
             self._send_pass(dirty, limited=True)
             self._end_pass(writer)
+            if self._in_a_hurry:
+                return
             took = time.monotonic() - started
             if took < _SHORT_PASS and not self._capabilities["pause-before-switchover"]:
                 return
@@ -337,6 +371,11 @@ class Outgoing:
                 return
             if self._capabilities["auto-converge"]:
                 busy_passes = self._converge(written * PAGE_SIZE, sent, busy_passes)
+
+    @property
+    def _in_a_hurry(self) -> bool:
+        """Whether the guest is to stop at once, whatever is left."""
+        return self._postcopy and self.memory_may_follow
 
     def _sync(self, dirty: DirtyPages) -> int:
         self._next_pass()
@@ -368,22 +407,24 @@ class Outgoing:
 
     def _send_pass(self, dirty: DirtyPages, *, limited: bool) -> None:
         sender = self._channels or self._main_sender
-        for block, numbers in self._paced(dirty) if limited else dirty.take(lambda: BATCH):
+        for block, numbers in self._paced(dirty.take) if limited else dirty.take(lambda: BATCH):
             sender.send(block, numbers)
             self.progress.remaining_pages -= len(numbers)
 
-    def _paced(self, dirty: DirtyPages) -> Iterator[tuple[int, PageNumbers]]:
+    def _paced(self, take: Batches) -> Iterator[tuple[int, PageNumbers]]:
         """Yield what is to be sent, no faster than the bandwidth allows."""
         started, base = time.monotonic(), self.progress.transferred
 
         def batch() -> int:
             return min(BATCH, max(1, int(self.parameters["max-bandwidth"] * _SLICE) // PAGE_SIZE))
 
-        for block, numbers in dirty.take(batch):
+        for block, numbers in take(batch):
             yield block, numbers
             while True:
                 if self._cancelled:
                     raise MigrationCancelledError
+                if self._in_a_hurry:
+                    return
                 sent, now = self.progress.transferred - base, time.monotonic()
                 ahead = sent / max(self.parameters["max-bandwidth"], 1) - (now - started)
                 self._note_rate(sent, now - started)
@@ -411,26 +452,36 @@ class Outgoing:
     # ---- When it stands still
 
     def _switch_over(self, dirty: DirtyPages, writer: StreamWriter) -> None:
-        pauses = self._capabilities["pause-before-switchover"]
-        if self._postcopy and not pauses:
+        pauses, postcopy, follows = self._capabilities["pause-before-switchover"], self._postcopy, self._in_a_hurry
+        if postcopy and not pauses:
             self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE))
         self._loop.call(self._stop_guest)
         if pauses:
-            self._pause()
+            self._pause(states.POSTCOPY_ACTIVE if postcopy else states.DEVICE)
         sections = self._loop.call(lambda: self._last_look(dirty))
+        if follows:
+            self._let_follow(dirty, writer, sections)
+            return
         self._send_pass(dirty, limited=False)
-        self._end_pass(writer)
-        for section in sections:
-            self._count(writer, lambda section=section: writer.section(section))  # type: ignore[misc]
-        self._count(writer, writer.end)
-        if self._channels is not None:
-            self._channels.end()
+        self._send_state(writer, sections)
         assert self._channel is not None
         if self._channel.two_way:
             self._hear_answer(self._channel)
         else:
             self._channel.finish()
         self._loop.call(lambda: self._complete(dirty, writer))
+
+    def _let_follow(self, dirty: DirtyPages, writer: StreamWriter, sections: list[Section]) -> None:
+        """Send the state, and memory behind it."""
+        raise NotImplementedError
+
+    def _send_state(self, writer: StreamWriter, sections: list[Section]) -> None:
+        self._end_pass(writer)
+        for section in sections:
+            self._count(writer, lambda section=section: writer.section(section))  # type: ignore[misc]
+        self._count(writer, writer.end)
+        if self._channels is not None:
+            self._channels.end()
 
     def _stop_guest(self) -> None:
         if self._cancelled:
@@ -441,14 +492,14 @@ class Outgoing:
         self._host.stop_to_move()
         self.progress.stopped()
 
-    def _pause(self) -> None:
+    def _pause(self, behind: str) -> None:
         self._loop.call(lambda: self._enter(states.PRE_SWITCHOVER))
         while not self._continued:
             self._woken.wait()
             self._woken.clear()
             if self._cancelled:
                 raise MigrationCancelledError
-        self._loop.call(lambda: self._enter(states.POSTCOPY_ACTIVE if self._postcopy else states.DEVICE))
+        self._loop.call(lambda: self._enter(behind))
 
     def _last_look(self, dirty: DirtyPages) -> list[Section]:
         self._host.check_movable()
@@ -481,6 +532,9 @@ class Outgoing:
             writer.record(START_ORDER)
         self._stopped = False
         dirty.end()
+        self._moved()
+
+    def _moved(self) -> None:
         self.progress.completed()
         self._host.moved()
         self._enter(states.COMPLETED)

@@ -98,8 +98,19 @@ class PageSender:
         """Send up to :data:`BATCH` pages, by their numbers, which ascend."""
         import numpy as np
 
+        np.take(self._pages[block], numbers, axis=0, out=self._buffer[: len(numbers)], mode="clip")
+        self.send_copies(block, numbers)
+
+    @property
+    def buffer(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """Room for as many pages as are sent at a time."""
+        return self._buffer
+
+    def send_copies(self, block: int, numbers: PageNumbers) -> None:
+        """Send pages, by their numbers, which ascend, as they are in the buffer."""
+        import numpy as np
+
         data = self._buffer[: len(numbers)]
-        np.take(self._pages[block], numbers, axis=0, out=data, mode="clip")
         used = _used(data)
         if not used.all():
             self.send_zeroes(block, numbers[~used])

@@ -6,7 +6,7 @@ The thread that sends counts; the main loop shows.  Each figure has one writer.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from pyvm.memory import PAGE_SIZE
 
@@ -15,12 +15,14 @@ _BITS = 8
 _MILLISECONDS = 1000
 
 NONE, SETUP, ACTIVE, PRE_SWITCHOVER, DEVICE = "none", "setup", "active", "pre-switchover", "device"
-POSTCOPY_ACTIVE = "postcopy-active"
+POSTCOPY_ACTIVE, POSTCOPY_PAUSED, POSTCOPY_RECOVER = "postcopy-active", "postcopy-paused", "postcopy-recover"
 CANCELLING, CANCELLED, COMPLETED, FAILED = "cancelling", "cancelled", "completed", "failed"
 
-RUNNING = frozenset({SETUP, ACTIVE, POSTCOPY_ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING})
+POSTCOPY = frozenset({POSTCOPY_ACTIVE, POSTCOPY_PAUSED, POSTCOPY_RECOVER})
+"""States in which memory comes behind the machine."""
+RUNNING = POSTCOPY | {SETUP, ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING}
 """States in which a migration is under way."""
-_WITH_FIGURES = frozenset({ACTIVE, POSTCOPY_ACTIVE, PRE_SWITCHOVER, DEVICE, CANCELLING, COMPLETED})
+_WITH_FIGURES = (RUNNING - {SETUP}) | {COMPLETED}
 
 
 class PageCounts:
@@ -34,6 +36,30 @@ class PageCounts:
         """All that was sent."""
         self.busy = 0
         """How often there was more to compress than threads to do it."""
+
+
+class LateFigures(Protocol):
+    """What was sent of memory behind the machine."""
+
+    @property
+    def left(self) -> int:
+        """Pages that are still to be sent."""
+
+    @property
+    def requests(self) -> int:
+        """How often the other side has asked for pages."""
+
+    @property
+    def zero(self) -> int:
+        """Pages sent as zeros."""
+
+    @property
+    def normal(self) -> int:
+        """Pages sent with data."""
+
+    @property
+    def bytes(self) -> int:
+        """All that was sent."""
 
 
 class Progress:
@@ -61,6 +87,9 @@ class Progress:
         self._stopped: float | None = None
         self.before_stop = 0
         """Bytes that were sent before the guest stopped."""
+        self.late: LateFigures | None = None
+        self._going_on: float | None = None
+        self._while_stopped: int | None = None
 
     # ---- What happens
 
@@ -73,9 +102,15 @@ class Progress:
         self._stopped = time.monotonic()
         self.before_stop = self.transferred
 
+    def going_on(self) -> None:
+        """The guest goes on, here or over there."""
+        self._going_on = time.monotonic()
+        self._while_stopped = self.transferred - self.before_stop
+
     def completed(self) -> None:
         """All is done."""
         self._ended = time.monotonic()
+        self._going_on = self._going_on or self._ended
         self.remaining_pages = 0
         seconds = max(self._ended - (self._set_up or self._started), 1e-3)
         self.bandwidth = self.transferred / seconds
@@ -86,15 +121,26 @@ class Progress:
     def _sum(self, figure: str) -> int:
         return sum(getattr(counts, figure) for counts in self.counts)
 
+    def _late(self, figure: str) -> int:
+        return 0 if self.late is None else int(getattr(self.late, figure))
+
+    @property
+    def _zero(self) -> int:
+        return self._sum("zero") + self._late("zero")
+
+    @property
+    def _normal(self) -> int:
+        return self._sum("normal") + self._late("normal")
+
     @property
     def transferred(self) -> int:
         """Bytes sent."""
-        return self._sum("bytes")
+        return self._sum("bytes") + self._late("bytes")
 
     @property
     def pages(self) -> int:
         """Pages sent, in whatever way."""
-        return self._sum("zero") + self._sum("normal")
+        return self._zero + self._normal
 
     def times(self) -> dict[str, int]:
         """Return the members of MigrationInfo that are times, in ms."""
@@ -103,7 +149,7 @@ class Progress:
         if self._set_up is not None:
             times["setup-time"] = _milliseconds(self._set_up - self._started)
         if self._ended is not None:
-            times["downtime"] = _milliseconds(self._ended - (self._stopped or self._ended))
+            times["downtime"] = _milliseconds((self._going_on or self._ended) - (self._stopped or self._ended))
         else:
             times["expected-downtime"] = self.expected_downtime
         return times
@@ -111,25 +157,27 @@ class Progress:
     def ram(self, *, multifd: bool) -> dict[str, Any]:
         """Return a MigrationStats."""
         transferred, first = self.transferred, self.counts[0].bytes if self.counts else 0
-        late = transferred - self.before_stop if self._stopped is not None else 0
+        behind = transferred - self.before_stop if self._stopped is not None else 0
+        late = behind if self.late is not None else 0
+        stopped = behind - late if self._while_stopped is None or late else self._while_stopped
         return {
             "transferred": transferred,
-            "remaining": self.remaining_pages * PAGE_SIZE,
+            "remaining": (self.remaining_pages + self._late("left")) * PAGE_SIZE,
             "total": self.total,
-            "duplicate": self._sum("zero"),
+            "duplicate": self._zero,
             "skipped": 0,
-            "normal": self._sum("normal"),
-            "normal-bytes": self._sum("normal") * PAGE_SIZE,
+            "normal": self._normal,
+            "normal-bytes": self._normal * PAGE_SIZE,
             "dirty-pages-rate": self.dirty_rate,
             "mbps": self.bandwidth * _BITS / _MEGABIT,
             "dirty-sync-count": self.passes,
-            "postcopy-requests": 0,
+            "postcopy-requests": self._late("requests"),
             "page-size": PAGE_SIZE,
-            "multifd-bytes": transferred - first if multifd else 0,
+            "multifd-bytes": self._sum("bytes") - first if multifd else 0,
             "pages-per-second": int(self.pages_rate),
-            "precopy-bytes": transferred - late,
-            "downtime-bytes": late,
-            "postcopy-bytes": 0,
+            "precopy-bytes": transferred - stopped - late,
+            "downtime-bytes": stopped,
+            "postcopy-bytes": late,
             "dirty-sync-missed-zero-copy": 0,
         }
 

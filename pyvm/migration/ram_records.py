@@ -11,9 +11,9 @@ Blocks and their sizes are in the header of the stream.  What no record tells of
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping
 
+from pyvm.migration.checksum import crc32
 from pyvm.migration.page_scan import PAGE, Ranges, packed, runs, unpacked, used_pages
 from pyvm.migration.stream import RecordHead, RecordReader, StreamError, StreamWriter, check
 
@@ -64,11 +64,11 @@ def read_ram(reader: RecordReader, head: RecordHead, blocks: Mapping[str, memory
     if start % PAGE or start + count * PAGE > len(target):
         raise StreamError("a record has pages behind the end of a block of RAM")
     bits = place.take(-(-count // 8))
-    checksum = zlib.crc32(bits, zlib.crc32(where, zlib.crc32(name, zlib.crc32(fixed, checksum))))
+    checksum = crc32(bits, crc32(where, crc32(name, crc32(fixed, checksum))))
     for first, end in runs(unpacked(bits, count)):
         part = target[start + first : start + end]
         place.fill(part)
-        checksum = zlib.crc32(part, checksum)
+        checksum = crc32(part, checksum)
     if place.left:
         raise StreamError("a record of RAM has something behind its pages")
     check(head, checksum)

@@ -5,7 +5,7 @@ They can be set at any time and hold for the next migration.  The names are thos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyvm.errors import ConfigError
@@ -81,6 +81,9 @@ _AGAINST_SNAPSHOT = (
 _NO_ZERO_COPY = "Zero copy only available for non-compressed non-TLS multifd migration"
 
 
+CheckHost = Callable[[str], None]
+
+
 class MigrationSettings:
     """The capabilities and parameters of one machine's migrations."""
 
@@ -90,10 +93,14 @@ class MigrationSettings:
         self.parameters[BITMAP_MAPPING] = None
         """The last of them is None until it is given."""
 
-    def enable(self, states: Iterable[tuple[str, bool]]) -> None:
-        """Switch capabilities on or off, all or none of them.  Raises ConfigError where they do not go together."""
+    def enable(self, states: Iterable[tuple[str, bool]], check_host: CheckHost = lambda name: None) -> None:
+        """Switch capabilities on or off, all or none of them.  Raises ConfigError where they do not go together.
+
+        `check_host` is called with the name of each that is switched on and needs something of the host; it raises
+        ConfigError where the host does not have that.
+        """
         wanted = {**self.capabilities, **dict(states)}
-        self._check_capabilities(wanted)
+        self._check_capabilities(wanted, check_host)
         self.capabilities = wanted
 
     def set(self, values: Mapping[str, Any]) -> None:
@@ -106,10 +113,13 @@ class MigrationSettings:
         """Return the parameters that have a value."""
         return {name: value for name, value in self.parameters.items() if value is not None}
 
-    def _check_capabilities(self, wanted: Mapping[str, bool]) -> None:
+    def _check_capabilities(self, wanted: Mapping[str, bool], check_host: CheckHost) -> None:
+        if wanted["postcopy-ram"] and not self.capabilities["postcopy-ram"]:
+            check_host("postcopy-ram")
         if wanted["postcopy-ram"] and wanted["x-ignore-shared"]:
             raise ConfigError("Postcopy is not compatible with ignore-shared")
         if wanted["background-snapshot"]:
+            check_host("background-snapshot")
             for name in _AGAINST_SNAPSHOT:
                 if wanted[name]:
                     raise ConfigError(f"Background-snapshot is not compatible with {name}")

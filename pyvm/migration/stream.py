@@ -13,6 +13,7 @@ Kinds of records, all but "SECT" and "DONE" being the business of who writes the
 SECT The state of one component: an encoded :class:`Section`.  Flag 1: whoever does not know it may leave it out.
 PAGE Pages of RAM.
 SYNC All pages that other channels carry belong before this place.
+LATE Which pages come behind the machine (:mod:`pyvm.migration.late_pages`).
 DONE The end; the body is empty.
 ==== =================================================================================================================
 
@@ -53,6 +54,8 @@ ANSWER_LIMIT = 4096
 """Most bytes of such an answer."""
 START_ORDER = b"STRT"
 """What it hears then: the machine is its own."""
+LATE = b"LATE"
+"""Says which pages come behind the machine (:mod:`pyvm.migration.late_pages`)."""
 OPTIONAL = 1
 """Flag of a record that may be left out by who does not know it."""
 

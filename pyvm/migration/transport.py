@@ -10,7 +10,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pyvm.errors import ConfigError
 from pyvm.migration.channel import Channel
@@ -92,7 +92,7 @@ def connect(target: Target, take_fd: TakeFd) -> Callable[[], Channel]:
         address = _address(target)
         return lambda: _connected(address)
     if target.scheme == "exec":
-        return lambda: _to_command(target.rest)
+        return lambda: _command(target.rest, "stdin")
     if target.scheme == "fd":
         channel = from_descriptor(take_fd(target.rest))
         return lambda: channel
@@ -117,14 +117,14 @@ def _prepare(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _to_command(command: str) -> Channel:
+def _command(command: str, end: Literal["stdin", "stdout"]) -> Channel:
+    """Return the connection to an end of a command, which is started."""
     import subprocess
 
-    process = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, start_new_session=True)
-    assert process.stdin is not None
-    descriptor = os.dup(process.stdin.fileno())
-    process.stdin.close()
-    return Channel(descriptor, "command", process=process)
+    plumbing: dict[str, Any] = {end: subprocess.PIPE}
+    process: subprocess.Popen[bytes] = subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True, **plumbing)
+    with getattr(process, end) as pipe:
+        return Channel(os.dup(pipe.fileno()), "command", process=process)
 
 
 def _to_file(path: str) -> Channel:
@@ -154,15 +154,16 @@ class Listening:
         self._made: Channel | None = None
         self._path = target.rest
         self._wake = -1
+        self._aborted = False
         self._lock = threading.Lock()
-        """Keeps what wakes it from being closed while it is used."""
+        """Keeps what wakes it from being closed while it is used, and a connection from being made behind that."""
         if target.scheme in SOCKETS:
             self._listener = _listen(target)
             for one in self._listener.sockets:
                 one.listen(_BACKLOG)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         elif target.scheme == "exec":
-            self._made = _from_command(target.rest)
+            self._made = _command(target.rest, "stdout")
         elif target.scheme == "fd":
             self._made = from_descriptor(take_fd(target.rest))
         else:
@@ -181,10 +182,17 @@ class Listening:
                 found.append({"type": "unix", "path": os.fsdecode(name)})
         return found
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors of the sockets that connections come from."""
+        return [one.fileno() for one in self._listener.sockets] if self._listener is not None else []
+
     def accept(self) -> Channel:
         """Return the next connection, which is waited for.  Raises OSError where there is none any more."""
-        if self._made is not None:
+        with self._lock:
+            if self._aborted:
+                raise _nobody_waits()
             made, self._made = self._made, None
+        if made is not None:
             return made
         if self._listener is None:
             raise OSError("there are no more connections")
@@ -197,7 +205,7 @@ class Listening:
         while True:
             ready = [number for number, _ in poll.poll()]
             if self._wake in ready:
-                raise OSError("nobody waits for a migration any more")
+                raise _nobody_waits()
             connection, _ = sockets[ready[0]].accept()
             _prepare(connection)
             return Channel(connection.detach(), "socket", two_way=True)
@@ -205,6 +213,7 @@ class Listening:
     def abort(self) -> None:
         """Let nobody wait any more; from any thread."""
         with self._lock:
+            self._aborted = True
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
@@ -222,6 +231,10 @@ class Listening:
             self._made = None
 
 
+def _nobody_waits() -> OSError:
+    return OSError("nobody waits for a migration any more")
+
+
 def _listen(target: Target) -> Listener:
     from pyvm.chardev import address as sockets
     from pyvm.chardev.base import ChardevError
@@ -230,16 +243,6 @@ def _listen(target: Target) -> Listener:
         return sockets.listen(_address(target))
     except ChardevError as error:
         raise ConfigError(str(error)) from None
-
-
-def _from_command(command: str) -> Channel:
-    import subprocess
-
-    process = subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    descriptor = os.dup(process.stdout.fileno())
-    process.stdout.close()
-    return Channel(descriptor, "command", process=process)
 
 
 def _from_file(path: str) -> Channel:

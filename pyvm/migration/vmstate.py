@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyvm.block.vectors import Buffers, total
 from pyvm.errors import ConfigError
-from pyvm.migration.components import check_machine, load_state, marks_of_machine, memory_of, ranges_of, state_of
+from pyvm.migration.components import (
+    check_machine,
+    fields_of,
+    load_state,
+    marks_of_machine,
+    memory_of,
+    ranges_of,
+    state_of,
+)
 from pyvm.migration.ram_records import RAM, read_ram, write_ram
 from pyvm.migration.stream import DONE, SECTION, RecordHead, Section, StreamReader, StreamWriter, parse_section
 from pyvm.state import StateError
@@ -127,8 +135,9 @@ class SavedMachine:
     def __init__(self, pc: Pc, read: Callable[[int, Buffers], None], size: int) -> None:
         self._pc = pc
         self._reader = StreamReader(VmstateReader(read, size))
-        self._sections, self._next = read_sections(self._reader)
+        sections, self._next = read_sections(self._reader)
         try:
+            self._sections = fields_of(pc, sections)
             check_machine(pc, self._reader.header, self._sections)
         except StateError as error:
             raise ConfigError(str(error)) from None
@@ -153,10 +162,9 @@ class SavedMachine:
             raise ConfigError(str(error)) from None
 
 
-def read_sections(reader: StreamReader) -> tuple[dict[str, Any], RecordHead]:
+def read_sections(reader: StreamReader) -> tuple[list[Section], RecordHead]:
     """Return the sections at the start of a stream, and what comes before the body of the record behind them."""
-    sections: dict[str, Any] = {}
+    sections: list[Section] = []
     while (head := reader.head()).kind == SECTION:
-        section = parse_section(head, reader.body(head))
-        sections[section.name] = section.fields
+        sections.append(parse_section(head, reader.body(head)))
     return sections, head

@@ -84,6 +84,7 @@ def start_traces(traces: TraceEvents, config: TraceConfig) -> None:
             traces.set_file(config.file)
         except LogFileError as error:
             raise ConfigError(str(error)) from None
+    traces.items = config.items
     for pattern, origin in config.patterns:
         name = pattern.removeprefix("-")
         found = traces.find(name)
@@ -102,6 +103,8 @@ class TraceEvents:
     def __init__(self, commands: Callable[[], Iterable[str]] = lambda: ()) -> None:
         """`commands` returns the names of all QMP commands; asked when the events are first listed."""
         self._commands = commands
+        self.items: frozenset[str] = frozenset()
+        """What else the log is to have: see :mod:`pyvm.monitor.log_items`."""
         self._enabled: set[str] = set()
         self._log_fd = -1
 

@@ -27,4 +27,10 @@ PyObject *engine_dirty_start(EngineObject *self, PyObject *buffer);
 PyObject *engine_dirty_stop(EngineObject *self, PyObject *unused);
 PyObject *engine_dirty_take(EngineObject *self, PyObject *target);
 
+/* debug_calls.c */
+PyObject *engine_set_breakpoints(EngineObject *self, PyObject *addresses);
+PyObject *engine_set_watchpoints(EngineObject *self, PyObject *watchpoints);
+PyObject *engine_set_pace(EngineObject *self, PyObject *args);
+PyObject *engine_debugged(EngineObject *self, void *unused);
+
 #endif

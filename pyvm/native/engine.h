@@ -13,13 +13,18 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+enum { FOUND_BITS = 15 }; /* of the table in lookup.c */
 enum { MAX_VCPUS = 255, MAX_REGIONS = 32, MAX_OVERLAYS = 96, MAX_INVALIDATIONS = 64, CPUID_CACHE = 128 };
+enum { MAX_BREAKPOINTS = 1024, MAX_WATCHPOINTS = 28 };
 
 /* Why run() returned. */
-enum { EXIT_STOPPED, EXIT_TRIPLE_FAULT, EXIT_FAILED };
+enum { EXIT_STOPPED, EXIT_TRIPLE_FAULT, EXIT_FAILED, EXIT_DEBUG };
 
 /* What a vCPU is doing. */
 typedef enum { RUNNING, HALTED, WAIT_FOR_SIPI } Activity;
+
+/* How far a debugger lets a vCPU run. */
+typedef enum { FREE, ONE_STEP, HELD } Pace;
 
 typedef struct {
     uint8_t image[ENV_STATE_SIZE] __attribute__((aligned(16))); /* registers while another vCPU has the engine */
@@ -31,6 +36,7 @@ typedef struct {
     atomic_bool init;
     atomic_int sipi_vector; /* -1: none */
     bool nmi_pending;
+    Pace pace;
 } Vcpu;
 
 /* A run of guest RAM or ROM, or of device registers, as it was mapped into Unicorn. */
@@ -52,6 +58,20 @@ typedef struct {
     uint32_t leaf, subleaf;
     uint32_t eax, ebx, ecx, edx;
 } CpuidEntry;
+
+/* Linear addresses whose accesses a debugger wants to hear of. */
+typedef struct {
+    uint64_t address, length;
+    int accesses; /* ACCESS_READ, ACCESS_WRITE */
+} Watchpoint;
+
+/* Why a run ended for the debugger. */
+typedef enum { DEBUG_BREAKPOINT, DEBUG_STEP, DEBUG_WATCHPOINT } DebugReason;
+
+enum { ACCESS_READ = 1, ACCESS_WRITE = 2 };
+
+/* Bits of watch_hits: the guest's own breakpoints, and above them the debugger's watchpoints. */
+enum { WATCH_GUEST_COUNT = 4, WATCH_GUEST_HITS = (1 << WATCH_GUEST_COUNT) - 1 };
 
 /* A run of RAM by Unicorn's numbering, in bytes. */
 typedef struct {
@@ -92,6 +112,8 @@ typedef struct Engine {
     uint64_t *code_parts; /* for each of these pages, which of its parts; the vCPU thread's own */
     uint64_t *plain_at;   /* and where stores to it are plain, see store.c; the vCPU thread's own too */
     uint64_t tlb_flushes;
+    void *found[1 << FOUND_BITS]; /* translations that were found, see lookup.c */
+    uint32_t found_flushes;
     uint64_t overwritten_page; /* whose code was hit lately by stores at addresses that are not executed, */
     int overwritten_times;     /* and how often */
     uint64_t *dirty_log; /* a bit for each page of guest RAM that was written; NULL where nobody asks */
@@ -146,9 +168,22 @@ typedef struct Engine {
 
     uint64_t soft_interrupt_eip; /* of the last INT instruction */
 
-    uint32_t watch_hits;       /* data breakpoints that the present instruction matches */
+    uint32_t watch_hits;       /* data breakpoints and watchpoints that the present instruction matches */
     bool watch_repeated, watch_done;
     int watch_waits; /* how often something came between the two executions */
+
+    struct {
+        uint64_t breakpoints[MAX_BREAKPOINTS], installed[MAX_BREAKPOINTS]; /* as wanted, and as Unicorn has them */
+        int breakpoint_count, installed_count;
+        bool changed; /* the former, since they were last looked at */
+        void *hidden; /* the head of Unicorn's list while it is shorter */
+        Watchpoint watchpoints[MAX_WATCHPOINTS];
+        int watchpoint_count;
+        bool step_into_interrupts;
+        bool stepping, stepped; /* the current vCPU */
+        int vcpu, watchpoint;   /* for which the run ended */
+        DebugReason reason;
+    } debug; /* see debug.c */
 
     Callbacks callbacks;
     PyThreadState *thread_state;
@@ -192,6 +227,8 @@ typedef struct {
     void (*store_16)(Env *, uint64_t, uint16_t, uint32_t, uintptr_t);
     void (*store_32)(Env *, uint64_t, uint32_t, uint32_t, uintptr_t);
     void (*store_64)(Env *, uint64_t, uint64_t, uint32_t, uintptr_t);
+    void *(*tb_htable_lookup)(void *, uint64_t, uint64_t, uint32_t, uint32_t);
+    uint64_t (*get_page_addr_code)(Env *, uint64_t);
     void *(*tb_gen_code)(void *, uint64_t, uint64_t, uint32_t, int);
     void (*do_interrupt)(void *);
     void (*hardware_interrupt)(Env *, int, int);
@@ -204,6 +241,8 @@ typedef struct {
     uint64_t (*ram_address_of)(void *, void *);
     void (*tb_invalidate_phys_range)(void *, uint64_t, uint64_t);
     void (*tb_flush)(void *);
+    int (*breakpoint_insert)(void *, uint64_t, int, void **);
+    void (*breakpoint_remove_all)(void *, int);
     void (*tlb_flush)(void *);
     void (*tlb_protect_code)(void *, uint64_t);
     void (*tlb_set_dirty)(void *, uint64_t);
@@ -308,8 +347,20 @@ bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value);
 uint64_t callback_cr8_read(Engine *engine);
 void callback_cr8_write(Engine *engine, uint64_t value);
 
+/* debug.c */
+void debug_before_translation(Engine *engine, int block_flags);
+int debug_accesses_watched(const Engine *engine, uint64_t address, uint64_t length);
+uint32_t debug_watchpoints_hit(const Engine *engine, uint64_t address, uint64_t length, int access);
+bool debug_masks_interrupts(const Engine *engine);
+void debug_prepare(Engine *engine);
+void debug_count_step(Engine *engine);
+bool debug_stops(Engine *engine, int result);
+
 /* watch.c */
 void watch_deliver(Engine *engine);
+
+/* lookup.c */
+void tb_flush_x86_64(void *cpu);
 
 /* interpose.c */
 void helper_pause_x86_64(Env *env, int length);

@@ -19,7 +19,6 @@
 #include "engine.h"
 
 enum { EXCEPTION_UD = 6, EXCEPTION_TS = 10 };
-enum { BLOCK_COUNT_MASK = 0x7fff, ONE_INSTRUCTION = 1 };
 
 EXPORT void cpu_abort_x86_64(void *cpu, const char *format, ...) {
     Engine *engine = current_engine;
@@ -33,6 +32,7 @@ EXPORT void *tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t code_base, uint
     if (!engine || engine->cpu != cpu) return unicorn.tb_gen_code(cpu, pc, code_base, flags, block_flags);
     engine->translating = true;
     engine->block_flags = block_flags;
+    debug_before_translation(engine, block_flags);
     void *block = unicorn.tb_gen_code(cpu, pc, code_base, flags, block_flags);
     engine->translating = false;
     store_note_block(engine, block);

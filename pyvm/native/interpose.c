@@ -122,6 +122,7 @@ EXPORT void do_interrupt_x86_hardirq_x86_64(Env *env, int vector, int is_hardwar
             FIELD(engine->cpu, uint32_t, CPU_INTERRUPT_REQUEST) |= REQUEST_HARD;
         if (vector < 0) return;
         engine_count(engine, COUNT_INTERRUPT);
+        debug_count_step(engine);
     }
     unicorn.hardware_interrupt(env, vector, is_hardware);
 }

@@ -111,6 +111,7 @@ enum {
     CPU_NEXT_BLOCK_FLAGS = 0x18,
     CPU_INTERRUPT_REQUEST = 0x1c,
     CPU_ENV_PTR = 0x128,
+    CPU_BREAKPOINTS = 0x8148, /* the head of a list */
     CPU_HALTED = 0x8198,
     CPU_EXCEPTION_INDEX = 0x81a0,
     CPU_UC = 0x81a8,
@@ -118,6 +119,12 @@ enum {
 
 /* TranslationBlock: address and length of the guest code, and the RAM numbers of its one or two pages. */
 enum { BLOCK_PC = 0, BLOCK_SIZE = 0x14, BLOCK_PAGES = 0x48 };
+
+/* The low bits of a block's flags: how many instructions it may have at most; 0 where that does not matter. */
+enum { BLOCK_COUNT_MASK = 0x7fff, ONE_INSTRUCTION = 1 };
+
+/* CPUBreakpoint: its address, and the next in the list. */
+enum { BREAKPOINT_ADDRESS = 0, BREAKPOINT_NEXT = 0x10 };
 
 /* MemoryRegion, what a part of the physical address space is. */
 enum { MEMORY_CONTAINER = 0x20, MEMORY_PERMISSIONS = 0x88 };

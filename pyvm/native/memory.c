@@ -202,7 +202,7 @@ void memory_run_invalidations(Engine *engine) {
     pthread_mutex_unlock(&engine->lock);
     engine_count(engine, COUNT_INVALIDATE);
     if (all) {
-        unicorn.tb_flush(engine->cpu);
+        tb_flush_x86_64(engine->cpu);
         memset(engine->code_pages, 0, (engine->code_page_count + 63) / 64 * 8);
         memset(engine->code_parts, 0, engine->code_page_count * sizeof *engine->code_parts);
         return;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "calls.h"
+#include "pageobjects.h"
 #include "vector.h"
 
 enum { ARCH_X86 = 4, MODE_64 = 1 << 3 };
@@ -25,6 +26,7 @@ static void on_exception(void *uc, uint32_t number, void *data) {
     Engine *engine = data;
     (void)uc, (void)number;
     engine->translating = false; /* the fetch of an instruction may have faulted */
+    debug_count_step(engine);
     if (FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT)) engine->env->eip = engine->soft_interrupt_eip;
     unicorn.do_interrupt(engine->cpu);
 }
@@ -209,6 +211,7 @@ static PyObject *engine_run(EngineObject *self, PyObject *unused) {
         PyErr_Format(PyExc_RuntimeError, "the CPU engine failed: %s", unicorn.uc_strerror(engine->error));
         return NULL;
     }
+    if (engine->exit_reason == EXIT_DEBUG) return PyUnicode_FromString("debug");
     return PyUnicode_FromString(engine->exit_reason == EXIT_TRIPLE_FAULT ? "triple-fault" : "stopped");
 }
 
@@ -451,7 +454,7 @@ static PyObject *engine_current(EngineObject *self, void *unused) {
 }
 
 static PyMethodDef engine_methods[] = {
-    {"run", (PyCFunction)engine_run, METH_NOARGS, "run() -> str\n\nRun guest code until stop() or a triple fault; says which."},
+    {"run", (PyCFunction)engine_run, METH_NOARGS, "run() -> str\n\nRun guest code until stop(), a triple fault, or what a debugger asked for; says which."},
     {"close", (PyCFunction)engine_close, METH_NOARGS, "close()\n\nGive the engine back; it must not be running."},
     {"stop", (PyCFunction)engine_stop, METH_NOARGS, "stop()\n\nLet run() return soon; from any thread."},
     {"set_clock", (PyCFunction)engine_set_clock, METH_O, "set_clock(ns)\n\nGuest time less host monotonic time, for the TSC."},
@@ -487,12 +490,19 @@ static PyMethodDef engine_methods[] = {
     {"dirty_stop", (PyCFunction)engine_dirty_stop, METH_NOARGS, "dirty_stop()\n\nNote nothing any more."},
     {"dirty_take", (PyCFunction)engine_dirty_take, METH_O,
      "dirty_take(log) -> int\n\nMove what was noted to log, a bit for each page; return how many they are."},
+    {"set_breakpoints", (PyCFunction)engine_set_breakpoints, METH_O,
+     "set_breakpoints(addresses)\n\nLinear addresses of instructions in front of which run() returns; at most 1024."},
+    {"set_watchpoints", (PyCFunction)engine_set_watchpoints, METH_O,
+     "set_watchpoints(ranges)\n\nTuples (address, length, accesses): 1 reads, 2 writes, behind which run() returns; at most 28."},
+    {"set_pace", (PyCFunction)engine_set_pace, METH_VARARGS,
+     "set_pace(vcpu, pace, interrupts)\n\n0: free, 1: one step, with interrupts or without, 2: held."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef engine_properties[] = {
     {"current", (getter)engine_current, NULL, "The vCPU that has the engine.", NULL},
+    {"debugged", (getter)engine_debugged, NULL, "The vCPU, the reason and the number of the watchpoint, after run() == \"debug\".", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -510,12 +520,16 @@ static PyTypeObject engine_type = {
     .tp_getset = engine_properties,
 };
 
-/* Have every thread of the process pass a full memory barrier.  Guest barriers are not translated to any. */
+/* Have every thread of the process pass a full memory barrier.  Guest barriers are not translated to any.
+ *
+ * All guest code runs on the vCPU thread, so what is done on that thread is in order with it already.
+ */
 static PyObject *module_barrier(PyObject *module, PyObject *unused) {
     enum { PRIVATE_EXPEDITED = 1 << 3, REGISTER_PRIVATE_EXPEDITED = 1 << 4 };
     static bool registered;
     (void)module;
     (void)unused;
+    if (current_engine) Py_RETURN_NONE;
     if (!registered) registered = !syscall(SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0);
     if (!registered || syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0)) __sync_synchronize();
     Py_RETURN_NONE;
@@ -531,6 +545,10 @@ static PyObject *module_load(PyObject *module, PyObject *path) {
 static PyMethodDef module_methods[] = {
     {"barrier", module_barrier, METH_NOARGS, "barrier()\n\nA full memory barrier in every thread of the process."},
     {"load", module_load, METH_O, "load(path)\n\nLoad libunicorn; once, and before anything else has."},
+    {"check_missing", pages_check_missing, METH_O,
+     "check_missing(ram)\n\nRaise OSError where the host cannot have a PageTaker for this memory."},
+    {"check_protect", pages_check_protect, METH_O,
+     "check_protect(ram)\n\nRaise OSError where the host cannot have a PageKeeper for this memory."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -543,9 +561,9 @@ static struct PyModuleDef module = {
 };
 
 PyMODINIT_FUNC PyInit_native(void) {
-    if (PyType_Ready(&engine_type) || PyType_Ready(&vector_type)) return NULL;
+    PyTypeObject *const types[] = {&engine_type, &vector_type, &pagetaker_type, &pageserver_type, &pagekeeper_type};
     PyObject *self = PyModule_Create(&module);
-    if (self && PyModule_AddObjectRef(self, "Engine", (PyObject *)&engine_type)) Py_CLEAR(self);
-    if (self && PyModule_AddObjectRef(self, "Vector", (PyObject *)&vector_type)) Py_CLEAR(self);
+    for (size_t i = 0; self && i < sizeof types / sizeof *types; i++)
+        if (PyModule_AddType(self, types[i])) Py_CLEAR(self);
     return self;
 }

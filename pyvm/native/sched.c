@@ -76,6 +76,7 @@ static void take_requests(Engine *engine, int index) {
 
 static bool runnable(Engine *engine, int index) {
     Vcpu *vcpu = &engine->vcpus[index];
+    if (vcpu->pace == HELD) return false;
     if (vcpu->activity == RUNNING) return true;
     if (vcpu->activity == WAIT_FOR_SIPI) return false;
     const Env *env = vcpu_registers(engine, index);
@@ -85,13 +86,14 @@ static bool runnable(Engine *engine, int index) {
 
 /* Choose who runs next; -1 where all sleep.  A vCPU that just woke goes first: somebody waits for it. */
 static int choose(Engine *engine) {
-    int count = engine->vcpu_count, first = -1, runnables = 0, woken = -1;
+    int count = engine->vcpu_count, first = -1, runnables = 0, woken = -1, stepping = -1;
     bool stay = (!engine->yield && !atomic_load(&engine->slice_over)) || engine->watch_repeated;
     for (int i = 0; i < count; i++) take_requests(engine, i);
     for (int step = 0; step < count; step++) {
         int index = (engine->current + 1 + step) % count;
         if (!runnable(engine, index)) continue;
         runnables++;
+        if (engine->vcpus[index].pace == ONE_STEP) stepping = index;
         if (engine->vcpus[index].activity == HALTED && woken < 0) woken = index;
         if (first < 0) first = index;
     }
@@ -99,8 +101,10 @@ static int choose(Engine *engine) {
     if (first < 0) return -1;
     engine->yield = false;
     atomic_store(&engine->slice_over, false);
+    if (stepping >= 0 && !engine->watch_repeated) return stepping;
     if (woken >= 0 && !engine->watch_repeated) return woken;
-    return stay && engine->vcpus[engine->current].activity == RUNNING ? engine->current : first;
+    const Vcpu *current = &engine->vcpus[engine->current];
+    return stay && current->activity == RUNNING && current->pace != HELD ? engine->current : first;
 }
 
 /* Sleep until kicked; true where the machine is to stop. */
@@ -130,8 +134,9 @@ static bool prepare(Engine *engine) {
             uint32_t request = 0;
             if (atomic_load(&vcpu->interrupt)) request |= REQUEST_HARD;
             if (vcpu->nmi_pending) request |= REQUEST_NMI;
-            FIELD(engine->cpu, uint32_t, CPU_INTERRUPT_REQUEST) = request;
+            FIELD(engine->cpu, uint32_t, CPU_INTERRUPT_REQUEST) = debug_masks_interrupts(engine) ? 0 : request;
             watch_deliver(engine);
+            debug_prepare(engine);
             return true;
         }
         sleep_until_kicked(engine);
@@ -148,7 +153,8 @@ EXPORT int cpu_exec_x86_64(void *uc, void *cpu) {
         int result = unicorn.cpu_exec(uc, cpu);
         engine->in_guest = false;
         Vcpu *vcpu = &engine->vcpus[engine->current];
-        vcpu->nmi_pending = FIELD(cpu, uint32_t, CPU_INTERRUPT_REQUEST) & REQUEST_NMI;
+        if (!debug_masks_interrupts(engine))
+            vcpu->nmi_pending = FIELD(cpu, uint32_t, CPU_INTERRUPT_REQUEST) & REQUEST_NMI;
         if (FIELD(uc, int, UC_INVALID_ERROR) || engine->aborted) {
             engine->exit_reason = EXIT_FAILED;
             return EXCP_HLT;
@@ -162,6 +168,10 @@ EXPORT int cpu_exec_x86_64(void *uc, void *cpu) {
             vcpu->activity = HALTED;
         }
         if (engine->firmware_called) firmware_serve(engine);
+        if (debug_stops(engine, result)) {
+            engine->exit_reason = EXIT_DEBUG;
+            return EXCP_HLT;
+        }
     }
 }
 

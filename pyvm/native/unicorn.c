@@ -47,6 +47,8 @@ static const struct {
     F(store_16, "helper_le_stw_mmu_x86_64"),
     F(store_32, "helper_le_stl_mmu_x86_64"),
     F(store_64, "helper_le_stq_mmu_x86_64"),
+    F(tb_htable_lookup, "tb_htable_lookup_x86_64"),
+    F(get_page_addr_code, "get_page_addr_code_x86_64"),
     F(tb_gen_code, "tb_gen_code_x86_64"),
     F(do_interrupt, "x86_cpu_do_interrupt_x86_64"),
     F(hardware_interrupt, "do_interrupt_x86_hardirq_x86_64"),
@@ -59,6 +61,8 @@ static const struct {
     F(ram_address_of, "qemu_ram_addr_from_host_x86_64"),
     F(tb_invalidate_phys_range, "tb_invalidate_phys_range_x86_64"),
     F(tb_flush, "tb_flush_x86_64"),
+    F(breakpoint_insert, "cpu_breakpoint_insert_x86_64"),
+    F(breakpoint_remove_all, "cpu_breakpoint_remove_all_x86_64"),
     F(tlb_flush, "tlb_flush_x86_64"),
     F(tlb_protect_code, "tlb_protect_code_x86_64"),
     F(tlb_set_dirty, "tlb_set_dirty_x86_64"),
@@ -144,6 +148,19 @@ static bool tlb_matches(const Engine *engine) {
     return true;
 }
 
+/* Breakpoints are in a list; one for code comes first. */
+static bool breakpoints_match(Engine *engine) {
+    enum { FLAG = 0x10 };
+    void **head = &FIELD(engine->cpu, void *, CPU_BREAKPOINTS), *first = NULL, *second = NULL;
+    if (*head) return false;
+    unicorn.breakpoint_insert(engine->cpu, 0x5a5a1234, FLAG, &second);
+    unicorn.breakpoint_insert(engine->cpu, 0xa5a54321, FLAG, &first);
+    bool matches = *head == first && FIELD(first, uint64_t, BREAKPOINT_ADDRESS) == 0xa5a54321 &&
+                   FIELD(first, void *, BREAKPOINT_NEXT) == second && !FIELD(second, void *, BREAKPOINT_NEXT);
+    unicorn.breakpoint_remove_all(engine->cpu, FLAG);
+    return matches && !*head;
+}
+
 static bool layout_matches(Engine *engine) {
     static const struct {
         int reg;
@@ -164,7 +181,7 @@ static bool layout_matches(Engine *engine) {
     };
     if (FIELD(engine->cpu, void *, CPU_UC) != engine->uc) return false;
     unicorn.tlb_flush(engine->cpu);
-    if (!tlb_matches(engine)) return false;
+    if (!tlb_matches(engine) || !breakpoints_match(engine)) return false;
     for (size_t i = 0; i < sizeof registers / sizeof *registers; i++) {
         uint64_t magic = UINT64_C(0x5a5a12345678a500) + i;
         if (unicorn.uc_reg_write(engine->uc, registers[i].reg, &magic)) return false;

@@ -1,4 +1,5 @@
-/* Data breakpoints (Intel SDM volume 3, 18.2): DR0-DR3 match a load or a store, #DB comes after the instruction.
+/* Data breakpoints (Intel SDM volume 3, 18.2): DR0-DR3 match a load or a store, #DB comes after the instruction.  The
+ * watchpoints of a debugger are found in the same way, and end the run there.
  *
  * Unicorn has left the three functions empty that are replaced here: one asks which pages hold a breakpoint, so that
  * accesses to them are slow, and one is called for each slow access.  At a match the instruction is taken back and executed again in a block of its own; the kick that
@@ -6,7 +7,6 @@
  */
 #include "engine.h"
 
-enum { ACCESS_READ = 1, ACCESS_WRITE = 2 };
 enum { ON_WRITE = 1, ON_READ_WRITE = 3 };
 enum { EXCEPTION_DB = 1 };
 
@@ -28,15 +28,16 @@ static int accesses_watched(void *env, int index, uint64_t address, uint64_t len
 
 static uint32_t matches(void *env, uint64_t address, uint64_t length, int access) {
     uint32_t hits = 0;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < WATCH_GUEST_COUNT; i++)
         if (accesses_watched(env, i, address, length) & access) hits |= 1u << i;
     return hits;
 }
 
 EXPORT int cpu_watchpoint_address_matches_x86_64(void *cpu, uint64_t address, uint64_t length) {
     (void)cpu;
-    int accesses = 0;
-    for (int i = 0; current_engine && i < 4; i++)
+    if (!current_engine) return 0;
+    int accesses = debug_accesses_watched(current_engine, address, length);
+    for (int i = 0; i < WATCH_GUEST_COUNT; i++)
         accesses |= accesses_watched(current_engine->env, i, address, length);
     return accesses;
 }
@@ -53,11 +54,13 @@ EXPORT void cpu_check_watchpoint_x86_64(void *cpu, uint64_t address, uint64_t le
     (void)attributes;
     if (!engine) return;
     uint32_t hits = matches(engine->env, address, length, access);
+    hits |= debug_watchpoints_hit(engine, address, length, access) << WATCH_GUEST_COUNT;
     if (!hits) return;
     engine->watch_hits |= hits;
     if (!engine->watch_repeated) {
         engine->watch_repeated = true;
         engine->watch_waits = 0;
+        engine->debug.stepped = false;
         FIELD(cpu, uint32_t, CPU_NEXT_BLOCK_FLAGS) = 1; /* one instruction */
         unicorn.cpu_loop_exit_restore(cpu, caller);
     }
@@ -76,7 +79,7 @@ void watch_deliver(Engine *engine) {
         }
         return;
     }
-    FIELD(engine->env, uint64_t, ENV_DR + 6 * 8) |= engine->watch_hits;
+    FIELD(engine->env, uint64_t, ENV_DR + 6 * 8) |= engine->watch_hits & WATCH_GUEST_HITS;
     FIELD(engine->env, int32_t, ENV_ERROR_CODE) = 0;
     FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT) = 0;
     FIELD(engine->cpu, int32_t, CPU_EXCEPTION_INDEX) = EXCEPTION_DB;

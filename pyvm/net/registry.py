@@ -17,7 +17,6 @@ class NetSet:
         self._clients: list[NetClient] = []
         self._hubs: dict[int, Hub] = {}
         self._macs: list[bytes] = []
-        self._generated = 0
 
     def __iter__(self) -> Iterator[NetClient]:
         return iter(list(self._clients))
@@ -30,12 +29,6 @@ class NetSet:
         """Return a back end that can be named, by its ID."""
         found = self.find(name)
         return found if found is not None and found.kind != "nic" else None
-
-    def new_name(self) -> str:
-        """Return a name for a back end that was given none."""
-        name = f"#net{self._generated:03}"
-        self._generated += 1
-        return name
 
     def card_name(self, model: str) -> str:
         """Return a name for a card that was given none."""

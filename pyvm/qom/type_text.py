@@ -10,10 +10,10 @@ object abstract
   type : string
 
 event-loop-base : object +user-creatable abstract
-  aio-max-batch thread-pool-max thread-pool-min : int
+  thread-pool-min aio-max-batch thread-pool-max : int
 
 iothread : event-loop-base
-  poll-grow poll-max-ns poll-shrink : int
+  poll-max-ns poll-grow poll-shrink : int
 
 secret_common : object +user-creatable abstract
   iv keyid : string
@@ -21,7 +21,7 @@ secret_common : object +user-creatable abstract
   format : QCryptoSecretFormat
 
 secret : secret_common
-  data file : string
+  file data : string
 
 secret_keyring : secret_common
   serial : int32_t
@@ -42,9 +42,11 @@ memory-backend : object +user-creatable abstract
 memory-backend-ram : memory-backend
 
 memory-backend-file : memory-backend
-  discard-data pmem readonly : bool
+  readonly : bool
   align : int
+  pmem : bool
   mem-path : string
+  discard-data : bool
 
 memory-backend-memfd : memory-backend
   hugetlb : bool | back it with huge pages
@@ -63,11 +65,11 @@ rng-egd : rng-backend
   chardev : string
 
 throttle-group : object +user-creatable
-  x-bps-read x-bps-read-max x-bps-read-max-length x-bps-total x-bps-total-max x-bps-total-max-length : int
-  x-bps-write x-bps-write-max x-bps-write-max-length x-iops-read x-iops-read-max x-iops-read-max-length : int
-  x-iops-size x-iops-total x-iops-total-max x-iops-total-max-length x-iops-write x-iops-write-max : int
-  x-iops-write-max-length : int
+  x-bps-write-max-length x-iops-total-max-length x-iops-size : int
   limits : ThrottleLimits
+  x-bps-total x-iops-read-max-length x-bps-write x-iops-write-max-length x-bps-read-max x-iops-read-max : int
+  x-bps-total-max x-bps-read-max-length x-iops-read x-bps-read x-bps-write-max x-iops-total-max x-iops-total : int
+  x-iops-write x-bps-total-max-length x-iops-write-max : int
 
 authz : object abstract
 
@@ -86,14 +88,14 @@ can-bus : object +user-creatable
 
 netfilter : object +user-creatable abstract
   queue : NetFilterDirection
-  insert netdev position status : string
+  netdev insert status position : string
 
 filter-buffer : netfilter
   interval : uint32
 
 filter-dump : netfilter
-  file : string
   maxlen : uint32
+  file : string
 
 filter-mirror : netfilter
   outdev : string
@@ -107,8 +109,10 @@ main-loop : event-loop-base
 
 tls-creds : object abstract
   endpoint : QCryptoTLSCredsEndpoint
-  dir priority : string
-  loaded verify-peer : bool
+  dir : string
+  verify-peer : bool
+  priority : string
+  loaded : bool
 
 tls-creds-anon : tls-creds +user-creatable
 
@@ -178,7 +182,7 @@ machine : object abstract
   mem-merge : bool | the host may merge equal pages of the guest
   append : string | command line of the kernel
   suppress-vmdesc : bool | leave descriptions out of migration streams
-  peripheral peripheral-anon : child<container>
+  peripheral-anon peripheral : child<container>
 
 x86-machine : machine +nmi abstract
   smm : OnOffAuto | system management mode
@@ -192,10 +196,11 @@ x86-machine : machine +nmi abstract
 
 generic-pc-machine : x86-machine +hotplug-handler abstract
   max-fw-size : size | most bytes of firmware
-  default-bus-bypass-iommu i8042 : bool
+  default-bus-bypass-iommu : bool
   device-memory-region-size : int
   sata : bool | whether there is Serial ATA
   vmport : OnOffAuto | VMware's I/O port
+  i8042 : bool
   hpet : bool | whether there is an HPET
   smbios-entry-point-type : str | kind of SMBIOS entry point: 32, 64
   max-ram-below-4g : size | most RAM below 4 GiB

@@ -6,63 +6,148 @@ cpu : device abstract
   start-powered-off : bool
 
 x86_64-cpu : cpu abstract
-  3dnow 3dnowext 3dnowprefetch abm ace2 ace2-en acpi adx aes amd-no-ssb amd-ssbd amd-stibp amx-bf16 amx-int8 : bool
-  amx-tile apic arat arch-capabilities arch-lbr avic avx avx-vnni avx2 avx512-4fmaps avx512-4vnniw avx512-bf16 : bool
-  avx512-fp16 avx512-vp2intersect avx512-vpopcntdq avx512bitalg avx512bw avx512cd avx512dq avx512er avx512f : bool
-  avx512ifma avx512pf avx512vbmi avx512vbmi2 avx512vl avx512vnni bmi1 bmi2 bus-lock-detect cid cldemote : bool
-  clflush clflushopt clwb clzero cmov cmp-legacy core-capability cr8legacy cx16 cx8 dca de decodeassists ds : bool
-  ds-cpl dtes64 erms est extapic f16c flushbyasid fma fma4 fpu fsgsbase fsrm full-width-write fxsr fxsr-opt : bool
-  gfni hle ht hypervisor ia64 ibpb ibrs ibrs-all ibs intel-pt intel-pt-lip invpcid invtsc kvm-asyncpf : bool
-  kvm-asyncpf-int kvm-hint-dedicated kvm-mmu kvm-msi-ext-dest-id kvm-nopiodelay kvm-poll-control kvm-pv-eoi : bool
-  kvm-pv-ipi kvm-pv-sched-yield kvm-pv-tlb-flush kvm-pv-unhalt kvm-steal-time kvmclock kvmclock-stable-bit : bool
-  la57 lahf-lm legacy-cache lbrv lm lwp mca mce md-clear mds-no misalignsse mmx mmxext monitor movbe : bool
-  movdir64b movdiri mpx : bool
-  msr mtrr nodeid-msr npt nrip-save nx osvw pae pat pause-filter pbe pcid pclmulqdq pcommit pdcm pdpe1gb : bool
-  perfctr-core perfctr-nb pfthreshold pge phe phe-en pks pku pmm pmm-en pn pni popcnt pschange-mc-no pse pse36 : bool
-  rdctl-no rdpid rdrand rdseed rdtscp rsba rtm sep serialize sgx sgx-debug sgx-exinfo sgx-kss sgx-mode64 : bool
-  sgx-provisionkey sgx-tokenkey sgx1 sgx2 sgxlc sha-ni skinit skip-l1dfl-vmentry smap smep smx spec-ctrl : bool
-  split-lock-detect ss ssb-no ssbd sse sse2 sse4.1 sse4.2 sse4a ssse3 stibp svm svm-lock svme-addr-chk syscall : bool
-  taa-no tbm tce tm tm2 topoext tsc tsc-adjust tsc-deadline tsc-scale tsx-ctrl tsx-ldtrk umip v-vmsave-vmload : bool
-  vaes vgif virt-ssbd vmcb-clean vme vmx vmx-activity-hlt vmx-activity-shutdown vmx-activity-wait-sipi : bool
-  vmx-apicv-register vmx-apicv-vid vmx-apicv-x2apic vmx-apicv-xapic vmx-cr3-load-noexit vmx-cr3-store-noexit : bool
-  vmx-cr8-load-exit vmx-cr8-store-exit vmx-desc-exit vmx-encls-exit vmx-entry-ia32e-mode : bool
-  vmx-entry-load-bndcfgs vmx-entry-load-efer vmx-entry-load-pat vmx-entry-load-perf-global-ctrl : bool
-  vmx-entry-load-pkrs vmx-entry-load-rtit-ctl vmx-entry-noload-debugctl vmx-ept vmx-ept-1gb vmx-ept-2mb : bool
-  vmx-ept-advanced-exitinfo vmx-ept-execonly vmx-eptad vmx-eptp-switching vmx-exit-ack-intr : bool
-  vmx-exit-clear-bndcfgs vmx-exit-clear-rtit-ctl vmx-exit-load-efer vmx-exit-load-pat : bool
-  vmx-exit-load-perf-global-ctrl vmx-exit-load-pkrs vmx-exit-nosave-debugctl vmx-exit-save-efer : bool
-  vmx-exit-save-pat vmx-exit-save-preemption-timer vmx-flexpriority vmx-hlt-exit vmx-ins-outs vmx-intr-exit : bool
-  vmx-invept vmx-invept-all-context vmx-invept-single-context vmx-invept-single-context-noglobals : bool
-  vmx-invlpg-exit vmx-invpcid-exit vmx-invvpid vmx-invvpid-all-context vmx-invvpid-single-addr vmx-io-bitmap : bool
-  vmx-io-exit vmx-monitor-exit vmx-movdr-exit vmx-msr-bitmap vmx-mtf vmx-mwait-exit vmx-nmi-exit : bool
-  vmx-page-walk-4 vmx-page-walk-5 vmx-pause-exit vmx-ple vmx-pml vmx-posted-intr vmx-preemption-timer : bool
-  vmx-rdpmc-exit vmx-rdrand-exit vmx-rdseed-exit vmx-rdtsc-exit vmx-rdtscp-exit vmx-secondary-ctls : bool
-  vmx-shadow-vmcs vmx-store-lma vmx-true-ctls vmx-tsc-offset vmx-tsc-scaling vmx-unrestricted-guest : bool
-  vmx-vintr-pending vmx-vmfunc vmx-vmwrite-vmexit-fields vmx-vnmi vmx-vnmi-pending vmx-vpid vmx-wbinvd-exit : bool
-  vmx-xsaves vmx-zero-len-inject vpclmulqdq waitpkg wbnoinvd wdt x2apic xcrypt xcrypt-en xfd xgetbv1 xop xsave : bool
-  xsavec xsaveerptr xsaveopt xsaves xstore xstore-en xtpr : bool
-  hv-version-id-snumber hv-version-id-spack min-level min-xlevel min-xlevel2 phys-bits : uint32 =0
-  family model stepping tsc-frequency : int
-  hv-avic hv-crash hv-emsr-bitmap hv-evmcs hv-frequencies hv-ipi hv-reenlightenment hv-relaxed : bool =false | on/off
-  hv-reset hv-runtime hv-stimer hv-stimer-direct hv-syndbg hv-synic hv-time hv-tlbflush : bool =false | on/off
-  hv-tlbflush-direct hv-tlbflush-ext hv-vapic hv-vpindex hv-xmm-input : bool =false | on/off
-  check cpuid-0xb fill-mtrr-mask full-cpuid-auto-level kvm l3-cache tcg-cpuid vmware-cpuid-freq : bool =true
-  x-intel-pt-auto-level x-migrate-smi-count x-vendor-cpuid-only : bool =true
-  apic-id hv-spinlocks level level-func7 xlevel xlevel2 : uint32 =4294967295
-  host-phys-bits-limit hv-version-id-sbranch : uint8 =0
-  enforce host-phys-bits hv-enforce-cpuid hv-passthrough kvm-no-smi-migration kvm-pv-enforce-cpuid lmce : bool =false
-  pmu x-force-features x-hv-synic-kvm-only : bool =false
-  model-id vendor : string
+  vmx-invept-single-context core-capability popcnt sgx-debug dtes64 vmx-invvpid-single-addr xstore : bool
+  min-xlevel2 : uint32 =0
+  stepping : int
+  vmx-vmfunc : bool
+  hv-emsr-bitmap : bool =false | on/off
+  pse36 avx512-4vnniw : bool
+  x-intel-pt-auto-level : bool =true
+  fma4 avx512-vp2intersect avx2 kvm-poll-control sgxlc amd-stibp : bool
+  family : int
+  vmware-cpuid-freq : bool =true
+  vmx-store-lma : bool
+  hv-spinlocks : uint32 =4294967295
+  erms vaes sgx-tokenkey vmx-activity-wait-sipi vmx-flexpriority : bool
+  hv-reset : bool =false | on/off
+  rdrand vmx-ept-advanced-exitinfo vmx-pause-exit vmx-shadow-vmcs avx512-vpopcntdq : bool
+  model : int
+  xcrypt tbm vmx-eptad vmx-monitor-exit kvm-pv-eoi lm : bool
+  hv-version-id-spack : uint32 =0
+  x-vendor-cpuid-only : bool =true
+  vmx-unrestricted-guest : bool
+  host-phys-bits-limit : uint8 =0
+  pae : bool
+  hv-runtime : bool =false | on/off
+  ssse3 phe movdiri : bool
+  host-phys-bits : bool =false
+  taa-no full-width-write arat avx512vbmi2 arch-lbr vmx-vnmi-pending x2apic npt vmx-invpcid-exit avx512ifma : bool
+  model-id : string
   ucode-rev : uint64 =0
-  core-id die-id node-id socket-id thread-id x-hv-max-vps : int32 =-1
+  hv-evmcs : bool =false | on/off
+  pmm-en vmx-io-exit tsc : bool
+  x-force-features : bool =false
+  vmx-ins-outs dca vmx-apicv-x2apic ia64 : bool
+  hv-stimer-direct : bool =false | on/off
+  perfctr-core vmx-cr3-load-noexit : bool
+  pmu : bool =false
+  kvmclock vmx-entry-noload-debugctl md-clear invtsc pn avx512cd cmp-legacy cx16 avx512dq abm : bool
+  vmx-activity-shutdown kvm-pv-ipi vmx-apicv-register fxsr-opt skip-l1dfl-vmentry : bool
+  fill-mtrr-mask x-migrate-smi-count : bool =true
+  pcid rdpid wbnoinvd syscall pse xsaves vmx-entry-load-pat vgif mce xfd : bool
+  node-id : int32 =-1
+  ibpb vmx-apicv-xapic cldemote lwp rtm : bool
+  hv-tlbflush : bool =false | on/off
+  kvm-steal-time : bool
+  cpuid-0xb : bool =true
+  vmx-hlt-exit vmx-desc-exit vmx-eptp-switching sgx-provisionkey vmx-entry-load-efer : bool
+  level-func7 : uint32 =4294967295
+  vmx-invlpg-exit vmx-exit-save-efer : bool
+  die-id : int32 =-1
+  vme kvm-pv-unhalt : bool
+  kvm-no-smi-migration : bool =false
+  svm vmx-invvpid kvm-hint-dedicated mca vmx-tsc-scaling mtrr cid pfthreshold pmm lahf-lm : bool
   hv-version-id-build : uint32 =14393
+  tcg-cpuid : bool =true
+  vmx-entry-load-pkrs vmx-entry-ia32e-mode : bool
+  x-hv-max-vps : int32 =-1
+  tm pbe amx-int8 sgx1 vmx-rdpmc-exit split-lock-detect : bool
+  apic-id : uint32 =4294967295
+  fpu skinit : bool
+  l3-cache : bool =true
+  sep intel-pt-lip : bool
+  hv-tlbflush-direct : bool =false | on/off
+  avx512-bf16 vmx-invept-single-context-noglobals vmx-rdtscp-exit nx vmx-invvpid-all-context sgx-kss : bool
+  pause-filter ds-cpl fsrm vmx-exit-load-efer vmx-vmwrite-vmexit-fields vmx-ept nodeid-msr vmx-ept-execonly : bool
+  smap vmx-io-bitmap vmx-preemption-timer vmx-invept-all-context vmx-intr-exit vmx-exit-clear-bndcfgs cr8legacy : bool
+  xlevel : uint32 =4294967295
+  vmx-vpid vmx-zero-len-inject pschange-mc-no virt-ssbd umip avx512er vmx-vintr-pending xstore-en avx512vl ibrs : bool
+  rsba cmov vmx-posted-intr xcrypt-en tm2 lbrv tsc-scale vmx-secondary-ctls xsaveerptr fsgsbase : bool
+  x-hv-synic-kvm-only : bool =false
+  avx512bw : bool
   hv-version-id-minor : uint16 =0
+  sse4a : bool
+  tsc-frequency : int
+  smx hle monitor avx512-fp16 tce vpclmulqdq : bool
+  hv-frequencies : bool =false | on/off
+  kvm-pv-tlb-flush vmx-rdtsc-exit vmx-activity-hlt vmx-cr8-load-exit mds-no svme-addr-chk amd-no-ssb adx : bool
+  vmx-exit-load-pkrs : bool
+  hv-version-id-sbranch : uint8 =0
   crash-information : GuestPanicInformation
+  min-level : uint32 =0
+  full-cpuid-auto-level : bool =true
+  vmx-entry-load-bndcfgs vmx-vnmi pclmulqdq xop msr : bool
+  kvm-pv-enforce-cpuid : bool =false
+  ssb-no clflush : bool
+  xlevel2 : uint32 =4294967295
+  mpx extapic vmx-mtf : bool
+  hv-enforce-cpuid : bool =false
+  hv-stimer : bool =false | on/off
+  sgx2 vmx-rdseed-exit smep xsavec vmx-mwait-exit : bool
+  hv-synic : bool =false | on/off
+  cx8 pku : bool
+  kvm : bool =true
+  vmx-exit-load-pat : bool
+  hv-passthrough : bool =false
+  vmcb-clean tsx-ldtrk : bool
+  hv-tlbflush-ext : bool =false | on/off
+  stibp vmx-cr3-store-noexit tsx-ctrl svm-lock : bool
+  hv-reenlightenment : bool =false | on/off
+  sgx-exinfo avic ds legacy-cache sse clzero : bool
+  hv-vpindex : bool =false | on/off
+  osvw pks vmx-ept-2mb vmx-true-ctls movdir64b vmx-invept acpi vmx-encls-exit vmx-cr8-store-exit : bool
+  vmx-rdrand-exit nrip-save gfni kvm-mmu kvm-msi-ext-dest-id serialize avx512bitalg rdseed sha-ni ace2 : bool
+  lmce : bool =false
+  waitpkg topoext f16c 3dnowprefetch avx512-4fmaps vmx-ept-1gb avx sse2 rdctl-no mmx : bool
   hv-version-id-major : uint16 =10
+  level : uint32 =4294967295
+  avx512vnni pni movbe vmx-ple mmxext : bool
   lbr-fmt : uint64
+  bus-lock-detect vmx-apicv-vid vmx-page-walk-5 flushbyasid rdtscp clwb kvm-pv-sched-yield kvm-asyncpf : bool
+  decodeassists vmx-wbinvd-exit pat vmx-exit-clear-rtit-ctl invpcid pdpe1gb vmx-exit-save-pat : bool
   hv-vendor-id : str
+  tsc-adjust vmx-entry-load-rtit-ctl ht amx-tile xtpr : bool
+  hv-xmm-input : bool =false | on/off
+  vmx-tsc-offset ssbd 3dnowext clflushopt sgx : bool
   unavailable-features : strList
+  xsave pdcm : bool
+  hv-crash : bool =false | on/off
+  est : bool
+  vendor : string
+  pge pcommit ibs tsc-deadline kvmclock-stable-bit misalignsse vmx-msr-bitmap : bool
+  check : bool =true
+  hv-time hv-avic : bool =false | on/off
+  perfctr-nb : bool
+  phys-bits : uint32 =0
+  apic vmx-exit-save-preemption-timer vmx-exit-ack-intr sgx-mode64 avx512vbmi : bool
+  thread-id : int32 =-1
+  min-xlevel : uint32 =0
+  socket-id : int32 =-1
+  vmx-exit-nosave-debugctl avx512f vmx-xsaves arch-capabilities bmi2 vmx-exit-load-perf-global-ctrl vmx-pml : bool
+  vmx-page-walk-4 vmx-nmi-exit intel-pt wdt kvm-nopiodelay ace2-en v-vmsave-vmload avx512pf bmi1 : bool
+  enforce : bool =false
+  sse4.2 : bool
+  hv-syndbg : bool =false | on/off
+  ibrs-all xgetbv1 spec-ctrl 3dnow kvm-asyncpf-int vmx la57 : bool
   hv-no-nonarch-coresharing : OnOffAuto ="off" | on/off/auto
+  amx-bf16 sse4.1 xsaveopt : bool
+  hv-relaxed : bool =false | on/off
+  hv-version-id-snumber : uint32 =0
+  vmx-entry-load-perf-global-ctrl avx-vnni fxsr phe-en : bool
+  hv-vapic hv-ipi : bool =false | on/off
+  hypervisor aes amd-ssbd : bool
+  core-id : int32 =-1
+  de ss vmx-movdr-exit fma : bool
 
 model-x86_64-cpu : x86_64-cpu
   cmp_legacy ds_cpl ffxsr fxsr_opt i64 kvm_asyncpf kvm_asyncpf_int kvm_mmu kvm_nopiodelay kvm_poll_control : bool

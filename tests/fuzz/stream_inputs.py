@@ -39,7 +39,7 @@ from pyvm.migration.stream import (
 )
 from pyvm.migration.values import decode_value, encode_value
 from pyvm.state import StateError
-from tests.unit.machine_rig import Machine
+from tests.system.machine_rig import Machine
 
 DEVICES = ("-vga", "std", "-device", "virtio-serial-pci", "-device", "virtio-balloon-pci")
 OPTIONS = ("-smp", "2", *DEVICES, "-incoming", "defer")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.agent_machine import session
+from benchmarks.agent_machine import demo_guest, session
 from benchmarks.agent_steps import STEPS
 from benchmarks.agent_table import cell, read_table, results
 from benchmarks.machine import Emulator
@@ -31,7 +31,7 @@ def test_nothing_differs_without_a_reason() -> None:
 
 def test_quick_commands_do_what_the_table_says(demo: Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = [step for step in STEPS if step.quick]
-    with session(Emulator("pyvm", (sys.executable, "-m", "pyvm")), demo, tmp_path) as found:
+    with session(Emulator("pyvm", (sys.executable, "-m", "pyvm")), demo_guest(demo), tmp_path) as found:
         texts = results(steps, found)
     capsys.readouterr()
     table = read_table(FILE.read_text())

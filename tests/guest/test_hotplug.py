@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from images.build import Image
 from pyvm import Machine
+from pyvm.qmp_client import QmpError
 from tests.guest.conftest import GuestFactory
 from tests.guest.support import SOON, complaints, rebooting, until
 
@@ -145,6 +147,48 @@ class TestPciDevices:
             vm.qmp("device_del", id=name)
             deleted(vm, name)
         assert "vda" not in shell(vm, "ls /sys/block")
+        assert complaints(vm.run("dmesg").text) == []
+
+    def test_a_bridge_comes_with_what_is_behind_it_and_goes_with_it(self, roomy: Machine) -> None:
+        vm = roomy
+        behind = "0000:02:01.0"
+
+        def driven() -> str:
+            return shell(vm, f"ls -d /sys/bus/pci/devices/{behind}/driver 2>/dev/null || true")
+
+        for name in ("late", "later"):
+            vm.monitor.execute("device_add", {"driver": "pci-bridge", "id": name, "chassis_nr": 2})
+            until(lambda: "0000:02" in shell(vm, "ls /sys/class/pci_bus"), "a bus", SOON)
+            for _ in range(2):
+                vm.qmp("device_add", driver="virtio-rng-pci", id="rng", bus=name, addr="1")
+                until(driven, "a driver", SOON)
+                shell(vm, f"echo 1 > /sys/bus/pci/devices/{behind}/remove")
+                vm.qmp("device_del", id="rng")
+                deleted(vm, "rng")
+            vm.qmp("device_add", driver="virtio-rng-pci", id="rng", bus=name, addr="1")
+            until(driven, "a driver", SOON)
+            with pytest.raises(QmpError, match="in use, and the guest cannot be asked to free it on bus"):
+                vm.qmp("device_del", id="rng")
+            vm.qmp("device_del", id=name)
+            deleted(vm, "rng")
+            deleted(vm, name)
+        assert complaints(vm.run("dmesg").text) == []
+
+    def test_a_card_for_older_systems_comes_and_goes(self, vm_factory: GuestFactory, generic: Image) -> None:
+        vm = vm_factory(
+            "-device", "pci-bridge,id=br0,chassis_nr=1", kernel=str(generic.kernel), initrd=str(generic.initrd),
+            m=512, append=generic.append, wait_agent=True, fresh=False,
+        )  # fmt: skip
+        vm.qmp("netdev_add", type="user", id="net")
+        for bus in ("pci.0", "br0"):
+            vm.qmp("device_add", driver="e1000", id="nic", netdev="net", bus=bus)
+            until(lambda: "eth0" in shell(vm, "ls /sys/class/net"), "a network card", SOON)
+            assert "e1000" in shell(vm, "readlink /sys/class/net/eth0/device/driver")
+            shell(vm, "ifconfig eth0 10.0.2.15 up")
+            until(lambda: vm.run("ping -c 1 -W 1 10.0.2.2", SOON, check=False).ok, "an answer", SOON)
+            vm.qmp("device_del", id="nic")
+            deleted(vm, "nic")
+            assert "eth0" not in shell(vm, "ls /sys/class/net")
         assert complaints(vm.run("dmesg").text) == []
 
     def test_the_guest_lets_a_device_go_by_itself(self, roomy: Machine) -> None:

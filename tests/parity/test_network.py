@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from pyvm.errors import ConfigError
-from tests.unit.machine_rig import Machine
+from tests.system.machine_rig import Machine
 
 QEMU = shutil.which("qemu-system-x86_64")
 

@@ -18,7 +18,7 @@ from pyvm.machine.plug.models import DEVICE_MODELS
 from pyvm.qmp_client import QmpClient
 from pyvm.qmp_client import QmpError as QemuError
 from pyvm.qom.types import UNSET, load
-from tests.unit.machine_rig import Machine
+from tests.system.machine_rig import Machine
 
 QEMU = shutil.which("qemu-system-x86_64")
 

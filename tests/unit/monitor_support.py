@@ -163,7 +163,7 @@ class Wire(Chardev):
     def connected(self) -> bool:
         return False
 
-    def write(self, data: Buffer) -> int:
+    def _write(self, data: Buffer) -> int:
         taken = len(data) if self.room is None else min(len(data), self.room)
         self.output += bytes(data[:taken])
         if self.room is not None:

@@ -89,7 +89,6 @@ def test_a_device_goes_when_the_guest_lets_it_go() -> None:
     block, machine = pci_block()
     block.request_eject(1, 31)
     block.request_eject(1, 4)
-    assert block.is_leaving(1, 4)
     block.write(pci.BUS_SELECT, 4, 1)
     assert block.read(pci.DOWN, 4) == 1 << 31 | 1 << 4
     assert machine.ejected == []
@@ -98,7 +97,23 @@ def test_a_device_goes_when_the_guest_lets_it_go() -> None:
     assert block.read(pci.DOWN, 4) == 1 << 31
     block.finish()
     assert machine.ejected[2:] == [(1, 31)]
-    assert not block.is_leaving(1, 31)
+    assert block.read(pci.DOWN, 4) == 0
+
+
+def test_the_guest_is_told_once_to_look_at_everything() -> None:
+    block, machine = pci_block()
+    assert block.read(pci.RESCAN, 4) == 0
+    block.request_rescan()
+    assert machine.events == 1
+    block.write(pci.BUS_SELECT, 4, 0xFFFF_FFFF)
+    block.write(pci.RESCAN, 4, 0)
+    saved = block.save()
+    assert [block.read(pci.RESCAN, 4), block.read(pci.RESCAN, 4)] == [1, 0]
+    block.load(saved)
+    assert block.read(pci.RESCAN, 4) == 1
+    block.load(saved)
+    block.reset()
+    assert block.read(pci.RESCAN, 4) == 0
 
 
 def test_what_can_go_and_what_a_device_is_called() -> None:

@@ -15,7 +15,7 @@ from pyvm.firmware import acpi, table_loader
 from pyvm.firmware.machine_info import MachineInfo, Processor
 from pyvm.memory import GuestMemory, pc_ram_blocks
 from pyvm.state import StateError
-from tests.unit.machine_rig import Machine
+from tests.system.machine_rig import Machine
 
 MIB = 1 << 20
 GUID = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"

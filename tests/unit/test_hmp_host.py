@@ -111,7 +111,8 @@ def test_mouse(desk: Desk) -> None:
 
 def test_character_devices(desk: Desk, tmp_path: Path) -> None:
     assert desk.ask("chardev-add null,id=h1") == ""
-    assert desk.ask("chardev-add null,id=h1") == ("Duplicate ID 'h1' for chardev\nError: Parsing chardev args failed\n")
+    twice = "Error: attempt to add duplicate property 'h1' to object (type 'container')\n"
+    assert desk.ask("chardev-add null,id=h1") == twice
     assert desk.ask("chardev-add null,id=1x") == (
         "Parameter 'id' expects an identifier\n"
         "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.\n"

@@ -53,6 +53,7 @@ def test_errors() -> None:
         assert client.error("trace-event-set-state", {"name": "zz", "enable": True, **more}) == unknown
     bench.machine.cpus = [VcpuInfo(0, "/cpu", 1)]
     assert client.error("trace-event-get-state", {"name": "*", "vcpu": 3}) == "invalid vCPU index 3"
+    assert client.error("trace-event-get-state", {"name": "*", "vcpu": -1}) == "invalid vCPU index 4294967295"
     assert client.execute("trace-event-get-state", name="*", vcpu=0) == []
     specific = 'event "runstate_set" is not vCPU-specific'
     assert client.error("trace-event-get-state", {"name": "runstate_set", "vcpu": 0}) == specific

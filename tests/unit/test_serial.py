@@ -33,6 +33,8 @@ MS = 1_000_000
 class Wire(Chardev):
     """A back end that takes `room` bytes and offers `waiting` input."""
 
+    filename = "test"
+
     def __init__(self) -> None:
         super().__init__("wire")
         self.sent = bytearray()
@@ -40,7 +42,7 @@ class Wire(Chardev):
         self.room: int | None = None
         self.waiting = bytearray()
 
-    def write(self, data: Buffer) -> int:
+    def _write(self, data: Buffer) -> int:
         self.calls += 1
         count = len(data) if self.room is None else min(self.room, len(data))
         if self.room is not None:

@@ -15,12 +15,14 @@ from pyvm.state import StateError
 class Wire(Chardev):
     """A back end that can be held back."""
 
+    filename = "test"
+
     def __init__(self) -> None:
         super().__init__("wire")
         self.sent = b""
         self.room: int | None = None
 
-    def write(self, data: Buffer) -> int:
+    def _write(self, data: Buffer) -> int:
         taken = bytes(data) if self.room is None else bytes(data)[: self.room]
         if self.room is not None:
             self.room -= len(taken)

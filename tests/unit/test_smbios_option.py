@@ -117,7 +117,7 @@ def test_a_file_replaces_what_the_machine_says(tmp_path: Path) -> None:
         ("type=41,kind=foo", "invalid parameter value: foo"),
         ("type=11,path=/nowhere", "Unable to open /nowhere: No such file or directory"),
         ("type=11,value=", "an OEM string is not empty"),
-        ("file=/nowhere", "Cannot read SMBIOS file /nowhere"),
+        ("file=/nowhere", "Cannot read SMBIOS file /nowhere: No such file or directory"),
         ("file=/nowhere,type=1", "Invalid parameter 'type'"),
     ],
 )

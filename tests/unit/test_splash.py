@@ -37,6 +37,8 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_no_file_and_a_huge_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="failed to find file '/nowhere': No such file"):
         read_picture("/nowhere")
+    with pytest.raises(ConfigError, match="not a file name"):
+        read_picture("a\0b")
     path = tmp_path / "huge"
     with path.open("wb") as file:
         file.truncate(1 << 30)

@@ -129,7 +129,7 @@ class Wire(Chardev):
     def filename(self) -> str:
         return "test"
 
-    def write(self, data: Buffer) -> int:
+    def _write(self, data: Buffer) -> int:
         taken = bytes(data)[: self.room]
         self.sent += taken
         self.room -= len(taken)

@@ -36,6 +36,8 @@ IN, OUT = 4, 5
 class Pipe(Chardev):
     """A back end that takes `room` bytes and offers `incoming`."""
 
+    filename = "test"
+
     def __init__(self, room: int | None = None, *, peer: bool = True) -> None:
         super().__init__("pipe")
         self.room = room
@@ -48,7 +50,7 @@ class Pipe(Chardev):
     def connected(self) -> bool:
         return self.peer
 
-    def write(self, data: Buffer) -> int:
+    def _write(self, data: Buffer) -> int:
         if self.drop_on_write:
             self.drop_on_write = False
             self.hang_up()

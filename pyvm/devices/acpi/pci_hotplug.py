@@ -3,6 +3,9 @@
 QEMU's interface "ACPI PCI hotplug" (docs/specs/acpi_pci_hotplug), 24 ports at 0xae00 of an i440FX board.  The methods
 of the DSDT (:mod:`pyvm.firmware.dsdt_pci_slots`) read them when general-purpose event 1 was raised.  A bus is chosen by
 its number (BSEL), a slot is a bit.  Plugging and unplugging is the machine's; this block only knows slots.
+
+One register more than QEMU has says that something came or went behind a bridge that was plugged in itself.  The tables
+have no numbers for such buses, so all that the system can do is to look at everything again.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from pyvm.records import record
-from pyvm.state import State, StateError, sequence, uint
+from pyvm.state import State, StateError, flag, sequence, uint
 from pyvm.state import record as nested
 
 # Dword registers, offsets from the base port.
@@ -21,7 +24,8 @@ EJECT: Final = 0x08  # write-only: slots whose device the guest lets go
 REMOVABLE: Final = 0x0C  # read-only: slots whose device can go
 BUS_SELECT: Final = 0x10
 ACPI_INDEX: Final = 0x14  # written: a slot; read: the index of the device there, then 0
-BLOCK_SIZE: Final = 0x18
+RESCAN: Final = 0x18  # read-only, cleared by reading: 1 where there is something to find on buses without a number
+BLOCK_SIZE: Final = 0x1C
 
 GPE: Final = 1
 """The general-purpose event that says that there is something to read."""
@@ -57,6 +61,7 @@ class AcpiPciHotplugState(State):
     buses: list[BusEventsState] = sequence(nested(BusEventsState), MAX_BUSES)
     selected: int = uint(32)
     index: int = uint(32)
+    rescan: bool = flag()
 
 
 @record
@@ -74,6 +79,7 @@ class AcpiPciHotplug:
         self._pending: dict[int, _Pending] = {}
         self._selected = 0
         self._index = 0
+        self._rescan = False
 
     def _bus(self, bus: int) -> _Pending:
         return self._pending.setdefault(bus, _Pending())
@@ -90,9 +96,10 @@ class AcpiPciHotplug:
         self._bus(bus).down |= 1 << slot
         self._raise()
 
-    def is_leaving(self, bus: int, slot: int) -> bool:
-        """Whether the guest was asked for the device in a slot."""
-        return bool(self._bus(bus).down >> slot & 1)
+    def request_rescan(self) -> None:
+        """Ask the guest to look at all buses: something came or went on one that it has no number for."""
+        self._rescan = True
+        self._raise()
 
     def finish(self) -> None:
         """The machine is being reset: what was asked for goes now."""
@@ -109,6 +116,9 @@ class AcpiPciHotplug:
         if offset == ACPI_INDEX:
             index, self._index = self._index, 0
             return index
+        if offset == RESCAN:
+            rescan, self._rescan = self._rescan, False
+            return int(rescan)
         bus = self._selected
         if bus >= MAX_BUSES:
             return 0
@@ -147,19 +157,20 @@ class AcpiPciHotplug:
         """Forget what is pending; the machine has finished it before."""
         self._pending = {}
         self._selected = self._index = 0
+        self._rescan = False
 
     def save(self) -> AcpiPciHotplugState:
         """Return all registers."""
         pending = [(bus, item) for bus, item in sorted(self._pending.items()) if item.up or item.down]
         buses = [BusEventsState(bus, item.up, item.down) for bus, item in pending]
-        return AcpiPciHotplugState(buses, self._selected, self._index)
+        return AcpiPciHotplugState(buses, self._selected, self._index, self._rescan)
 
     def load(self, state: AcpiPciHotplugState) -> None:
         """Take over all registers."""
         state.check()
         if state.selected >= MAX_BUSES and state.selected != _ALL_ONES:
             raise StateError(f"AcpiPciHotplugState.selected: there is no bus {state.selected}")
-        self._selected, self._index = state.selected, state.index
+        self._selected, self._index, self._rescan = state.selected, state.index, state.rescan
         self._pending = {item.bus: _Pending(item.up, item.down) for item in state.buses}
 
 

@@ -23,7 +23,6 @@ _LONGEST = 128 << 10
 _LONGEST_PLAIN = 16288
 """Longest frame that is sent as it is."""
 _MAC_PAIR = 12
-_TAG = 4
 _CONTEXT_FIELDS = 10
 
 

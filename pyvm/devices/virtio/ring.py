@@ -107,12 +107,14 @@ class RingMemory:
         self._size = size
         self._indirect = indirect
         self._fail = on_failure
+        self._nothing = memory.vector(())
 
     def _single(self, head: int, position: int, piece: tuple[int, int], flags: int) -> Chain:
         """Return the chain of one descriptor."""
-        vector, nothing = self.memory.vector((piece,)), self.memory.vector(())
-        readable, writable = (nothing, vector) if flags & DESC_F_WRITE else (vector, nothing)
-        return Chain(head, position, 1, readable, writable)
+        vector = self.memory.vector((piece,))
+        if flags & DESC_F_WRITE:
+            return Chain(head, position, 1, self._nothing, vector)
+        return Chain(head, position, 1, vector, self._nothing)
 
     def _indirect_table(self, gpa: int, length: int, flags: int) -> memoryview:
         """Return the view of an indirect table, which stands at the end of a chain and has no table below it."""

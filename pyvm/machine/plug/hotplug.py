@@ -135,7 +135,7 @@ class Hotplug:
         elif kinds[bus] != wanted:
             raise QmpError(f"Device '{model.name}' can't go on {kinds[bus]} bus")
         assert bus is not None
-        now = self._is_described(bus) if wanted == "PCI" else wanted in _AT_ANY_TIME
+        now = wanted == "PCI" or wanted in _AT_ANY_TIME
         if not now or not self._pc.model.qom.plugged.is_realized(bus):
             raise no_hotplug(bus)
 
@@ -143,11 +143,6 @@ class Hotplug:
         """Raise QmpError while the machine moves: its other self is made of the devices that it had at first."""
         if self._pc.moving:
             raise QmpError(f"{command} not allowed while migrating")
-
-    def _is_described(self, bus: str) -> bool:
-        """Whether the guest hears of what comes and goes on a PCI bus; it finds all of them when it starts."""
-        place = self._pc.plugger.plugged.pci_buses.get(bus, self._pc.board.pci)
-        return self._pc.run_state is RunState.PRELAUNCH or self.slots.number_of(place) is not None
 
     # ---- Out
 
@@ -176,6 +171,10 @@ class Hotplug:
             return
         self._check_pci(device)
         self._check_stays("device_del")
+        if self._is_beyond(device):
+            self._check_idle(device, name)
+            self._pc.mainloop.call_soon(self._pull_out, device)
+            return
         if not self._pc.clock.now() // _MILLISECOND:
             self._leaving.append(device)
         if device.realized:
@@ -183,10 +182,26 @@ class Hotplug:
 
     def _check_pci(self, device: PluggedDevice) -> None:
         """Raise QmpError where a device cannot leave its bus now."""
-        function: Any = device.made
-        stays = device.model.bus != "PCI" or device.built_in
-        if stays or (device.realized and self.slots.number_of(function.bus) is None):
+        if device.model.bus != "PCI" or device.built_in:
             raise no_hotplug(self._pc.model.qom.plugged.bus_name(device) or _BUS_NAMES["PCI"])
+
+    def _is_beyond(self, device: PluggedDevice) -> bool:
+        """Whether a device is behind a bridge that came later: the guest cannot be asked to let it go."""
+        function: Any = device.made
+        return device.realized and self.slots.number_of(function.bus) is None
+
+    def _check_idle(self, device: PluggedDevice, name: str) -> None:
+        """Raise QmpError where the guest's driver has a device: some drivers never get over losing it at once."""
+        function: Any = device.made
+        if function.bus_master:
+            bus = self._pc.model.qom.plugged.bus_name(device)
+            raise QmpError(f"Device '{name}' is in use, and the guest cannot be asked to free it on bus '{bus}'")
+
+    def _pull_out(self, device: PluggedDevice) -> None:
+        """Take a device out that the guest does not use, and tell it to see what is still there."""
+        if device in self._pc.plugger.plugged.devices:
+            self._forget(device)
+            self.slots.registers.request_rescan()
 
     def _find(self, name: str) -> QomObject:
         tree = self._pc.model.qom
@@ -217,10 +232,17 @@ class Hotplug:
         """Unplug a device; return the data of the events that say so, of what came with it first."""
         found = self._pc.model.qom.plugged.object_of(device)
         path, children = found.path, found.children()
-        gone: list[dict[str, Any]] = [{"path": children[name].path} for name in _WITH_EVENT if name in children]
+        gone: list[dict[str, Any]] = [data for other in self._behind(device) for data in self._take_out(other)]
+        gone += [{"path": children[name].path} for name in _WITH_EVENT if name in children]
         gone.append({"path": path} if device.config.id is None else {"device": device.config.id, "path": path})
         unplug(self._pc, device)
         return gone
+
+    def _behind(self, device: PluggedDevice) -> list[PluggedDevice]:
+        """Return the devices on the bus behind a bridge."""
+        bus = getattr(device.made, "secondary_bus", None)
+        devices = self._pc.plugger.plugged.devices
+        return [other for other in devices if bus is not None and getattr(other.made, "bus", None) is bus]
 
     def _tell(self, gone: Iterable[dict[str, Any]]) -> None:
         for data in gone:

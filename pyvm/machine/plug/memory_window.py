@@ -16,6 +16,7 @@ from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.machine.memory_backends import MemoryBackend
+    from pyvm.migration.fork_ram import LayeredRam
 
 _MAP_NORESERVE = 0x4000
 
@@ -45,7 +46,7 @@ class MemoryWindow:
         self.mapping = mmap.mmap(-1, size + room, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._size = size
         self._parts = [_Part(0, size, fd)]
-        self._nodes: JoinedMemory | None = None
+        self._joined: JoinedMemory | LayeredRam | None = None
         base.place(address_of(self.mapping))
 
     def close(self) -> None:
@@ -53,9 +54,9 @@ class MemoryWindow:
         with suppress(BufferError):  # a machine that ends may still have views of it
             self.mapping.close()
 
-    def join(self, nodes: JoinedMemory) -> None:
-        """Memory of NUMA nodes has taken the place of the base."""
-        self._nodes = nodes
+    def join(self, memory: JoinedMemory | LayeredRam) -> None:
+        """Memory of NUMA nodes, or layers, have taken the place of the base."""
+        self._joined = memory
 
     def place(self, backend: MemoryBackend, offset: int) -> None:
         """Map a module's memory in the room.  Raises OSError."""
@@ -72,8 +73,8 @@ class MemoryWindow:
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host; they read as zeros afterwards.  Raises OSError."""
-        if self._nodes is not None and offset < self._size:
-            self._nodes.discard(offset, length)
+        if self._joined is not None and offset < self._size:
+            self._joined.discard(offset, length)
             return
         part = next(part for part in self._parts if part.start <= offset < part.start + part.size)
         if part.fd < 0:

@@ -20,7 +20,9 @@ _ALL = (1 << SLOTS) - 1
 class PciHotplug:
     """The slots of the buses that the machine was made with.
 
-    Buses behind bridges that came later are not among them: the tables that the guest reads know nothing of these.
+    Buses behind bridges that came later have no number: the tables that the guest reads know nothing of these.  It is
+    told to look for what came there, and cannot be asked to let it go: that goes while no driver has it, or with its
+    bridge.
     """
 
     def __init__(self, board: Board, plugged: Plugged, take_out: Callable[[PluggedDevice], None]) -> None:
@@ -75,6 +77,8 @@ class PciHotplug:
         number = self.number_of(function.bus)
         if number is not None:
             self.registers.plugged(number, function.slot)
+        else:
+            self.registers.request_rescan()
 
     def request_eject(self, device: PluggedDevice) -> None:
         """Ask the guest to let a device go."""

@@ -241,13 +241,12 @@ def _copy_layers(node: Node, below: Node | None, target: Node) -> None:
 # ---- Disks of the machines that are made
 
 
-def stand_on(config: MachineConfig, disks: Mapping[str, Frozen], *, alone: bool) -> list[str]:
+def stand_on(config: MachineConfig, disks: Mapping[str, Frozen], *, alone: bool, made: Callable[[str], object]) -> None:
     """Let a machine have temporary images on top of `disks` in the place of what its options name.
 
-    With `alone`, these are all the disks that it may write to: other nodes are only read.  Returns names of temporary
-    files to be removed once they are open.  Raises ConfigError.
+    With `alone`, these are all the disks that it may write to: other nodes are only read.  `made` is told the name of
+    each temporary file that is there from then on, to be removed once it is open.  Raises ConfigError.
     """
-    files = []
     for drive in (*config.drives, *config.default_drives):
         frozen = disks.get(drive.id)
         if frozen is not None:
@@ -261,19 +260,18 @@ def stand_on(config: MachineConfig, disks: Mapping[str, Frozen], *, alone: bool)
             if alone:
                 blockdev.options = {**blockdev.options, "read-only": True if blockdev.typed else "on"}
             continue
-        path = _temporary_overlay(frozen)
-        files.append(path)
+        path = _temporary_overlay(frozen, made)
         kept = {key: value for key, value in blockdev.options.items() if key in ("node-name", "discard", "cache")}
         locking = {"driver": "file", "filename": path, "locking": "off"}
         blockdev.options = {**kept, "driver": "qcow2", "file": locking}
-    return files
 
 
-def _temporary_overlay(frozen: Frozen) -> str:
+def _temporary_overlay(frozen: Frozen, made: Callable[[str], object]) -> str:
     from pyvm.block.create import create_image
 
     try:
         path = new_temporary_file("vl.")
+        made(path)
         create_image(path, "qcow2", frozen.size, {}, frozen.filename, frozen.format, check_backing=False)
     except OSError as error:
         raise ConfigError(f"a temporary image cannot be made: {error.strerror or os.strerror(errno.EIO)}") from None

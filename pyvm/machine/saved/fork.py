@@ -37,8 +37,8 @@ class ForkedMachine:
         storage: Storage = pc.storage
         if storage.jobs.blocks_migration:
             raise SnapshotError("block jobs are at work, and cannot be forked")
-        if pc.config.memory.max_size > pc.config.memory.size:
-            raise SnapshotError("a machine with room for memory modules (maxmem=) cannot be forked")
+        if pc.model.sockets.modules:
+            raise SnapshotError("a machine with memory modules plugged in cannot be forked")
         try:
             self.family = _family_of(pc)
             self.disks: dict[str, Frozen] = freeze_disks(pc, self.family)
@@ -90,8 +90,7 @@ def _freeze_memory(pc: Pc) -> Layers:
     model = pc.model
     if model.layered is None:
         layers = model.main_layers()
-        model.layered = LayeredRam(layers, pc.memory.mapping)
-        pc.memory.rest_on(model.layered)
+        model.rest_on(LayeredRam(layers, pc.memory.mapping))
         return layers.copy()
     return model.layered.freeze()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -17,7 +18,15 @@ from pyvm.block.errors import BlockError
 from pyvm.errors import ConfigError
 from pyvm.machine.saved.throttle import Throttle
 from pyvm.migration import progress as states
-from pyvm.migration.components import check_machine, load_state, marks_of_machine, memory_of, state_of
+from pyvm.migration.components import (
+    MAIN_RAM,
+    check_machine,
+    fields_of,
+    load_state,
+    marks_of_machine,
+    memory_of,
+    state_of,
+)
 from pyvm.migration.loop_calls import MainLoopCalls
 from pyvm.migration.stream import Section, StreamError
 from pyvm.migration.transport import Listening, UnknownProtocolError, connect, parse_uri
@@ -52,6 +61,7 @@ class Migrations:
         self._stopped_in = RunState.PRELAUNCH
         self._quits_on_failure = False
         self._bitmaps: Section | None = None
+        self._owns_process = False
 
     @cached_property
     def _throttle(self) -> Throttle:
@@ -63,6 +73,27 @@ class Migrations:
     def idle(self) -> bool:
         """Whether no migration to somewhere else is under way."""
         return self.outgoing is None or not self.outgoing.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether a migration is under way that needs the machine's memory as it is, or has not brought all of it."""
+        return not self.idle or (self.incoming is not None and self.incoming.incomplete)
+
+    def check_host(self, capability: str) -> None:
+        """Raise ConfigError where the host does not allow what is to be switched on."""
+        view = memory_of(self._pc)[MAIN_RAM]
+        if capability == "postcopy-ram" and self._pc.run_state is RunState.INMIGRATE:
+            from pyvm.migration.late_pages import check_memory
+
+            try:
+                check_memory(view)
+            except OSError as error:
+                print(f"pyvm: memory cannot come late here: {error.strerror}", file=sys.stderr)
+                raise ConfigError("Postcopy is not supported") from None
+        elif capability == "background-snapshot":
+            from pyvm.migration.background import check_memory as check_protected
+
+            check_protected(view)
 
     def migrate(self, uri: str, take_fd: TakeFd) -> None:
         """Begin to move to `uri`.  Raises ConfigError, and what `take_fd` does."""
@@ -79,12 +110,30 @@ class Migrations:
         except Exception as error:
             self._refuse(str(error))
             raise
-        from pyvm.migration.outgoing import Outgoing
-
-        self.outgoing = Outgoing(
+        kind = _kind_of(self._pc.migration.capabilities)
+        self.outgoing = kind(
             self, self._loop, target, make, self._pc.migration, self._outgoing_changed, self._pass_begins
         )
         self._pc.mainloop.call_soon(self.outgoing.start)
+
+    def resume(self, uri: str, take_fd: TakeFd) -> None:
+        """Go on with a migration whose memory comes late, and whose connection has broken.  Raises ConfigError."""
+        if self.outgoing is None:
+            raise ConfigError("Cannot resume if there is no paused migration")
+        self.outgoing.resume(connect(parse_uri(uri), take_fd))
+
+    def pause(self) -> None:
+        """Break the connection of a migration whose memory comes late.  Raises ConfigError where there is none."""
+        paused = [one.pause() for one in (self.outgoing, self.incoming) if one is not None]
+        if not any(paused):
+            raise ConfigError("migrate-pause is currently only supported during postcopy-active state")
+
+    def recover(self, uri: str, take_fd: TakeFd) -> None:
+        """Let a migration whose connection has broken come in from elsewhere.  Raises ConfigError, OSError."""
+        if self.incoming is None:
+            raise ConfigError("Migrate recover can only be run when postcopy is paused.")
+        self.incoming.recover(lambda: Listening(parse_uri(uri), take_fd))
+        self._report(states.SETUP)
 
     def _refuse(self, error: str) -> None:
         self.outgoing = None
@@ -93,7 +142,7 @@ class Migrations:
 
     def _check_may_move(self) -> None:
         pc = self._pc
-        if not self.idle:
+        if self.busy:
             raise ConfigError("There's a migration process in progress")
         if pc.run_state is RunState.INMIGRATE:
             raise ConfigError("Guest is waiting for an incoming migration")
@@ -167,14 +216,21 @@ class Migrations:
         """Return a MigrationInfo."""
         info: dict[str, Any] = {}
         if self.incoming is not None:
-            if self.incoming.addresses:
+            if self.incoming.addresses and self.incoming.status in states.RUNNING:
                 info["socket-address"] = self.incoming.addresses
             if self.incoming.status != states.SETUP or not self.incoming.addresses:
                 info["status"] = self.incoming.status
+            self._add_waits(info, self.incoming)
         if self.status != states.NONE:
             info["status"] = self.status
             self._add_figures(info)
         return info
+
+    def _add_waits(self, info: dict[str, Any], arrived: Incoming) -> None:
+        """Add for how long the processors have waited for memory; they take turns, and so wait together."""
+        if arrived.waited is not None and self._pc.migration.capabilities["postcopy-blocktime"]:
+            info["postcopy-blocktime"] = arrived.waited
+            info["postcopy-vcpu-blocktime"] = [arrived.waited] * self._pc.cpus.count
 
     def _add_figures(self, info: dict[str, Any]) -> None:
         if self.refused is not None:
@@ -236,6 +292,11 @@ class Migrations:
 
         return DirtyPages(memory_of(self._pc), self._pc.cpus, self._pc.model.memory_fd)
 
+    def not_resumed(self, reason: str) -> None:
+        """A migration whose connection was broken could not be taken up."""
+        with suppress(OSError):
+            print(f"pyvm: {reason}", file=sys.stderr)
+
     def check_movable(self) -> None:
         """Raise ConfigError where something keeps the machine from moving just now."""
         if self._pc.run_state is RunState.SAVE_VM or self._pc.run_state is RunState.RESTORE_VM:
@@ -250,6 +311,23 @@ class Migrations:
             pc.vm_stop(RunState.FINISH_MIGRATE)
         elif self._stopped_in in _WAYS_BACK:
             pc.lifecycle.states.set(RunState.FINISH_MIGRATE)
+
+    def hold(self) -> None:
+        """Let nothing change for a moment: the guest stops, and disks have no requests under way."""
+        pc = self._pc
+        self._was_running = pc.lifecycle.states.running
+        self._stopped_in = pc.run_state
+        pc.vm_stop(RunState.PAUSED)
+        pc.storage.drain()
+
+    def let_go(self) -> None:
+        """The guest goes on as it was."""
+        if self._was_running:
+            self._pc.vm_start()
+
+    def pin_memory(self, pinned: bool) -> None:
+        """Have devices give no memory back to the host, or let them do so again."""
+        self._pc.memory.pinned = pinned
 
     def give_disks_up(self) -> None:
         """Let another process have the disks.  Raises ConfigError."""
@@ -310,13 +388,15 @@ class Migrations:
         for name, value in marks_of_machine(pc).items():
             if header.get(name) != value:
                 raise StreamError(f"the source has {name} {header.get(name)!r}, not {value!r}")
+        if header.get("late") is True and not pc.migration.capabilities["postcopy-ram"]:
+            raise StreamError("the source may send memory late, which needs the capability postcopy-ram here as well")
         if pc.migration.capabilities["validate-uuid"] and header.get("uuid") != pc.uuid:
             raise StreamError(f"UUID received is {header.get('uuid')} and local is {pc.uuid}")
 
     def load(self, header: Mapping[str, Any], sections: Mapping[str, Section]) -> None:
         """Take the state of all components over.  Raises StateError."""
         pc = self._pc
-        values = {name: one.fields for name, one in sections.items() if name not in _OWN_SECTIONS}
+        values = fields_of(pc, sections.values(), _OWN_SECTIONS)
         check_machine(pc, header, values)
         self._stopped_in = _run_state(sections.get(_RUN_STATE))
         self._bitmaps = sections.get(_BITMAPS)
@@ -329,6 +409,7 @@ class Migrations:
     def arrived(self) -> None:
         """It is the machine now: use the disks, and run if it is to.  Raises ConfigError."""
         pc = self._pc
+        self._owns_process = threading.current_thread() is threading.main_thread()
         runs = self._stopped_in is RunState.RUNNING and pc.autostart
         late = pc.migration.capabilities["late-block-activate"] and not runs
         if pc.storage.graph.inactive and not late:
@@ -362,11 +443,45 @@ class Migrations:
             self._pc.lifecycle.exit_status = 1
             self._pc.lifecycle.end()
 
+    def processor(self) -> int:
+        """Return the id of the thread that runs guest code, 0 where there is none."""
+        return self._pc.cpus.thread_id
+
+    def gone(self) -> bool:
+        """Return whether the machine is about to end; in any thread."""
+        return self._pc.lifecycle.ended
+
+    def give_up(self) -> None:
+        """The machine ends, and somebody waits for memory that will not come; in the thread of the migration.
+
+        A device may be writing such memory to a disk, which must not become zeros.  So the process ends as it is, where
+        it is that machine's; otherwise those who wait go on with zeros.
+        """
+        if self._owns_process:
+            with suppress(OSError):
+                print("pyvm: the machine ends without memory that has not come", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _kind_of(capabilities: Mapping[str, bool]) -> type[Outgoing]:
+    """Return which kind of migration the capabilities ask for."""
+    if capabilities["background-snapshot"]:
+        from pyvm.migration.background import BackgroundSnapshot
+
+        return BackgroundSnapshot
+    if capabilities["postcopy-ram"]:
+        from pyvm.migration.outgoing_late import PostcopyOutgoing
+
+        return PostcopyOutgoing
+    from pyvm.migration.outgoing import Outgoing
+
+    return Outgoing
+
 
 _MISSING = {
     "x-colo": "COLO is not supported by pyvm",
     "block": "Block migration is not supported by pyvm: copy disks with drive-mirror or blockdev-mirror",
-    "background-snapshot": "Background-snapshot is not supported by pyvm: use snapshot-save",
+    "postcopy-preempt": "Postcopy preempt is not supported by pyvm",
     "zero-copy-send": "Zero copy is not supported by pyvm",
     "x-ignore-shared": "ignore-shared is not supported by pyvm",
 }

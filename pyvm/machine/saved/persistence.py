@@ -82,8 +82,9 @@ class Persistence(Inspection):
         """Have temporary images on top of `disks`, whose files are removed as soon as they are open."""
         from pyvm.machine.saved.disk_layers import stand_on
 
-        for path in stand_on(self.config, disks, alone=alone):
-            self._temporary.callback(os.unlink, path)
+        # Where the machine cannot be made, nobody opens them.
+        self._resources.callback(self._temporary.close)
+        stand_on(self.config, disks, alone=alone, made=lambda path: self._temporary.callback(os.unlink, path))
 
     def _restore(self, snapshot: Snapshot | ForkedMachine) -> None:
         """Become the machine that was saved; its RAM is there already."""
@@ -121,8 +122,8 @@ class Persistence(Inspection):
 
     @property
     def moving(self) -> bool:
-        """Whether a migration to somewhere else is under way."""
-        return "migrations" in vars(self) and not self.migrations.idle
+        """Whether a migration is under way that needs memory as it is, or has not brought all of it."""
+        return "migrations" in vars(self) and self.migrations.busy
 
     def yank_instances(self) -> list[tuple[dict[str, Any], Callable[[], None]]]:
         """Return the connections that `yank` can tear down."""
@@ -132,13 +133,21 @@ class Persistence(Inspection):
         """Return this machine, stopped for so long, for another one to be made of; raises SnapshotError."""
         from pyvm.machine.saved.fork import ForkedMachine
 
+        self._check_settled()
         with self._held_up():
             return ForkedMachine(self._pc)
+
+    def _check_settled(self) -> None:
+        from pyvm.migration.state_file import SnapshotError
+
+        if self.moving:
+            raise SnapshotError("There's a migration process in progress")
 
     def save_snapshot(self, path: str, arguments: Sequence[str]) -> None:
         """Save the machine in a new folder, stopped for so long; raises SnapshotError, and goes on in any case."""
         from pyvm.migration.snapshot import save_machine
 
+        self._check_settled()
         with self._held_up():
             save_machine(self._pc, path, list(arguments))
 

@@ -166,9 +166,11 @@ def _save(pc: Pc, disks: SnapshotDisks, image: Qcow2Node, name: str) -> None:
 
     try:
         size = write_machine(pc, write)
-    except OSError as error:
+    except BaseException as error:
         _drop_state(image, reached)
-        raise BlockError(f"Error while writing VM state: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise BlockError(f"Error while writing VM state: {error.strerror}") from None
+        raise
     disk = ""
     try:
         for node, kept in disks.images():
@@ -180,10 +182,12 @@ def _save(pc: Pc, disks: SnapshotDisks, image: Qcow2Node, name: str) -> None:
                 date_sec=seconds,
                 date_nsec=nanoseconds,
             )
-    except (OSError, BlockError):
+    except BaseException as error:
         _drop_state(image, size)
         _remove(disks, name)
-        raise BlockError(f"Could not create snapshot '{name}' on '{disk}'") from None
+        if isinstance(error, OSError | BlockError):
+            raise BlockError(f"Could not create snapshot '{name}' on '{disk}'") from None
+        raise
 
 
 def _drop_state(image: Qcow2Node, size: int) -> None:
@@ -260,12 +264,11 @@ def load(pc: Pc, name: str, *, vmstate: str | None = None, devices: Sequence[str
             with _told(f"Could not load snapshot '{name}' on '{disks.name(node)}'"):
                 found = find(kept, name)
                 assert found is not None
-                kept.apply_snapshot(found.identifier)
+                kept.apply_snapshot(found.identifier, vm_state=False)
         pc.reset_to_load()
         pc.memory.clear()
         with _told("Error while loading VM state"):
             saved.load()
-        image.drop_vmstate(snapshot.vm_state_size)
 
 
 def _read(pc: Pc, image: Qcow2Node, snapshot: Snapshot) -> SavedMachine:

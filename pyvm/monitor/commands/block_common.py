@@ -24,12 +24,12 @@ _PERIPHERAL = "/machine/peripheral/"
 class HasStorage(Protocol):
     """A machine with disks."""
 
-    storage: Storage
+    storage: Storage | None
 
 
 def storage_of(machine: MachineControl) -> Storage:
     """Return the machine's disks; raises QmpError where it can have none."""
-    if not isinstance(machine, HasStorage):
+    if not isinstance(machine, HasStorage) or machine.storage is None:
         raise unsupported()
     return machine.storage
 

@@ -6,17 +6,18 @@ from typing import Any
 
 import pyvm
 from pyvm.monitor.registry import CommandTable, Context
+from pyvm.monitor.version import EMULATED_VERSION
 from pyvm.runstate import ShutdownCause
 
 COMMANDS = CommandTable()
 
-_EMULATED_VERSION = {"major": 7, "minor": 2, "micro": 22}
-"""The version of QEMU whose interface this is: clients decide by it what they may use."""
-
 
 def version_info() -> dict[str, Any]:
     """Return a VersionInfo."""
-    return {"qemu": dict(_EMULATED_VERSION), "package": f"pyvm {pyvm.__version__}"}
+    return {
+        "qemu": dict(zip(("major", "minor", "micro"), EMULATED_VERSION, strict=True)),
+        "package": f"pyvm {pyvm.__version__}",
+    }
 
 
 @COMMANDS.command("qmp_capabilities")

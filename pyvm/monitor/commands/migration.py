@@ -92,7 +92,15 @@ def migrate_set_capabilities(context: Context, capabilities: list[Record]) -> No
     if _busy(context):
         raise QmpError("There's a migration process in progress")
     with _settings_errors():
-        settings_of(context).enable([(item.capability, item.state) for item in capabilities])
+        states = [(item.capability, item.state) for item in capabilities]
+        settings_of(context).enable(states, lambda name: _check_host(context, name))
+
+
+def _check_host(context: Context, capability: str) -> None:
+    """Raise ConfigError where the host does not allow the machine what is to be switched on."""
+    machine = context.machine
+    if isinstance(machine, Migrating):
+        machine.migrations.check_host(capability)
 
 
 @COMMANDS.command("query-migrate-parameters")
@@ -108,6 +116,9 @@ def migrate_set_parameters(context: Context, arguments: dict[str, Any]) -> None:
     values.update({name: value & _UINT64 for name, value in values.items() if type(value) is int})
     with _settings_errors():
         settings_of(context).set(values)
+    known = _known(context)
+    if known is not None and known.outgoing is not None:
+        known.outgoing.retune()
 
 
 @COMMANDS.command("migrate_set_downtime")
@@ -170,7 +181,9 @@ def migrate(
     """Begin to move the machine."""
     del detach  # it is always so: only the human monitor waits
     if resume:
-        raise QmpError("Cannot resume if there is no paused migration")
+        with _settings_errors():
+            migrations_of(context).resume(uri, _taker(context))
+        return
     settings = settings_of(context)
     if blk or inc:
         if settings.capabilities["block"] or settings.parameters["block-incremental"]:
@@ -188,7 +201,8 @@ def migrate_cancel(context: Context) -> None:
     if _busy(context):
         moving = migrations_of(context).outgoing
         assert moving is not None
-        moving.cancel()
+        with _settings_errors():
+            moving.cancel()
 
 
 @COMMANDS.command("migrate-continue")
@@ -204,15 +218,13 @@ def migrate_continue(context: Context, state: str) -> None:
 
 @COMMANDS.command("migrate-start-postcopy")
 def migrate_start_postcopy(context: Context) -> None:
-    """Let bitmaps follow behind the switch-over; memory cannot."""
+    """Switch over, and let memory and bitmaps follow."""
     capabilities = settings_of(context).capabilities
     if not capabilities["postcopy-ram"] and not capabilities["dirty-bitmaps"]:
         raise QmpError("Enable postcopy with migrate_set_capability before the start of migration")
     known = _known(context)
     if known is None or known.status == "none":
         raise QmpError("Postcopy must be started after migration has been started")
-    if capabilities["postcopy-ram"]:
-        raise QmpError("Postcopy is not supported by pyvm")
     # One that is over already is no error: who asks could not know.
     if known.outgoing is not None:
         known.outgoing.start_postcopy()
@@ -236,14 +248,26 @@ def migrate_incoming(context: Context, uri: str) -> None:
 
 @COMMANDS.command("migrate-recover")
 def migrate_recover(context: Context, uri: str) -> None:
-    """Refuse to take a migration up again: only postcopy can be interrupted."""
-    raise QmpError("Migrate recover can only be run when postcopy is paused.")
+    """Let a migration whose connection has broken come in from elsewhere."""
+    known = _known(context)
+    if known is None:
+        raise QmpError("Migrate recover can only be run when postcopy is paused.")
+    try:
+        known.recover(uri, _taker(context))
+    except UnknownProtocolError:
+        raise QmpError(f"unknown migration protocol: {uri}") from None
+    except (OSError, ConfigError) as error:
+        raise QmpError(str(error)) from None
 
 
 @COMMANDS.command("migrate-pause")
 def migrate_pause(context: Context) -> None:
-    """Refuse to interrupt the migration: only postcopy can be."""
-    raise QmpError("migrate-pause is currently only supported during postcopy-active state")
+    """Break the connection of a migration whose memory comes late."""
+    known = _known(context)
+    if known is None:
+        raise QmpError("migrate-pause is currently only supported during postcopy-active state")
+    with _settings_errors():
+        known.pause()
 
 
 @COMMANDS.command("client_migrate_info")

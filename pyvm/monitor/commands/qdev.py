@@ -59,8 +59,9 @@ def device_list_properties(context: Context, typename: str) -> list[dict[str, An
 
 @COMMANDS.command("device_add")
 def device_add(context: Context, arguments: dict[str, Any]) -> None:
-    """Plug a device in."""
-    _plugging(context).add(arguments)
+    """Plug a device in; an `id` that is no string names nothing, as in QEMU."""
+    given = {name: value for name, value in arguments.items() if name != "id" or isinstance(value, str)}
+    _plugging(context).add(given)
 
 
 @COMMANDS.command("device_del")

@@ -84,7 +84,8 @@ def qom_list_types(context: Context, implements: str | None, abstract: bool | No
     from pyvm.qom.types import load
 
     infos = []
-    for kind in reversed(load().implementing(implements or "object", abstract=bool(abstract))):
+    wanted = "object" if implements is None else implements
+    for kind in reversed(load().implementing(wanted, abstract=bool(abstract))):
         info: dict[str, Any] = {"name": kind.name}
         if kind.abstract:
             info["abstract"] = True

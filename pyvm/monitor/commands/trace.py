@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyvm.monitor.trace import TraceEvents
 
 COMMANDS = CommandTable()
+_UINT32 = 0xFFFF_FFFF
 
 
 @runtime_checkable
@@ -31,7 +32,7 @@ def events_of(context: Context) -> TraceEvents:
 def _find(context: Context, pattern: str, vcpu: int | None) -> list[str]:
     """Return the events that are meant; raises QmpError where a name, no pattern, is unknown."""
     if vcpu is not None and not 0 <= vcpu < len(context.machine.vcpus()):
-        raise QmpError(f"invalid vCPU index {vcpu}")
+        raise QmpError(f"invalid vCPU index {vcpu & _UINT32}")
     names = events_of(context).find(pattern)
     if not names and not set("*?") & set(pattern):
         raise QmpError(f'unknown event "{pattern}"')

@@ -318,6 +318,7 @@ def _run_io(storage: Storage, backend: BlockBackend, line: str) -> str:
     table = make_table(tool=False)
     session = Session(lambda text: _put(sys.stdout, text), lambda text: _put(sys.stderr, text), table, backend)
     session.lock = storage.lock
+    session.change_options = storage.change_options
     try:
         execute(session, line)
     finally:

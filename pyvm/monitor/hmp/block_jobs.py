@@ -130,7 +130,7 @@ def block_stream(shell: Shell, device: str, speed: int | None, base: str | None)
 
 @COMMANDS.command(
     "drive_mirror",
-    "-n -f device:block target:filename format:string?",
+    "-n -f device:block target:string format:string?",
     parameters="[-n] [-f] device target [format]",
     description="copy a device to a new image file, with what is written meanwhile (-n: use an image that is there; "
     "-f: the whole disk, so that the copy does not need a backing file)",
@@ -150,7 +150,7 @@ def drive_mirror(shell: Shell, n: bool, f: bool, device: str, target: str, forma
 
 @COMMANDS.command(
     "drive_backup",
-    "-n -f -c device:block target:filename format:string?",
+    "-n -f -c device:block target:string format:string?",
     parameters="[-n] [-f] [-c] device target [format]",
     description="copy a device as it is now to a new image file (-n: use an image that is there; -f: the whole disk, "
     "so that the copy does not need a backing file; -c: compressed)",

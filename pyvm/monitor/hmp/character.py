@@ -26,6 +26,8 @@ def chardev_add(shell: Shell, args: str) -> str:
     given = split_options(args)
     identifier = given.get("id")
     if identifier is not None and devices.find(identifier) is not None:
+        if not _is_given(shell, identifier):
+            raise QmpError(f"attempt to add duplicate property '{identifier}' to object (type 'container')")
         return f"Duplicate ID '{identifier}' for chardev\nError: {_PARSING_FAILED}\n"
     if identifier is not None and not _well_formed(identifier):
         return (
@@ -38,6 +40,13 @@ def chardev_add(shell: Shell, args: str) -> str:
     except ChardevError as error:
         raise QmpError(str(error)) from None
     return ""
+
+
+def _is_given(shell: Shell, identifier: str) -> bool:
+    """Return whether a `-chardev` of the command line has that ID; QEMU then finds it among the options."""
+    config = getattr(shell.machine, "config", None)
+    given = () if config is None else config.chardevs
+    return any(chardev.id == identifier and chardev.origin.startswith("-chardev") for chardev in given)
 
 
 def _well_formed(identifier: str) -> bool:

@@ -8,6 +8,7 @@ from pyvm.monitor.hmp import (
     block,
     block_jobs,
     character,
+    debugging,
     dumping,
     examine,
     host,
@@ -24,12 +25,14 @@ from pyvm.monitor.hmp.arguments import Format
 from pyvm.monitor.hmp.information import INFORMATION
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable, UnknownCommandError, help_line
+from pyvm.monitor.log_items import listing
 
 COMMANDS = CommandTable()
 for _chapter in (
     block,
     block_jobs,
     character,
+    debugging,
     dumping,
     examine,
     host,
@@ -77,7 +80,9 @@ _INT32_SIGN = 1 << 31
     completes=COMMANDS,
 )
 def show_help(shell: Shell, name: str | None) -> str:
-    """Show the help on all commands, on one, or on all that follow one's name."""
+    """Show the help on all commands, on one, or on all that follow one's name; for `log`, what it takes."""
+    if name is not None and name.strip() == "log":
+        return listing("log", with_none=True)
     table: CommandTable | None = COMMANDS
     path = ""
     for word in (name or "").split():

@@ -254,7 +254,7 @@ def x_colo_lost_heartbeat(shell: Shell) -> None:
 @COMMANDS.command(
     "nbd_server_start",
     "-a -w uri:string",
-    parameters="nbd_server_start [-a] [-w] host:port",
+    parameters="nbd_server_start [-a] [-w] host:port|unix:path",
     description="serve block devices on the given host and port (-a: all that there are; -w: writable)",
     preconfig=True,
 )
@@ -262,10 +262,14 @@ def nbd_server_start(shell: Shell, a: bool, w: bool, uri: str) -> None:
     """Start the NBD server."""
     if w and not a:
         raise QmpError("-w only valid together with -a")
-    host, colon, port = uri.rpartition(":")
-    if not colon:
-        raise QmpError(f"error parsing address '{uri}'")
-    address = {"type": "inet", "data": {"host": host.strip("[]"), "port": port}}
+    address: dict[str, Any]
+    if uri.startswith("unix:"):
+        address = {"type": "unix", "data": {"path": uri.removeprefix("unix:")}}
+    else:
+        host, colon, port = uri.rpartition(":")
+        if not colon:
+            raise QmpError(f"error parsing address '{uri}'")
+        address = {"type": "inet", "data": {"host": host.strip("[]"), "port": port}}
     shell.request("nbd-server-start", {"addr": address})
     if not a:
         return

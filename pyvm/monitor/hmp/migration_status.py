@@ -16,8 +16,9 @@ _RAM = (
     ("multifd-bytes", "multifd bytes: {kib} kbytes"), ("pages-per-second", "pages-per-second: {value}"),
 )  # fmt: skip
 _RAM_IF_ANY = (
-    ("dirty-pages-rate", "dirty pages rate: {value} pages"), ("precopy-bytes", "precopy ram: {kib} kbytes"),
-    ("downtime-bytes", "downtime ram: {kib} kbytes"),
+    ("dirty-pages-rate", "dirty pages rate: {value} pages"), ("postcopy-requests", "postcopy request count: {value}"),
+    ("precopy-bytes", "precopy ram: {kib} kbytes"), ("downtime-bytes", "downtime ram: {kib} kbytes"),
+    ("postcopy-bytes", "postcopy ram: {kib} kbytes"),
 )  # fmt: skip
 _CACHE = (
     ("cache-size", "cache size: {value} bytes"), ("bytes", "xbzrle transferred: {kib} kbytes"),
@@ -46,6 +47,9 @@ def lines(info: Mapping[str, Any]) -> Iterator[str]:
     yield from _figures(_COMPRESSION, info.get("compression", {}))
     if "cpu-throttle-percentage" in info:
         yield f"cpu throttle percentage: {info['cpu-throttle-percentage']}"
+    if "postcopy-blocktime" in info:
+        yield f"postcopy blocktime: {info['postcopy-blocktime']}"
+        yield f"postcopy vcpu blocktime: {','.join(map(str, sorted(set(info['postcopy-vcpu-blocktime']))))}"
     if "socket-address" in info:
         yield "socket address: ["
         yield from (f"\t{_address(address)}" for address in info["socket-address"])

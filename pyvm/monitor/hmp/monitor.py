@@ -7,14 +7,14 @@ its own accord, so what waits is bounded by the longest output of one command.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import pyvm
 from pyvm.chardev.base import Chardev, ChardevEvent
 from pyvm.monitor.descriptors import NamedFds, first_fd
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.line_editor import LineEditor
 from pyvm.monitor.hmp.shell import HumanState
+from pyvm.monitor.version import EMULATED_VERSION
 
 if TYPE_CHECKING:
     from pyvm.monitor.dispatcher import Dispatcher, Reply
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 PROMPT = "(qemu) "
 """Programs that drive a monitor wait for this very text."""
-BANNER = f"pyvm {pyvm.__version__} monitor - type 'help' for more information\n"
+BANNER = f"QEMU {'.'.join(map(str, EMULATED_VERSION))} monitor - type 'help' for more information\n"
+"""Programs that drive a monitor look for QEMU's, too; `info version` tells pyvm's own version."""
 
 CHUNK = 64
 """Most bytes that are taken in one turn: each may lead to as much output as the line is long."""
@@ -30,15 +31,24 @@ OUTPUT_LIMIT = 256 << 10
 """Bytes of unread output beyond which input is not looked at any more."""
 
 
-class _Client:
+class DescriptorOwner(Protocol):
+    """What keeps the descriptors that came with a conversation."""
+
+    named_fds: NamedFds
+
+    def take_fd(self) -> int | None:
+        """Return the descriptor that the peer passed last, which the caller closes; None where there is none."""
+
+
+class HumanClient:
     """A connection, as the dispatcher sees it: one line is executed at a time."""
 
     negotiating = False
     oob_enabled = False
 
-    def __init__(self, human: HumanState, take_reply: Callable[[Reply], None], monitor: HumanMonitor) -> None:
+    def __init__(self, human: HumanState, take_reply: Callable[[Reply], None], owner: DescriptorOwner) -> None:
         self.human = human
-        self._monitor = monitor
+        self._owner = owner
         self._take_reply: Callable[[Reply], None] | None = take_reply
 
     def enable_capabilities(self, names: Iterable[str]) -> None:
@@ -48,11 +58,11 @@ class _Client:
     @property
     def named_fds(self) -> NamedFds:
         """The descriptors that got names in this monitor."""
-        return self._monitor.named_fds
+        return self._owner.named_fds
 
     def take_fd(self) -> int | None:
         """Return the descriptor that the peer passed last, which the caller closes; None where there is none."""
-        return self._monitor.take_fd()
+        return self._owner.take_fd()
 
     def reply(self, reply: Reply) -> None:
         """Take the reply to the line that was submitted; nobody hears of it when the connection is closed."""
@@ -80,7 +90,7 @@ class HumanMonitor:
         self._state = HumanState()
         self.editor = LineEditor(PROMPT, self._show, self._complete)
         self._state.history = self.editor.history.lines
-        self._client: _Client | None = None
+        self._client: HumanClient | None = None
         self._greeted = False
         self._in_focus = True
         self._executing = False
@@ -128,7 +138,7 @@ class HumanMonitor:
         match event:
             case ChardevEvent.OPENED:
                 self._end()
-                self._client = _Client(self._state, self._reply, self)
+                self._client = HumanClient(self._state, self._reply, self)
                 self._dispatcher.attach(self._client)
                 # Which front end of a multiplexer gets the input is settled only when all are there.
                 self._scheduler.call_soon(self._greet)

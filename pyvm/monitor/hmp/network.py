@@ -15,14 +15,16 @@ INFORMATION = CommandTable()
 
 @COMMANDS.command(
     "netdev_add",
-    "netdev:string",
+    "netdev:string?",
     parameters="[user|tap|socket|stream|dgram|vde|bridge|hubport|netmap|vhost-user],id=str[,prop=value][,...]",
     description="add host network device",
 )
-def netdev_add(shell: Shell, netdev: str) -> str:
+def netdev_add(shell: Shell, netdev: str | None) -> str:
     """Make a back end of what `-netdev` takes."""
     from pyvm.commandline.network import parse_netdev
 
+    if netdev is None:
+        raise QmpError("Parameter 'id' is missing")
     network = shell.machine_part("network")
     try:
         options = parse_netdev(netdev)

@@ -128,6 +128,8 @@ class CommandTable:
             if command is None:
                 start = found.start(1)
             elif not found[1]:
+                if line[found.end() : found.end() + 1] == "/":
+                    raise UnknownCommandError(line[start:position])  # a format, where a name has to follow
                 break
             command, position = table.get(found[1]), found.end()
             if command is None:

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
+from pyvm.monitor.log_items import LogItems, MissingItemError, UnknownItemError, listing, parse
 from pyvm.monitor.trace import LogFileError
 
 COMMANDS = CommandTable()
 INFORMATION = CommandTable()
-
-_ITEMS = """\
-Log items (comma separated):
-none            remove all logs
-trace:PATTERN   enable trace events
-
-Use "log trace:help" to get a list of trace events.
-
-"""
 
 
 @COMMANDS.command(
@@ -65,20 +57,21 @@ def logfile(shell: Shell, filename: str) -> str:
     "log",
     "items:string",
     parameters="item1[,...]",
-    description="activate logging of the specified items ('none', or 'trace:PATTERN' for trace events)",
+    description="activate logging of the specified items ('none', 'cpu_reset', or 'trace:PATTERN' for trace events)",
 )
 def log(shell: Shell, items: str) -> str:
-    """Have trace events told, or none at all."""
+    """Have items logged, or none at all."""
     traces = shell.machine_part("traces")
-    wanted: list[str] = []
-    for item in items.split(","):
-        kind, separator, pattern = item.partition(":")
-        if kind == "trace" and pattern == "help":
-            return "".join(f"{name}\n" for name in sorted(traces.names()))
-        if kind == "trace" and separator:
-            wanted += traces.find(pattern)
-        elif item != "none":
-            return _ITEMS
+    try:
+        wanted = LogItems() if items == "none" else parse(items)
+    except UnknownItemError:
+        return listing("log", with_none=True)
+    except MissingItemError as error:
+        return f"{error}\n"
+    if "help" in wanted.patterns:
+        return "".join(f"{name}\n" for name in sorted(traces.names()))
+    traces.items = wanted.names
     traces.enable(traces.names(), False)
-    traces.enable(wanted, True)
+    for pattern in wanted.patterns:
+        traces.enable(traces.find(pattern), True)
     return ""

@@ -12,7 +12,6 @@ from pyvm.net.user import config6
 from pyvm.records import field, record
 
 _DEFAULT_NET = bytes((10, 0, 2, 0))
-_DEFAULT_PREFIX = 24
 _HOST_NUMBER = 2
 _DNS_NUMBER = 3
 _DHCP_NUMBER = 15
