@@ -172,6 +172,41 @@ def test_a_drive_goes_with_its_device(disks: Disks) -> None:
     assert (disks.run("query-block"), disks.run("query-named-block-nodes")) == ([], [])
 
 
+def test_commit(disks: Disks) -> None:
+    base = disks.qcow2("base.qcow2")
+    disks.drive("d", disks.qcow2("top.qcow2", base), Device(), format="qcow2")
+    disks.drive("e", disks.raw("e.img"), Device())
+    disks.drive("cd", "", Device(tray=True))
+    disks.human('qemu-io d "write -P 7 64k 64k"')
+    disks.human('qemu-io d "write -z 256k 64k"')
+    for line in ("commit d", "commit d", "commit all"):
+        assert disks.human(line) == ""
+    node = disks.storage.drives["d"].backend.shown_node
+    assert node.backing is not None
+    assert node.backing.read_only
+    assert not node.backing.is_filter
+    for image, expected in ((node, b"\x07"), (node.backing, b"\x07")):
+        data = bytearray(64 << 10)
+        image.readv(64 << 10, (memoryview(data),))
+        assert data == expected * len(data)
+    assert not node.block_status(0, node.size).allocated
+    assert disks.human('qemu-io d "write -P 8 0 512"') == ""
+    assert node.block_status(0, 512).allocated
+    assert disks.human("commit e") == "'commit' error for 'e': Operation not supported\n"
+    assert disks.human("commit cd") == "Device 'cd' has no medium\n"
+    assert disks.human("commit zz") == "Device 'zz' not found\n"
+
+
+def test_commit_while_a_job_runs(disks: Disks) -> None:
+    base = disks.qcow2("base.qcow2")
+    disks.drive("d", disks.qcow2("top.qcow2", base), Device(), format="qcow2")
+    disks.human('qemu-io d "write -P 7 64k 64k"')
+    node = disks.storage.drives["d"].backend.shown_node
+    disks.storage.graph.block(node, node, "it is needed")
+    assert disks.human("commit d") == "'commit' error for 'd': Device or resource busy\n"
+    assert node.block_status(64 << 10, 512).allocated
+
+
 def test_qemu_io(disks: Disks, capfd: pytest.CaptureFixture[str]) -> None:
     disks.add("n", disks.raw("n.img"))
     disks.add("ro", disks.raw("ro.img"), read_only=True)

@@ -266,6 +266,34 @@ def drive_del(shell: Shell, id: str) -> str:  # noqa: A002 - the name that its h
 
 
 @COMMANDS.command(
+    "commit",
+    "device:block",
+    parameters="device|all",
+    description="commit changes to the disk images (if -snapshot is used) or backing files",
+)
+def commit(shell: Shell, device: str) -> str:
+    """Write what a drive's image, or that of all, has into the one below it; show why that cannot be."""
+    from pyvm.block.errors import BlockError
+    from pyvm.block.jobs.commit_now import commit_now
+
+    storage = storage_of(shell.machine)
+    if device != "all" and device not in storage.drives:
+        return f"Device '{device}' not found\n"
+    backends = [it.backend for it in storage.drives.values()] if device == "all" else [storage.drives[device].backend]
+    for backend in backends:
+        if backend.node is None and device != "all":
+            return f"Device '{device}' has no medium\n"
+        if backend.node is None or (device == "all" and backend.shown_node.backing is None):
+            continue
+        try:
+            commit_now(storage, backend.shown_node)
+        except (OSError, BlockError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            return f"'commit' error for '{device}': {reason}\n"
+    return ""
+
+
+@COMMANDS.command(
     "qemu-io",
     "-d device:block command:string",
     parameters='[-d] [device] "[command]"',
