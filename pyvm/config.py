@@ -256,6 +256,20 @@ class FwCfgConfig:
     content: bytes
 
 
+ROM_FOLDER = "genroms/"
+"""Where firmware finds option ROMs in fw_cfg."""
+
+
+@record
+class OptionRomConfig:
+    """A ROM that the firmware finds in fw_cfg and runs."""
+
+    name: str
+    content: bytes
+    bootindex: int | None = None
+    """Its place in the order in which the firmware tries to boot."""
+
+
 @record
 class RtcConfig:
     """What the guest's battery-backed clock shows."""
@@ -328,6 +342,7 @@ class MachineConfig:
     devices: list[DeviceConfig] = field(default_factory=list)
     globals: list[GlobalConfig] = field(default_factory=list)
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
+    option_roms: list[OptionRomConfig] = field(default_factory=list)
     smbios: SmbiosFields | None = None
     """What the guest is to read in the tables that name the machine."""
     passed_fds: list[PassedFdConfig] = field(default_factory=list)

@@ -19,6 +19,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Give back what the tests of a file have left, descriptors of memory above all."""
+    """Give back what the tests of a file have left, descriptors of memory above all.
+
+    What is still there then, such as modules that only its tests use, is not looked at again.
+    """
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
+        gc.freeze()

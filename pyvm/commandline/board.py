@@ -84,6 +84,10 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.traces = trace_options(line.groups["trace"])
     add_log_options(line, config.traces)
     _configure_names(line, config)
+    if line.groups["option-rom"]:
+        from pyvm.commandline.option_roms import configure_option_roms
+
+        configure_option_roms(line.groups["option-rom"], config)
     if line.groups["smbios"]:
         from pyvm.commandline.smbios import configure_smbios
 

@@ -47,6 +47,7 @@ def _groups() -> dict[str, Group]:
         Group("nic", "type"),
         Group("numa", "type"),
         Group("object", "qom-type", strict=True),
+        Group("option-rom", "romfile", _kinds(string="romfile bootindex")),
         Group("overcommit", None, _kinds(boolean="mem-lock cpu-pm")),
         Group("smbios"),
         Group("rtc", None, _kinds(string="base clock driftfix")),

@@ -74,6 +74,8 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("boot", "smbios", "file=FILE | type=NUMBER[,FIELD=VALUE...]", "add", "smbios",
      "what the guest reads in the tables that name the machine"),
     ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
+    ("boot", "option-rom", "[romfile=]FILE[,bootindex=N]", "add", "option-rom",
+     "a ROM that the BIOS runs before it boots, or boots from at that place of the order"),
     ("devices", "device", "MODEL[,PROPERTY=VALUE...]", "add", "device",
      "plug in a device ('-device help' lists the models, '-device MODEL,help' its properties)"),
     ("devices", "drive", "file=FILE[,format=FORMAT][,if=virtio|ide|floppy|none][,id=ID][,PARAMETER=VALUE...]", "add",
@@ -168,7 +170,7 @@ _MISSING_FLAGS = (
 )
 _MISSING_WITH_ARGUMENT = (
     "acpitable audio chroot dfilter dtb fsdev icount "
-    "iscsi mtdblock option-rom pflash plugin rotate runas sd seed spice "
+    "iscsi mtdblock pflash plugin rotate runas sd seed spice "
     "tpmdev usbdevice virtfs xen-domid"
 )
 

@@ -55,6 +55,9 @@ Properties = dict[str, Property]
 PCI_PROPERTIES: dict[str, Property] = {
     "addr": Property("pci-addr", None, "Slot and optional function number, example: 06.0 or 06"),
     "multifunction": Property("bool", False, "on/off"),
+    "romfile": Property("str", None, "file with the ROM that firmware finds at the device"),
+    "rombar": Property("uint32", 1, "0: the device has no ROM"),
+    "romsize": Property("uint32", 0xFFFFFFFF, "bytes of the ROM's BAR; as many as the file needs where not set"),
     "acpi-index": Property("uint32", 0, "number by which the guest names the device, 1 to 16383; 0 for none"),
 }
 """What every PCI device has."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.bios.bios import Bios
 from pyvm.firmware.bios.core import Core
-from pyvm.firmware.bios.machine import BiosDisk, BiosMachine
+from pyvm.firmware.bios.machine import BiosDisk, BiosMachine, OptionRom
 from pyvm.firmware.bios.machine import BootConfig as BiosBootConfig
 from pyvm.firmware.bios.pci import Pci
 from pyvm.firmware.bios.registers import Registers
@@ -38,9 +38,19 @@ def show_text_screen(board: Board, display: Display) -> None:
 
 
 class BuiltInBios:
-    """The services of one machine.  `disks` are all drives that can be booted from."""
+    """The services of one machine.
 
-    def __init__(self, board: Board, config: MachineConfig, disks: Sequence[BiosDisk], e820: list[E820Entry]) -> None:
+    `disks` are all drives that can be booted from, `card_places` the boot indices of PCI devices with a ROM for that.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        config: MachineConfig,
+        disks: Sequence[BiosDisk],
+        e820: list[E820Entry],
+        card_places: Mapping[int, int],
+    ) -> None:
         boot = config.boot
         self._vcpus = board.vcpus
         self._bios = Bios(
@@ -62,6 +72,8 @@ class BuiltInBios:
                 ),
                 console_on_serial=config.text_console,
                 cpus=config.smp.cpus,
+                option_roms=[OptionRom(rom.name, rom.content, rom.bootindex) for rom in config.option_roms],
+                card_places=card_places,
             )
         )
 

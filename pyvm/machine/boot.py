@@ -7,10 +7,11 @@ loads the kernel, and gives the boot processor its first registers.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pyvm.config import ROM_FOLDER
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
 from pyvm.devices.ide.piix3 import IDETIM
 from pyvm.errors import ConfigError
@@ -32,10 +33,10 @@ from pyvm.records import record
 if TYPE_CHECKING:
     from pyvm.config import MachineConfig
     from pyvm.devices.vmgenid import VmGenId
-    from pyvm.firmware.bios.machine import BiosDisk
     from pyvm.firmware.e820 import E820Entry
     from pyvm.machine.bios import BuiltInBios
     from pyvm.machine.board import Board
+    from pyvm.machine.plug.plugging import Plugger
     from pyvm.machine.video import Display
 
 _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
@@ -56,10 +57,8 @@ class Boot:
     board: Board
     config: MachineConfig
     tables: Tables
-    disks: Callable[[], Sequence[BiosDisk]]
-    """Returns all drives that the BIOS may boot from."""
-    boot_order: Callable[[], bytes]
-    """Returns the devices with a boot index, as firmware in the guest wants to have them."""
+    plugger: Plugger
+    """Knows what the BIOS may boot from."""
     display: Display | None = None
     generation_id: VmGenId | None = None
     _installed: InstalledTables | None = None
@@ -85,6 +84,8 @@ class Boot:
         tables = {name: partial(self._table_file, name) for name in FW_CFG_FILES}
         files: dict[str, bytes | Callable[[], bytes]] = {**tables, "etc/e820": memory_map}
         try:
+            for rom in config.option_roms:
+                fw_cfg.add_file(ROM_FOLDER + rom.name, rom.content)
             for name, content in [*files.items(), *((file.name, file.content) for file in config.fw_cfg)]:
                 fw_cfg.add_file(name, content)
         except ValueError as error:
@@ -99,7 +100,7 @@ class Boot:
         low, high = low_ram_end(board.memory.blocks), high_ram_end(board.memory.blocks)
         cmos.describe_memory(board.rtc, low, high - FOUR_GIB, board.vcpus.count)
         board.fw_cfg.add_file("etc/boot-fail-wait", struct.pack("<i", boot.reboot_timeout))
-        if order := self.boot_order():
+        if order := self.plugger.boot_order():
             board.fw_cfg.add_file("bootorder", order)
         if boot.splash_time is not None:
             board.fw_cfg.add_file("etc/boot-menu-wait", struct.pack("<H", boot.splash_time))
@@ -112,7 +113,7 @@ class Boot:
 
             # The video BIOS of a firmware lies beside it; without one there is just no picture.
             video = Path(boot.bios).with_name(_VIDEO_BIOS)
-            if video.is_file():
+            if video.is_file() and not self.display.vga.rom_size:
                 self.display.vga.add_rom(video.read_bytes())
 
     def run(self) -> None:
@@ -189,7 +190,8 @@ class Boot:
         if self._bios is None:
             from pyvm.machine.bios import BuiltInBios
 
-            self._bios = BuiltInBios(self.board, self.config, self.disks(), e820)
+            disks, places = self.plugger.disks.bootable, self.plugger.card_places()
+            self._bios = BuiltInBios(self.board, self.config, disks, e820, places)
         return self._bios
 
     def set_order(self, letters: str) -> None:

@@ -5,7 +5,7 @@ A device names its drive; what is behind it comes from :class:`pyvm.machine.stor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from pyvm.block.backend import BlockBackend
@@ -15,6 +15,7 @@ from pyvm.devices.properties import DeviceModel, in_use, not_found
 from pyvm.errors import ConfigError
 from pyvm.firmware.bios.machine import BiosDisk, DiskKind
 from pyvm.machine import cmos
+from pyvm.machine.plug.boot_places import boot_index
 from pyvm.records import field, record
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ _BOOT_PATHS = {
 }
 _BOOT_STRICT = "HALT"
 _PERIPHERAL = "/machine/peripheral/"
-
-
-def _boot_index(values: dict[str, Any]) -> int | None:
-    """Return a device's place in the order of booting, None where it has none."""
-    index: int | None = values.get("bootindex")
-    return None if index is None or index < 0 else index
 
 
 @record
@@ -88,7 +83,6 @@ class Disks:
         path: str = "",
     ) -> BlockBackend:
         """Return the drive that a device names; a drive for media may be empty.  `path` is the device's for clients."""
-        self._check_boot_index(values)
         backend = self._find_backend(model, values, removable=removable)
         backend.removable = removable
         backend.only_reads = only_reads
@@ -130,7 +124,7 @@ class Disks:
         lun: int = 0,
     ) -> None:
         address = None if function is None else function.slot << 3 | function.fn
-        index = _boot_index(values)
+        index = boot_index(values)
         if index is not None:
             place = "" if function is None else f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
             path = _BOOT_PATHS[interface].format(place=place, channel=channel, unit=unit, lun=lun)
@@ -149,19 +143,14 @@ class Disks:
             )
         )
 
-    def _check_boot_index(self, values: dict[str, Any]) -> None:
-        index = _boot_index(values)
-        if index is not None and any(index == other for other, _ in self._boot_paths):
-            raise ConfigError(f"The bootindex {index} has already been used")
-
     def spare(self, backend: BlockBackend) -> None:
         """There is no place for the device that was to have a drive: another one may have it."""
         self.not_bootable(backend)
         self.storage.give_back(backend, keep_drive=True)
 
-    def boot_order(self) -> bytes:
-        """Return the devices with a boot index as firmware in the guest wants to have them; empty without any."""
-        lines = [path for _, path in sorted(self._boot_paths)]
+    def boot_order(self, others: Iterable[tuple[int, str]] = ()) -> bytes:
+        """Return what has a boot index as firmware in the guest wants to have it, `others` too; empty without any."""
+        lines = [path for _, path in sorted([*self._boot_paths, *others])]
         if self.config.boot.strict:
             lines.append(_BOOT_STRICT)
         return b"" if not lines else "\n".join(lines).encode() + b"\0"

@@ -173,8 +173,7 @@ class Pc(Persistence):
         info = describe(self.board, config, vga=plugged.display is not None, affinity=affinity)
         info = replace(info, panic_port=plugged.panic_port, generation_id=plugged.generation_id is not None)
         tables = Tables(self.model.hotplug.describe(info))
-        disks = self._plugger.disks
-        self._boot = Boot(self.board, config, tables, lambda: disks.bootable, disks.boot_order, display=plugged.display)
+        self._boot = Boot(self.board, config, tables, self._plugger, display=plugged.display)
         self._boot.generation_id = plugged.generation_id
         self._boot.describe_to_guest()
         self._complete = True

@@ -65,6 +65,15 @@ class Shadow:
             vcpus.overlay(FOUR_GIB - self._file.size, self._file.size, self._file, writable=False)
         bridge.on_pam_change = self.update
 
+    def rom_at(self, address: int) -> tuple[DeviceRam, int] | None:
+        """Return the ROM that the guest reads at an address, and the offset in it; None where that is none."""
+        if self._file is not None and 0 <= address - (FOUR_GIB - self._file.size) < self._file.size:
+            return self._file, address - (FOUR_GIB - self._file.size)
+        for segment in self._bridge.pam_segments():
+            if segment.base <= address < segment.base + segment.size and not segment.readable:
+                return self._rom, address - _START
+        return None
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Take up changes at the end only: while the machine is reset they come in great number."""

@@ -86,6 +86,20 @@ authz-simple : authz +user-creatable
 
 can-bus : object +user-creatable
 
+cryptodev-backend : object +user-creatable
+  queues : uint32
+
+cryptodev-backend-builtin : cryptodev-backend
+
+confidential-guest-support : object abstract
+
+sev-guest : confidential-guest-support +user-creatable
+  sev-device : string | the host's device for it
+  dh-cert-file : string | certificate of the guest's owner, in base64
+  session-file : string | parameters of the session, in base64
+  policy handle cbitpos reduced-phys-bits : uint32
+  kernel-hashes : bool | the firmware is given hashes of the kernel
+
 netfilter : object +user-creatable abstract
   queue : NetFilterDirection
   netdev insert status position : string

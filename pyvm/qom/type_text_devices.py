@@ -160,6 +160,7 @@ apic-common : device abstract
 
 apic : apic-common
   id : uint32
+  legacy-instance-id : bool
 
 pci-vga : pci-device +acpi-dev-aml-interface +conventional-pci-device abstract
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyvm.clock import ManualClock
@@ -13,6 +13,7 @@ from pyvm.devices.display import registers as r
 from pyvm.devices.display.vga import Vga
 from pyvm.devices.i8042 import I8042
 from pyvm.devices.pci.bus import PciBus
+from pyvm.devices.pci.function import PciFunction
 from pyvm.devices.pci.i440fx import I440fx
 from pyvm.devices.pic import PicPair
 from pyvm.devices.port92 import Port92
@@ -20,7 +21,7 @@ from pyvm.devices.ps2_keyboard import Ps2Keyboard
 from pyvm.devices.ps2_mouse import Ps2Mouse
 from pyvm.devices.rtc import Rtc
 from pyvm.firmware.bios.bios import Bios
-from pyvm.firmware.bios.machine import BiosDisk, BiosMachine, BootConfig
+from pyvm.firmware.bios.machine import BiosDisk, BiosMachine, BootConfig, OptionRom
 from pyvm.firmware.bios.registers import FLAG_CARRY, FLAG_ZERO, Registers, linear
 from pyvm.firmware.bios.rom import SEGMENT
 from pyvm.firmware.e820 import pc_memory_map
@@ -33,6 +34,7 @@ STACK = 0x6F00
 CALLER = (0x1234, 0x5678)
 BUFFER = 0x9000
 FRAME_BUFFER = 0xE0000000
+ROM_MEMORY = 0xF0000000
 EPOCH = 1_700_000_000  # 2023-11-14 22:13:20 UTC
 
 
@@ -108,6 +110,9 @@ class Rig:
         boot: BootConfig | None = None,
         ram: int = 16 << 20,
         start: bool = True,
+        option_roms: Sequence[OptionRom] = (),
+        cards: Sequence[PciFunction] = (),
+        card_places: Mapping[int, int] | None = None,
     ) -> None:
         self.clock = ManualClock()
         blocks = pc_ram_blocks(ram)
@@ -127,7 +132,12 @@ class Rig:
             serial_ports=[COM1],
             boot=boot or BootConfig(),
             console_on_serial=console,
+            option_roms=option_roms,
+            card_places=card_places or {},
         )
+        for slot, card in enumerate(cards, 3):
+            self.pci.attach(card, slot)
+            card.config_write(0x30, 4, ROM_MEMORY + (slot << 20))
         self.bios = Bios(machine)
         self.bios.install()
         if start:

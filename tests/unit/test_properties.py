@@ -41,7 +41,7 @@ def test_properties_have_defaults_globals_and_values() -> None:
     values = set_properties(MODEL, {"ports": "0x10", "addr": "06.1", "room": "1k"}, overrides=globals_)
     assert values == {
         "addr": 0x31, "multifunction": False, "flag": False, "ports": 16, "level": -1, "room": 1024, "legacy": "auto",
-        "chardev": None, "acpi-index": 0,
+        "chardev": None, "acpi-index": 0, "romfile": None, "rombar": 1, "romsize": 0xFFFFFFFF,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ _EVEN_PLANES: Final = 0x00FF00FF
 _ODD_PLANES: Final = 0xFF00FF00
 _SPREAD: Final = tuple(sum(0xFF << 8 * plane for plane in range(4) if value >> plane & 1) for value in range(16))
 """For each value of four bits, bit n in all bits of byte n."""
+_FOUR_TIMES: Final = tuple(bytes((value,)) * 4 for value in range(256))
 
 
 class PlaneWindow:
@@ -64,6 +65,10 @@ class PlaneWindow:
             and graphics[r.GC_BIT_MASK] == 0xFF
         )
         trivial = self._plain and not self._compares
+        self._uniform = (
+            self._plain and not self._chain4 and not self._write_odd_even and self._planes == _ALL_BYTES * 0xFF
+        )
+        """Whether what the CPU writes goes into all four planes alike."""
         self._linear = packed or (trivial and self._chain4 and map_mask == 0xF)
         self.text = (
             trivial
@@ -115,6 +120,12 @@ class PlaneWindow:
             place += self._bank
             self._view[place : place + size] = value.to_bytes(size, "little")
             return
+        if self._uniform and size > 1 and 0 <= place <= self._size - size:
+            first = place + self._bank
+            if first + size <= self._count:
+                data = b"".join([_FOUR_TIMES[byte] for byte in value.to_bytes(size, "little")])
+                self._view[4 * first : 4 * (first + size)] = data
+                return
         for index in range(size):
             self._write_byte(place + index, value >> 8 * index & 0xFF)
 

@@ -27,6 +27,7 @@ _ADDRESS, _DATA = 0, 4
 PROPERTIES: Properties = {
     "mac": Property("macaddr", None, "Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56"),
     "netdev": Property("netdev", None, "ID of a netdev to use as a backend"),
+    "bootindex": Property("int32", None, "place in the order in which the firmware tries to boot"),
     "autonegotiation": Property("bool", True, "on/off"),
     "mitigation": Property("bool", True, "on/off"),
 }

@@ -192,9 +192,12 @@ class PciFunction:
         """Declare registers that are placed by other means than a BAR, as those of old chip sets are."""
         self.windows.append(window)
 
-    def add_rom(self, content: bytes) -> None:
-        """Give the function an expansion ROM, as firmware looks for one that runs on the processor."""
-        self.rom_size = size = max(c.ROM_SMALLEST, 1 << (len(content) - 1).bit_length())
+    def add_rom(self, content: bytes, size: int | None = None) -> None:
+        """Give the function an expansion ROM, as firmware looks for one that runs on the processor.
+
+        `size` is that of its BAR, a power of two; by default as much as the content needs.
+        """
+        self.rom_size = size = max(c.ROM_SMALLEST, size or 1 << (len(content) - 1).bit_length())
         rom = content.ljust(size, b"\xff")
         self.set_writable(c.ROM_BAR, 4, -size & 0xFFFFFFFF | c.ROM_ENABLE)
 

@@ -116,6 +116,7 @@ class VirtioNet(VirtioDevice[NetState]):
     PROPERTIES: ClassVar[Properties] = {
         "mac": Property("macaddr", None, "Ethernet 6-byte MAC Address, example: 52:54:00:12:34:56"),
         "netdev": Property("netdev", None, "ID of a netdev to use as a backend"),
+        "bootindex": Property("int32", None, "place in the order in which the firmware tries to boot"),
         **{name: Property("bool", True, "on/off") for name in _SWITCHES},
         "rx_queue_size": Property("uint16", 256, "entries of the receive queue"),
         "tx_queue_size": Property("uint16", 256, "entries of the transmit queue"),

@@ -13,6 +13,7 @@ from pyvm.firmware.bios.drives import Drives
 from pyvm.firmware.bios.hardware import Hardware
 from pyvm.firmware.bios.keyboard import Keyboard
 from pyvm.firmware.bios.machine import BiosMachine
+from pyvm.firmware.bios.option_roms import OptionRoms
 from pyvm.firmware.bios.pci import Pci
 from pyvm.firmware.bios.post import Post
 from pyvm.firmware.bios.printer import Printer
@@ -44,9 +45,11 @@ class Bios:
         self.printer = Printer(core, self.video)
         self.clock = Clock(core, self.pci, self.keyboard)
         self.system = System(core, self.hardware)
-        self.boot = Boot(core, self.drives, self.disk, self.video, self.keyboard)
+        self.option_roms = OptionRoms(core, self.pci)
+        self.boot = Boot(core, self.drives, self.disk, self.video, self.keyboard, self.option_roms)
         self.post = Post(
-            core, self.video, self.drives, self.printer, self.clock, self.boot, self.hardware, self.keyboard
+            *(core, self.video, self.drives, self.printer, self.clock, self.boot, self.hardware, self.keyboard),
+            self.option_roms,
         )
         self._services: dict[str, Service] = {
             "post": self.post.start,
@@ -55,6 +58,10 @@ class Bios:
             "boot": self.boot.first,
             "boot_next": self.boot.next,
             "retry": self.boot.retry,
+            "boot_read": self.boot.read_done,
+            "rom_returned": self.post.rom_returned,
+            "connect": self.post.connect,
+            "pmm": self.option_roms.memory_manager.call,
             "video": self.video.call,
             "equipment": self._equipment,
             "memory_size": self._memory_size,

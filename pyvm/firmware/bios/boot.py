@@ -7,7 +7,7 @@ and a boot sector that gives up calls int 18h to have the next one tried.  What 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from pyvm.firmware.bios import data_area as area
 from pyvm.firmware.bios.cdrom_boot import CdBootError
@@ -16,7 +16,9 @@ from pyvm.firmware.bios.disk import Disk, DiskError
 from pyvm.firmware.bios.drives import FIRST_DISK, SECTOR, Drive, Drives
 from pyvm.firmware.bios.keyboard import Keyboard
 from pyvm.firmware.bios.machine import DEFAULT_SPLASH_MS, DiskKind
-from pyvm.firmware.bios.registers import FLAG_FIXED, FLAG_INTERRUPTS, Registers
+from pyvm.firmware.bios.option_roms import OptionRoms, Vector
+from pyvm.firmware.bios.registers import FLAG_CARRY, FLAG_FIXED, FLAG_INTERRUPTS, Registers
+from pyvm.firmware.bios.rom import INT13, SEGMENT
 from pyvm.firmware.bios.video import Video
 from pyvm.memory import GuestMemoryError
 from pyvm.records import record
@@ -30,8 +32,12 @@ _NO_CHOICE: Final = 0xFF
 _ESCAPE_SCAN: Final = 0x01
 _UNITS: Final = ((30, "GiB"), (20, "MiB"))
 _KEYS: Final = "123456789abcdefghijklmnopqrstuvwxyz"
-_LETTERS: Final[dict[DiskKind, str]] = {"floppy": "a", "disk": "c", "cdrom": "d"}
-_NAMES: Final[dict[DiskKind, str]] = {"floppy": "Floppy", "disk": "Hard Disk", "cdrom": "DVD/CD"}
+Kind = DiskKind | Literal["rom"]
+_LETTERS: Final[dict[Kind, str]] = {"floppy": "a", "disk": "c", "cdrom": "d", "rom": "n"}
+_USUAL: Final = "acdn"
+_NAMES: Final[dict[Kind, str]] = {"floppy": "Floppy", "disk": "Hard Disk", "cdrom": "DVD/CD", "rom": "ROM"}
+_DISK_VECTOR: Final = 4 * 0x13
+_READ_FIRST_SECTOR: Final = 0x0201
 
 
 class BootError(Exception):
@@ -40,9 +46,10 @@ class BootError(Exception):
 
 @record(frozen=True)
 class Entry:
-    """Something to boot from."""
+    """Something to boot from: a drive, or what an option ROM has."""
 
-    drive: Drive
+    kind: Kind
+    item: Drive | Vector
     place: tuple[int, int]
     """Its priority: lower is earlier."""
 
@@ -50,13 +57,16 @@ class Entry:
 class Boot:
     """The services, and the menu."""
 
-    def __init__(self, core: Core, drives: Drives, disk: Disk, video: Video, keyboard: Keyboard) -> None:
+    def __init__(
+        self, core: Core, drives: Drives, disk: Disk, video: Video, keyboard: Keyboard, roms: OptionRoms
+    ) -> None:
         self._core = core
         self._ebda = core.ebda
         self._drives = drives
         self._disk = disk
         self._video = video
         self._keyboard = keyboard
+        self._roms = roms
         self._order = core.machine.boot.order
         self._started = False
 
@@ -68,51 +78,68 @@ class Boot:
         self._ebda.set_byte(area.BOOT_CHOICE, _NO_CHOICE)
         self._disk.emulation.clear()
         self._drives.forget()
+        self._roms.initialise()
 
     # -- the list ---------------------------------------------------------------------------------------------------
 
     def _all(self) -> list[Entry]:
         """Return every drive, in the order in which the menu shows and int 19h tries them."""
+        vectors = self._roms.vectors()
+        indices = [item.bootindex for item in self._core.machine.disks] + [item.bootindex for item in vectors]
+        strict = self._core.machine.boot.strict and any(index is not None for index in indices)
         entries = []
         for drive in (*self._drives.floppies, *self._drives.disks, *self._drives.cds):
-            place = self._place(drive)
-            if place is not None:
-                entries.append(Entry(drive, place))
+            place = self._place(drive.disk.kind, drive.disk.bootindex)
+            if not strict or drive.disk.bootindex is not None:
+                entries.append(Entry(drive.disk.kind, drive, place))
+        for vector in vectors:
+            kind: Kind = "disk" if vector.drives else "rom"
+            if not strict or vector.drives or vector.bootindex is not None:
+                entries.append(Entry(kind, vector, self._place(kind, vector.bootindex)))
         return sorted(entries, key=lambda entry: entry.place)
 
-    def _place(self, drive: Drive) -> tuple[int, int] | None:
-        index, letter = drive.disk.bootindex, _LETTERS[drive.disk.kind]
+    def _place(self, kind: Kind, index: int | None) -> tuple[int, int]:
+        letter = _LETTERS[kind]
         if index is not None:
             return 0, index
-        if self._core.machine.boot.strict and any(disk.bootindex is not None for disk in self._core.machine.disks):
-            return None
         position = self._order.find(letter)
-        return (1, position) if position >= 0 else (2, "acd".index(letter))
+        return (1, position) if position >= 0 else (2, _USUAL.index(letter))
 
     def _to_try(self) -> list[Entry]:
-        """Return what int 19h tries: of floppy drives and hard disks the first only, and what the menu chose first."""
+        """Return what int 19h tries: of floppy drives and hard disks the first only."""
+        result: list[Entry] = []
+        for entry in self._chosen():
+            if entry.kind in ("cdrom", "rom") or all(other.kind != entry.kind for other in result):
+                result.append(entry)
+        return result
+
+    def _chosen(self) -> list[Entry]:
+        """Return every drive, and first what the menu chose."""
         entries = self._all()
         choice = self._ebda.byte(area.BOOT_CHOICE)
         if choice < len(entries):
             entries.insert(0, entries.pop(choice))
-        result: list[Entry] = []
-        for entry in entries:
-            kind = entry.drive.disk.kind
-            if kind == "cdrom" or all(other.drive.disk.kind != kind for other in result):
-                result.append(entry)
-        return result
+        return entries
 
     # -- the menu ---------------------------------------------------------------------------------------------------
 
     def start(self, registers: Registers) -> None:
         """Go on from POST: offer the menu, or boot."""
         boot = self._core.machine.boot
-        registers.goto = "start"
+        self._go(registers)
         if boot.menu and self._all():
             self._video.print("Press ESC for boot menu.\n\n")
             milliseconds = DEFAULT_SPLASH_MS if boot.splash_time is None else max(boot.splash_time, 0)
             self._core.push_deadline(registers, milliseconds * _MILLISECOND)
             registers.goto = "menu_prompt"
+
+    def _go(self, registers: Registers) -> None:
+        """Boot, but let option ROMs that have drives connect them before."""
+        registers.goto = "start"
+        if any(vector.drives for vector in self._roms.vectors()):
+            registers.goto = "connect"
+        else:
+            self._roms.memory_manager.close()
 
     def menu_prompt(self, registers: Registers) -> None:
         """Wait for Esc while the prompt is shown."""
@@ -124,13 +151,15 @@ class Boot:
         elif self._core.time_left(registers):
             registers.goto = "menu_prompt"
         else:
-            registers.goto = "start"
+            self._go(registers)
 
     def _show_menu(self) -> None:
-        lines = [f"{key}. {self._title(entry.drive)}" for key, entry in zip(_KEYS, self._all(), strict=False)]
+        lines = [f"{key}. {self._title(entry.item)}" for key, entry in zip(_KEYS, self._all(), strict=False)]
         self._video.print("Select boot device:\n\n" + "\n".join(lines) + "\n")
 
-    def _title(self, drive: Drive) -> str:
+    def _title(self, drive: Drive | Vector) -> str:
+        if isinstance(drive, Vector):
+            return drive.title
         kind = _NAMES[drive.disk.kind]
         if drive.disk.kind == "floppy":
             return f"{kind} [Drive {'AB'[drive.number & 1]}]"
@@ -148,18 +177,41 @@ class Boot:
         character = chr(key & 0xFF).lower()
         index = _KEYS.find(character) if key & 0xFF else -1
         if key >> 8 == _ESCAPE_SCAN:
-            registers.goto = "start"
+            self._go(registers)
         elif 0 <= index < len(self._all()):
             self._choose(index)
-            registers.goto = "start"
+            self._go(registers)
 
     def _choose(self, index: int) -> None:
-        drive = self._all()[index].drive
-        if drive.disk.kind == "disk":
+        drive = self._all()[index].item
+        if isinstance(drive, Drive) and drive.disk.kind == "disk":
             self._drives.put_first(drive)
-            index = next(place for place, entry in enumerate(self._all()) if entry.drive.number == FIRST_DISK)
+            index = next(place for place, entry in enumerate(self._all()) if _is_first_disk(entry.item))
         self._ebda.set_byte(area.BOOT_CHOICE, index)
         self._video.print("\n")
+
+    # -- drives of option ROMs -------------------------------------------------------------------------------------
+
+    def connect(self, registers: Registers) -> bool:
+        """Number the hard disks, and let option ROMs add theirs, in the order of booting; return whether all is done.
+
+        A ROM takes the number behind those that the data area counts.
+        """
+        done = self._ebda.byte(area.ROM_CONNECT)
+        if done == 0:
+            self._drives.hide_disks()
+        entries = [entry for entry in self._chosen() if entry.kind == "disk"]
+        for index in range(done, len(entries)):
+            self._ebda.set_byte(area.ROM_CONNECT, index + 1)
+            item = entries[index].item
+            if isinstance(item, Vector):
+                self._roms.call(registers, item.segment, item.offset, item.address, "connect")
+                return False
+            self._drives.show(next(place for place, drive in enumerate(self._drives.disks) if drive.disk is item.disk))
+        self._drives.show_all()
+        self._roms.memory_manager.close()
+        registers.goto = "start"
+        return True
 
     # -- int 19h and 18h --------------------------------------------------------------------------------------------
 
@@ -177,10 +229,16 @@ class Boot:
         entries = self._to_try()
         for index in range(first, len(entries)):
             self._ebda.set_byte(area.BOOT_NEXT, index + 1)
-            drive = entries[index].drive
-            self._video.print(f"Booting from {_NAMES[drive.disk.kind]}...\n")
+            item = entries[index].item
+            self._video.print(f"Booting from {_NAMES[entries[index].kind]}...\n")
+            if isinstance(item, Vector) and not item.drives:
+                self._roms.call(registers, item.segment, item.offset, item.address, "int18")
+                return
+            if entries[index].kind != "cdrom" and self._is_disk_service_taken():
+                self._read_by_interrupt(registers, entries[index].kind)
+                return
             try:
-                segment, number = self._load(drive)
+                segment, number = self._load(item)
             except BootError as error:
                 self._video.print(f"Boot failed: {error}\n\n")
                 continue
@@ -189,23 +247,55 @@ class Boot:
         self._ebda.set_byte(area.BOOT_NEXT, len(entries))
         self._nothing(registers)
 
-    def _load(self, drive: Drive) -> tuple[int, int]:
+    def _is_disk_service_taken(self) -> bool:
+        return self._core.memory.read_u32(_DISK_VECTOR) != SEGMENT << 16 | INT13
+
+    def _read_by_interrupt(self, registers: Registers, kind: Kind) -> None:
+        """Have the first sector read by int 13h itself: an option ROM answers it now."""
+        registers.ax, registers.cx = _READ_FIRST_SECTOR, 1
+        registers.dx = FIRST_DISK if kind == "disk" else 0
+        registers.ss, registers.esp = 0, STACK_TOP
+        registers.es, registers.bx = 0, BOOT_ADDRESS
+        registers.eflags = FLAG_FIXED | FLAG_INTERRUPTS
+        registers.goto = "boot_read"
+
+    def read_done(self, registers: Registers) -> None:
+        """Int 13h has read, or failed to read, a boot sector."""
+        index, entries = self._ebda.byte(area.BOOT_NEXT), self._to_try()
+        is_disk = 0 < index <= len(entries) and entries[index - 1].kind == "disk"
+        try:
+            if registers.eflags & FLAG_CARRY:
+                raise BootError("could not read the boot disk")
+            self._check_boot_sector()
+        except BootError as error:
+            self._video.print(f"Boot failed: {error}\n\n")
+            self._boot_from(registers, index)
+        else:
+            self._enter(registers, BOOT_ADDRESS >> 4, FIRST_DISK if is_disk else 0)
+
+    def _check_boot_sector(self) -> None:
+        if self._core.memory.read(BOOT_ADDRESS + SECTOR - 2, 2) != BOOT_SIGNATURE:
+            raise BootError("not a bootable disk")
+
+    def _load(self, drive: Drive | Vector) -> tuple[int, int]:
         """Load what `drive` boots; return (segment, drive number) to start it with.  Raises BootError."""
-        if drive.disk.kind == "cdrom":
+        if isinstance(drive, Drive) and drive.disk.kind == "cdrom":
             try:
                 return self._disk.emulation.load(drive)
             except CdBootError as error:
                 raise BootError(f"Could not read from CDROM (code {error.code:04x})") from None
             except GuestMemoryError:
                 raise BootError("the CDROM's boot image does not fit in memory") from None
-        number = FIRST_DISK if drive.disk.kind == "disk" else 0
-        current = self._drives.find(number) or drive
+        is_disk = isinstance(drive, Vector) or drive.disk.kind == "disk"
+        number = FIRST_DISK if is_disk else 0
+        current = self._drives.find(number)
         try:
+            if current is None:
+                raise BootError("could not read the boot disk")
             self._disk.transfer(current, BOOT_ADDRESS, 0, 1, False)
         except DiskError:
             raise BootError("could not read the boot disk") from None
-        if self._core.memory.read(BOOT_ADDRESS + SECTOR - 2, 2) != BOOT_SIGNATURE:
-            raise BootError("not a bootable disk")
+        self._check_boot_sector()
         return BOOT_ADDRESS >> 4, number
 
     def _enter(self, registers: Registers, segment: int, number: int) -> None:
@@ -236,3 +326,7 @@ class Boot:
             self._video.print("Rebooting.\n")
             self._core.reset_machine()
             registers.goto = "halt"
+
+
+def _is_first_disk(item: Drive | Vector) -> bool:
+    return isinstance(item, Drive) and item.number == FIRST_DISK

@@ -113,6 +113,12 @@ VBE_MODE: Final = 0xAE  # word: the VBE mode with its flags, 0xffff where none i
 DRIVE_PARAMETERS: Final = 0xC0  # 16 bytes: the device parameter table extension of the last int 13h AH=48
 APM_CONNECTED: Final = 0xD0
 FIRST_DISK_INDEX: Final = 0xD1  # which of the hard disks in their usual order is drive 80h
+ROM_NEXT: Final = 0xD2  # how many of the option ROMs have had their turn
+ROM_CONNECT: Final = 0xD3  # how many of the drives and ROMs with drives have got their numbers
+ROM_END: Final = 0xD4  # word: the segment behind the option ROMs
+DISK_SHIFTS: Final = 0xE0  # 16 bytes: how many drives of ROMs come before each hard disk, 0xff for one without number
+PMM_BLOCKS: Final = 0x140  # 20 times 12 bytes: memory that option ROMs have: start, size, handle
+ROM_SEGMENTS: Final = 0x100  # 32 words: where each of the option ROMs is, 0 where it is not there
 
 
 class DataArea:

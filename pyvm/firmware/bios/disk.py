@@ -291,9 +291,11 @@ class Disk:
         return SUCCESS if self._drive(registers).disk.backend.inserted else DRIVE_NOT_READY
 
     def _count(self, number: int) -> int:
-        drives = self._drives.floppies if number < FIRST_DISK else self._drives.disks
-        count = len(drives) + self.emulation.shifts(number)
-        return min(count, MAX_FLOPPIES) if number < FIRST_DISK else count
+        more = self.emulation.shifts(number)
+        if number < FIRST_DISK:
+            return min(len(self._drives.floppies) + more, MAX_FLOPPIES)
+        # The data area counts the drives of option ROMs, too.
+        return self._core.bda.byte(area.DISK_COUNT) + more
 
     def _parameters(self, registers: Registers) -> int:
         drive = self._drive(registers)

@@ -24,6 +24,7 @@ FIRST_CD: Final = 0xE0
 MAX_FLOPPIES: Final = 2
 MAX_DISKS: Final = 16
 MAX_CDS: Final = 16
+HIDDEN: Final = 0xFF
 MAX_CYLINDERS: Final = 1024
 MAX_DRIVE_CYLINDERS: Final = 16383
 DRIVE_HEADS: Final = 16
@@ -193,6 +194,26 @@ class Drives:
         """Number the drives anew at the next use; at reset."""
         self._known = False
         self._core.ebda.set_byte(area.FIRST_DISK_INDEX, 0)
+        self._core.ebda.set_block(area.DISK_SHIFTS, bytes(MAX_DISKS))
+
+    def hide_disks(self) -> None:
+        """Take the numbers of all hard disks back: :meth:`show` gives new ones."""
+        self._core.ebda.set_block(area.DISK_SHIFTS, bytes((HIDDEN,)) * MAX_DISKS)
+        self._core.bda.set_byte(area.DISK_COUNT, 0)
+        self._known = False
+
+    def show(self, index: int) -> None:
+        """Give the hard disk of that index the number behind those that there are, of option ROMs as well."""
+        number = self._core.bda.byte(area.DISK_COUNT)
+        self._core.ebda.set_byte(area.DISK_SHIFTS + index, max(number - index, 0))
+        self._core.bda.set_byte(area.DISK_COUNT, number + 1)
+        self._known = False
+
+    def show_all(self) -> None:
+        """Give every hard disk a number that has none yet."""
+        for index, drive in enumerate(self.disks):
+            if not drive.number:
+                self.show(index)
 
     def put_first(self, drive: Drive) -> None:
         """Make a hard disk drive 80h."""
@@ -213,7 +234,11 @@ class Drives:
         first = self._core.ebda.byte(area.FIRST_DISK_INDEX)
         if first < len(disks):
             disks.insert(0, disks.pop(first))
-        self._disks = [_hard_disk(FIRST_DISK + index, disk) for index, disk in enumerate(disks[:MAX_DISKS])]
+        shifts = self._core.ebda.block(area.DISK_SHIFTS, MAX_DISKS)
+        self._disks = [
+            _hard_disk(0 if shift == HIDDEN else FIRST_DISK + index + shift, disk)
+            for index, (disk, shift) in enumerate(zip(disks, shifts, strict=False))
+        ]
         cds = self._in_order("cdrom")
         self._cds = [_cd_rom(FIRST_CD + index, disk) for index, disk in enumerate(cds[:MAX_CDS])]
 
@@ -222,7 +247,7 @@ class Drives:
         if number >= FIRST_CD:
             drives, index = self.cds, number - FIRST_CD
         elif number >= FIRST_DISK:
-            drives, index = self.disks, number - FIRST_DISK
+            return next((drive for drive in self.disks if drive.number == number), None)
         else:
             drives, index = self.floppies, number
         if index >= len(drives):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pyvm.records import field, record
@@ -59,6 +59,15 @@ class BiosDisk:
 
 
 @record(frozen=True)
+class OptionRom:
+    """A ROM that the BIOS runs, one of no device."""
+
+    name: str
+    data: bytes
+    bootindex: int | None = None
+
+
+@record(frozen=True)
 class BootConfig:
     """What `-boot` says.  Times are in milliseconds."""
 
@@ -91,3 +100,6 @@ class BiosMachine:
     console_on_serial: bool = False
     """Whether COM1 is a console: it shows the text of the screen and its input comes in as keys."""
     cpus: int = 1
+    option_roms: Sequence[OptionRom] = ()
+    card_places: Mapping[int, int] = field(default_factory=dict)
+    """The bootindex of PCI devices that boot by their ROM, by bus << 8 | slot << 3 | function."""

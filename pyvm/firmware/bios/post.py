@@ -15,7 +15,7 @@ from pyvm.firmware.bios import rtc
 from pyvm.firmware.bios.boot import Boot
 from pyvm.firmware.bios.clock import Clock
 from pyvm.firmware.bios.core import Core
-from pyvm.firmware.bios.drives import Drive, Drives
+from pyvm.firmware.bios.drives import FIRST_DISK, Drive, Drives
 from pyvm.firmware.bios.hardware import (
     ACKNOWLEDGE,
     COMMAND_KEYBOARD_IRQ,
@@ -25,6 +25,7 @@ from pyvm.firmware.bios.hardware import (
     Hardware,
 )
 from pyvm.firmware.bios.keyboard import Keyboard
+from pyvm.firmware.bios.option_roms import OptionRoms
 from pyvm.firmware.bios.printer import Printer
 from pyvm.firmware.bios.registers import FLAG_FIXED, Registers
 from pyvm.firmware.bios.rom import ROM_START, SEGMENT
@@ -77,6 +78,7 @@ class Post:
         boot: Boot,
         hardware: Hardware,
         keyboard: Keyboard,
+        option_roms: OptionRoms,
     ) -> None:
         self._core = core
         self._video = video
@@ -86,6 +88,7 @@ class Post:
         self._boot = boot
         self._hardware = hardware
         self._keyboard = keyboard
+        self._option_roms = option_roms
         self._fresh = False
 
     # -- memory -----------------------------------------------------------------------------------------------------
@@ -145,7 +148,20 @@ class Post:
         self._video.set_mode(TEXT_80X25)
         self._video.print(f"pyvm BIOS {__version__}\n\n")
         self._clock.initialise()
-        self._boot.start(registers)
+        if not self._option_roms.run(registers):
+            self._boot.start(registers)
+
+    def rom_returned(self, registers: Registers) -> None:
+        """An option ROM is initialised: go on with the next, and then to booting."""
+        if not self._option_roms.returned(registers):
+            registers.ss, registers.esp = 0, STACK_TOP
+            self._boot.start(registers)
+
+    def connect(self, registers: Registers) -> None:
+        """Let option ROMs add their drives, which may give others of the drives new numbers."""
+        if self._boot.connect(registers):
+            registers.ss, registers.esp = 0, STACK_TOP
+            self._describe_disks()
 
     def _set_up_chips(self) -> None:
         core = self._core
@@ -184,8 +200,12 @@ class Post:
             flags = area.EQUIPMENT_FLOPPY | floppies - 1 << area.EQUIPMENT_FLOPPIES_SHIFT
             bda.set_word(area.EQUIPMENT, bda.word(area.EQUIPMENT) | flags)
         bda.set_byte(area.DISK_COUNT, len(drives.disks))
-        for drive, (_, table) in zip(drives.disks, _DRIVE_TABLES, strict=False):
-            self._core.ebda.set_block(table, _drive_table(drive))
+        self._describe_disks()
+
+    def _describe_disks(self) -> None:
+        for drive in self._drives.disks:
+            if 0 <= drive.number - FIRST_DISK < len(_DRIVE_TABLES):
+                self._core.ebda.set_block(_DRIVE_TABLES[drive.number - FIRST_DISK][1], _drive_table(drive))
 
 
 def _drive_table(drive: Drive) -> bytes:

@@ -21,6 +21,8 @@ ROM_SIZE: Final = 0x8000
 _FIRST_OFFSET: Final = ROM_START - SEGMENT_BASE
 
 # Entry points, offsets in segment 0xf000.
+PNP: Final = 0xB000
+PMM: Final = 0xB030
 POST: Final = 0xE05B
 NMI: Final = 0xE2C3
 INT13: Final = 0xE3FE
@@ -56,6 +58,7 @@ STC: Final = b"\xf9"
 HLT: Final = b"\xf4"
 NOP: Final = b"\x90"
 IRET: Final = b"\xcf"
+RETF: Final = b"\xcb"
 PUSH_AX, POP_AX = b"\x50", b"\x58"
 PUSH_ALL: Final = b"\x60\x1e\x06"  # pusha; push ds; push es
 POP_ALL: Final = b"\x07\x1f\x61"
@@ -181,6 +184,7 @@ def build() -> Rom:
     _other_hardware(rom)
     _start(rom)
     _tables(rom)
+    _option_roms(rom)
     return rom.assemble()
 
 
@@ -269,3 +273,14 @@ def _tables(rom: _Assembler) -> None:
     rom.table("no_alternates", b"\0")
     rom.table("date", tables.DATE, DATE)
     rom.table("model", bytes((tables.MODEL,)), MODEL)
+
+
+def _option_roms(rom: _Assembler) -> None:
+    """What option ROMs find and where they return to; last, so that everything else stays where it is."""
+    rom.code("rom_returned", Trap("rom_returned"))
+    rom.code("connect", Trap("connect"))
+    rom.code("boot_read", interrupt(0x13), Trap("boot_read"))
+    rom.code("pmm_entry", Trap("pmm"), RETF)
+    rom.table("pmm", bytes(16), PMM)
+    rom.code("pnp_entry", move_ax(tables.PNP_UNSUPPORTED), RETF)
+    rom.table("pnp", tables.plug_and_play(SEGMENT, rom.labels["pnp_entry"]), PNP)

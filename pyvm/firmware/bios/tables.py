@@ -57,3 +57,20 @@ CGA_PARAMETERS: Final = bytes.fromhex(
 
 # What every mode, font and function of int 10h there is, as int 10h AH=1B points to it.
 VIDEO_ABILITIES: Final = bytes.fromhex("ff e0 0f 00 00 00 00 07 08 02 ff 0e 00 00 00 00")
+
+PNP_UNSUPPORTED: Final = 0x82
+_PNP: Final = struct.Struct("<4sBBHBIHHHIIHI")
+_PNP_VERSION: Final = 0x10
+_PNP_CHECKSUM: Final = 8
+
+
+def plug_and_play(segment: int, entry: int) -> bytes:
+    """Return the installation check structure of a Plug and Play BIOS, whose only function says what it lacks.
+
+    Plug and Play BIOS Specification 1.0A, section 4.4.  Option ROMs take its address for a sign that they may boot.
+    """
+    base = segment << 4
+    fields = (_PNP_VERSION, _PNP.size, 0, 0, 0, entry, segment, entry, base, 0, segment, base)
+    data = bytearray(_PNP.pack(b"$PnP", *fields))
+    data[_PNP_CHECKSUM] = -sum(data) & 0xFF
+    return bytes(data)

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from pyvm.block.errors import BlockError
-from pyvm.config import DeviceConfig
+from pyvm.config import ROM_FOLDER, DeviceConfig
 from pyvm.devices.properties import DeviceModel, find_model, in_use, not_found, set_properties
 from pyvm.errors import ConfigError, MissingError
 from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
 from pyvm.machine.entropy import BuiltinEntropy, Entropy
+from pyvm.machine.plug.boot_places import card_path, cards, check_boot_index, read_rom
 from pyvm.machine.plug.models import DEVICE_MODELS, GUARDS, PCI_CARDS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
 from pyvm.records import field, record
@@ -160,6 +161,19 @@ class Plugger:
         except ConfigError as error:
             raise type(error)(f"{origin}: {error}" if origin else str(error)) from None
 
+    def boot_order(self) -> bytes:
+        """Return what has a boot index as firmware in the guest wants to have it; empty where nothing has one."""
+        found = [(index, card_path(function)) for index, function in cards(self._board.pci, self.plugged.devices)]
+        for rom in self._config.option_roms:
+            if rom.bootindex is not None:
+                found.append((rom.bootindex, f"/rom@{ROM_FOLDER}{rom.name}"))
+        return self.disks.boot_order(found)
+
+    def card_places(self) -> dict[int, int]:
+        """Return the boot indices of network cards by slot << 3 | function."""
+        found = cards(self._board.pci, self.plugged.devices)
+        return {function.slot << 3 | function.fn: index for index, function in found}
+
     def pause(self) -> None:
         """The guest has stopped."""
         for device in self.plugged.virtio:
@@ -186,6 +200,7 @@ class Plugger:
         """Plug one device in; raises ConfigError."""
         model = find_model(DEVICE_MODELS, device.driver)
         values = set_properties(model, device.properties, typed=device.typed, overrides=self._config.globals)
+        check_boot_index(values, self.plugged.devices, self._config.option_roms)
         self._entropy = None
         self._hotplugged = hotplugged
         try:
@@ -356,6 +371,9 @@ class Plugger:
         slot, number = (None, 0) if address is None else divmod(address, 8)
         self._check_index(values.get("acpi-index", 0))
         self._check_reachable(function.name, slot, number)
+        rom = read_rom(values)
+        if rom is not None:
+            function.add_rom(*rom)
         self._pci_target.attach(function, slot, number)
 
     def _check_index(self, index: int) -> None:
