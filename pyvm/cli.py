@@ -92,6 +92,10 @@ def _run(config: MachineConfig) -> int:
 
         enter(config.sandbox)
     config.ready = parent_ready
+    if config.restore is not None or config.loadvm is not None:
+        from pyvm.machine.saved.ahead import read_saved
+
+        read_saved(config)
     _import_asyncio()
     from pyvm.machine import run
 

@@ -21,7 +21,8 @@ from typing import Any
 
 _BATCH = 32
 _BATCH_NS = 500_000
-"""A batch ends after so many requests or so much time: those that are done do not wait for ever for those behind."""
+"""A batch ends after so many requests or so much time, and before work that takes long: those that are done do not wait
+for ever for those behind."""
 
 
 class Work(ABC):
@@ -32,6 +33,11 @@ class Work(ABC):
     @property
     def overlaps(self) -> bool:
         """Whether it may begin before what came before it is done."""
+        return False
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it is better to tell of what is done before it begins."""
         return False
 
     @abstractmethod
@@ -235,6 +241,8 @@ class IoContext:
         end = monotonic_ns() + _BATCH_NS
         for _ in range(_BATCH):
             if not queue:
+                break
+            if queue[0].takes_long and (begun or finished):
                 break
             work = queue.popleft()
             if begun and not work.overlaps:

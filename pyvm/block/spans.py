@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
+from pyvm.native import splice
+
 if TYPE_CHECKING:
     _Buffers = Sequence[memoryview]
 else:
@@ -39,14 +41,10 @@ class HostPipe:
         """
         way_out, way_in = self._open()
         try:
-            count = os.splice(source, way_in, min(length, _PIPE_BYTES), offset_src=start)
-            done = 0
-            while done < count:
-                done += os.splice(way_out, target, count - done, offset_dst=offset + done)
+            return splice(way_out, way_in, source, start, target, offset, length)
         except BaseException:
             self.close()  # something may be left in it
             raise
-        return count
 
     def close(self) -> None:
         """Give the pipe back."""

@@ -20,18 +20,17 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pyvm.memory import map_fixed
-from pyvm.migration.page_scan import runs, touched, used_pages
-
-if TYPE_CHECKING:
-    import numpy as np
+from pyvm.migration.page_scan import both, numbered, runs, touched, union, used_pages
 
 _PAGE = mmap.PAGESIZE
+_HUGE_PAGE = 2 << 20
 _PAGEMAP = "/proc/self/pagemap"
-_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
-"""Bits of an entry of /proc/self/pagemap."""
+_ENTRY = 8
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 7, 1 << 6, 1 << 5
+"""Bits of the highest byte of an entry of /proc/self/pagemap."""
+_OWN = bytes(entry & (_PRESENT | _SWAPPED) != 0 and not entry & _OF_FILE for entry in range(256))
 _GAP = 8
 """Pages between two runs that are less trouble in a run than a run of their own."""
 _MOST_RUNS = 4096
@@ -46,7 +45,7 @@ class Layers:
         """`base` is a descriptor, which is this object's from now on, of a file that has RAM from `base_offset` on."""
         self.size = size
         self._files = [(base, base_offset)]
-        self._source: np.ndarray | None = None
+        self._source: bytearray | None = None
         """For each page the index of its file; None: all come from the first."""
 
     def copy(self) -> Layers:
@@ -54,7 +53,7 @@ class Layers:
         other = Layers.__new__(Layers)
         other.size = self.size
         other._files = [(os.dup(fd), offset) for fd, offset in self._files]
-        other._source = None if self._source is None else self._source.copy()
+        other._source = None if self._source is None else bytearray(self._source)
         return other
 
     def close(self) -> None:
@@ -64,15 +63,11 @@ class Layers:
         self._files = []
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """Return where pages of one file start and end, in pages, and the index of the file."""
+        """Return where pages of one file start and end, in bytes, and the index of the file; the first file first."""
         if self._source is None:
-            return [(0, self.size // _PAGE, 0)]
-        import numpy as np
-
-        edges = np.flatnonzero(np.diff(self._source)) + 1
-        starts = [0, *edges.tolist()]
-        ends = [*starts[1:], len(self._source)]
-        return [(start, end, int(self._source[start])) for start, end in zip(starts, ends, strict=True)]
+            return [(0, self.size, 0)]
+        source = self._source
+        return [(*run, index) for index in range(len(self._files)) for run in runs(numbered(source, index))]
 
     def map(self, address: int) -> None:
         """Map all of it privately at an address of this process.  Raises OSError."""
@@ -84,47 +79,45 @@ class Layers:
 
     def _map_run(self, address: int, start: int, end: int, index: int) -> None:
         fd, offset = self._files[index]
-        place, length = start * _PAGE, (end - start) * _PAGE
-        map_fixed(address + place, length, mmap.MAP_PRIVATE, fd, offset + place)
+        map_fixed(address + start, end - start, mmap.MAP_PRIVATE, fd, offset + start)
 
-    def data(self) -> np.ndarray:
+    def data(self) -> bytes:
         """Return which pages may hold something, as far as the files know."""
-        import numpy as np
-
-        result = np.zeros(self.size // _PAGE, bool)
+        result = bytes(self.size // _PAGE)
         for index, (fd, offset) in enumerate(self._files):
-            there = np.zeros(self.size // _PAGE, bool)
+            there = bytearray(self.size // _PAGE)
             for start, end in touched(fd, offset + self.size):
-                there[max(start - offset, 0) // _PAGE : -(-max(end - offset, 0) // _PAGE)] = True
-            result |= there if self._source is None else there & (self._source == index)
+                first, behind = max(start - offset, 0) // _PAGE, -(-max(end - offset, 0) // _PAGE)
+                there[first:behind] = b"\x01" * (behind - first)
+            result = union(result, there if self._source is None else both(there, numbered(self._source, index)))
         return result
 
-    def add(self, address: int, view: memoryview, changed: np.ndarray) -> None:
+    def add(self, address: int, view: memoryview, changed: bytes) -> None:
         """Copy the pages that a machine has changed, whose RAM is at `address`, to a layer, and map that there.
 
         Raises OSError, with nothing changed.
         """
-        import numpy as np
-
-        runs = _joined_runs(changed)
-        if len(self._files) > 200 or len(self.runs()) + 2 * len(runs) > _MOST_RUNS:
+        joined = _joined_runs(changed)
+        if len(self._files) > 200 or len(self.runs()) + 2 * len(joined) > _MOST_RUNS:
             self._begin_anew(address, view)
             return
-        if not runs:
+        if not joined:
             return
         fd = _new_file(self.size)
         try:
-            for start, end in runs:
-                _write(fd, view[start * _PAGE : end * _PAGE], start * _PAGE)
+            for start, end in joined:
+                for first, behind in runs(used_pages(view[start:end])):  # zeros need no room
+                    _write(fd, view[start + first : start + behind], start + first)
         except BaseException:
             os.close(fd)
             raise
         self._files.append((fd, 0))
         if self._source is None:
-            self._source = np.zeros(self.size // _PAGE, np.uint8)
-        for start, end in runs:
-            self._source[start:end] = len(self._files) - 1
-            self._map_run(address, start, end, len(self._files) - 1)
+            self._source = bytearray(self.size // _PAGE)
+        index = len(self._files) - 1
+        for start, end in joined:
+            self._source[start // _PAGE : end // _PAGE] = bytes([index]) * ((end - start) // _PAGE)
+            self._map_run(address, start, end, index)
 
     def _begin_anew(self, address: int, view: memoryview) -> None:
         """Copy all that is used to one file, and map that."""
@@ -142,13 +135,10 @@ def copied(view: memoryview) -> Layers:
 
 def _copy(view: memoryview) -> int:
     """Return a new file with all that is used of RAM.  Raises OSError."""
-    import numpy as np
-
-    used = np.frombuffer(used_pages(view), bool)
     fd = _new_file(len(view))
     try:
-        for start, end in _joined_runs(used):
-            _write(fd, view[start * _PAGE : end * _PAGE], start * _PAGE)
+        for start, end in _joined_runs(used_pages(view)):
+            _write(fd, view[start:end], start)
     except BaseException:
         os.close(fd)
         raise
@@ -167,32 +157,25 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[count:], offset + count
 
 
-def _joined_runs(pages: np.ndarray) -> list[tuple[int, int]]:
-    """Return runs, in pages, that have all the given pages and few others."""
-    import numpy as np
-
-    numbers = np.flatnonzero(pages)
-    if not len(numbers):
-        return []
-    breaks = np.flatnonzero(np.diff(numbers) > _GAP)
-    starts = numbers[np.concatenate(([0], breaks + 1))]
-    ends = numbers[np.concatenate((breaks, [len(numbers) - 1]))] + 1
-    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+def _joined_runs(pages: bytes) -> list[tuple[int, int]]:
+    """Return runs, in bytes, that have all the given pages and few others."""
+    joined: list[tuple[int, int]] = []
+    for start, end in runs(pages):
+        if joined and start - joined[-1][1] < _GAP * _PAGE:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
-def own_pages(address: int, size: int) -> np.ndarray:
-    """Return which pages of a private mapping of files are this process's own.  Raises OSError."""
-    import numpy as np
-
-    count = size // _PAGE
+def own_pages(address: int, size: int) -> bytes:
+    """Return which pages of a private mapping are this process's own.  Raises OSError."""
+    length = size // _PAGE * _ENTRY
     with open(_PAGEMAP, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), count * 8, address // _PAGE * 8)
-    if len(data) != count * 8:
+        entries = os.pread(file.fileno(), length, address // _PAGE * _ENTRY)
+    if len(entries) != length:
         raise OSError(errno.EIO, "the kernel does not tell which pages were written")
-    entries = np.frombuffer(data, np.uint64)
-    there = entries & np.uint64(_PRESENT | _SWAPPED)
-    own: np.ndarray = (there != 0) & (entries & np.uint64(_OF_FILE) == 0)
-    return own
+    return entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
 
 
 class LayeredRam:
@@ -210,6 +193,8 @@ class LayeredRam:
     def discard(self, offset: int, length: int) -> None:
         """Give whole pages back to the host; they read as zeros afterwards.  Raises OSError."""
         map_fixed(self.address + offset, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if length >= _HUGE_PAGE:
+            _prefer_huge_pages(self.address + offset, length)
         self._given_back.append((offset, length))
 
     def place(self, address: int) -> None:
@@ -219,8 +204,7 @@ class LayeredRam:
 
     def touched(self) -> Iterator[tuple[int, int]]:
         """Yield where something may be, as offsets of starts and ends; nothing is looked at before.  Raises OSError."""
-        there: np.ndarray = self.layers.data() | own_pages(self.address, self.layers.size)
-        yield from runs(there.tobytes())
+        yield from runs(union(self.layers.data(), own_pages(self.address, self.layers.size)))
 
     def close(self) -> None:
         """Give the memory back; nothing may use it any more."""
@@ -231,11 +215,22 @@ class LayeredRam:
     def freeze(self) -> Layers:
         """Let all that the machine has written be a layer; return all layers, for another machine.  Raises OSError."""
         changed = own_pages(self.address, self.layers.size)
-        for offset, length in self._given_back:
-            changed[offset // _PAGE : (offset + length) // _PAGE] = True
+        if self._given_back:
+            # What a layer has there is to be zeros; what was written since is own.
+            gone = bytearray(len(changed))
+            for offset, length in self._given_back:
+                gone[offset // _PAGE : (offset + length) // _PAGE] = b"\x01" * (length // _PAGE)
+            changed = union(changed, both(gone, self.layers.data()))
         self.layers.add(self.address, _bytes_at(self.address, self.layers.size), changed)
         self._given_back = []
         return self.layers.copy()
+
+
+def _prefer_huge_pages(address: int, size: int) -> None:
+    """Have the host, if it can, give memory in larger pages than usual, one in little more time than a small one."""
+    import ctypes
+
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

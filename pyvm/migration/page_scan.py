@@ -1,6 +1,7 @@
 """Which pages of memory hold anything but zeros.
 
-Without numpy: to import that takes longer than to look at the memory of a guest of some size.
+Sets of pages are bytes here, one for each page, 1 where it is in the set.  Without numpy: to import that takes longer
+than to look at the memory of a guest of some size.
 """
 
 from __future__ import annotations
@@ -11,25 +12,33 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from pyvm.native import used_pages
+
+__all__ = ["PAGE", "Ranges", "both", "numbered", "packed", "runs", "touched", "union", "unpacked", "used_pages"]
+
 PAGE = mmap.PAGESIZE
 Ranges = Mapping[str, Iterable[tuple[int, int]]]
 """By the name of a block of memory: where something may be in it, as offsets of starts and ends in order."""
 
-
-_ZERO_PAGE = bytes(PAGE)
-_CHUNK = 256 * PAGE
-"""As much as fits in the processor's cache."""
 _TO_DIGITS, _FROM_DIGITS = bytes.maketrans(b"\x00\x01", b"01"), bytes.maketrans(b"01", b"\x00\x01")
 _SET = re.compile(rb"\x01+")
 
 
-def used_pages(data: memoryview) -> bytes:
-    """Return for each page of `data`, which is whole pages, 1 where it holds anything but zeros, and 0."""
-    used = bytearray()
-    for start in range(0, len(data), _CHUNK):
-        chunk = data[start : start + _CHUNK].tobytes()
-        used += bytes([not chunk.startswith(_ZERO_PAGE, page) for page in range(0, len(chunk), PAGE)])
-    return bytes(used)
+def union(one: bytes | bytearray, other: bytes | bytearray) -> bytes:
+    """Return the pages that are in one set or the other, which are of the same length."""
+    return (int.from_bytes(one, "little") | int.from_bytes(other, "little")).to_bytes(len(one), "little")
+
+
+def both(one: bytes | bytearray, other: bytes | bytearray) -> bytes:
+    """Return the pages that are in two sets of the same length."""
+    return (int.from_bytes(one, "little") & int.from_bytes(other, "little")).to_bytes(len(one), "little")
+
+
+def numbered(numbers: bytes | bytearray, number: int) -> bytes:
+    """Return the pages that have this number, 0 to 255."""
+    table = bytearray(256)
+    table[number] = 1
+    return bytes(numbers.translate(table))
 
 
 def runs(pages: bytes) -> list[tuple[int, int]]:

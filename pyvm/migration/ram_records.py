@@ -11,7 +11,7 @@ Blocks and their sizes are in the header of the stream.  What no record tells of
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pyvm.migration.checksum import crc32
 from pyvm.migration.page_scan import PAGE, Ranges, packed, runs, unpacked, used_pages
@@ -20,6 +20,8 @@ from pyvm.migration.stream import RecordHead, RecordReader, StreamError, StreamW
 RAM = b"RAMB"
 _CHUNK = 8 << 20
 """Bytes of memory that one record tells of."""
+_BATCH = 1 << 20
+"""Bytes that are read at a time."""
 _NAME = struct.Struct("<H")
 _PLACE = struct.Struct("<QI")
 _NAME_LIMIT = 255
@@ -65,13 +67,29 @@ def read_ram(reader: RecordReader, head: RecordHead, blocks: Mapping[str, memory
         raise StreamError("a record has pages behind the end of a block of RAM")
     bits = place.take(-(-count // 8))
     checksum = crc32(bits, crc32(where, crc32(name, crc32(fixed, checksum))))
-    for first, end in runs(unpacked(bits, count)):
-        part = target[start + first : start + end]
-        place.fill(part)
-        checksum = crc32(part, checksum)
+    for parts in _batches(target[start : start + count * PAGE], runs(unpacked(bits, count))):
+        place.fill_each(parts)
+        for part in parts:
+            checksum = crc32(part, checksum)
     if place.left:
         raise StreamError("a record of RAM has something behind its pages")
     check(head, checksum)
+
+
+def _batches(memory: memoryview, pages: Iterable[tuple[int, int]]) -> Iterator[list[memoryview]]:
+    """Yield lists of the given parts of memory, each list of as much as is still in a cache when it has been read."""
+    batch: list[memoryview] = []
+    room = _BATCH
+    for start, end in pages:
+        rest = memory[start:end]
+        while rest:
+            batch.append(rest[:room])
+            rest, room = rest[room:], room - len(batch[-1])
+            if not room:
+                yield batch
+                batch, room = [], _BATCH
+    if batch:
+        yield batch
 
 
 class _Counted:
@@ -81,17 +99,17 @@ class _Counted:
         self._reader = reader
         self.left = length
 
-    def fill(self, target: memoryview) -> None:
-        """Fill `target` with what comes next.  Raises StreamError."""
-        if len(target) > self.left:
+    def fill_each(self, targets: Sequence[memoryview]) -> None:
+        """Fill buffers with what comes next.  Raises StreamError."""
+        count = sum(map(len, targets))
+        if count > self.left:
             raise StreamError("a record of RAM is cut off")
-        self.left -= len(target)
-        self._reader.fill(target)
+        self.left -= count
+        self._reader.fill_each(targets)
 
     def take(self, count: int) -> bytearray:
         """Return the next `count` bytes.  Raises StreamError."""
         if count > self.left:
             raise StreamError("a record of RAM is cut off")
-        data = bytearray(count)
-        self.fill(memoryview(data))
-        return data
+        self.left -= count
+        return self._reader.take(count)

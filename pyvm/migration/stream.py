@@ -29,7 +29,7 @@ records of state check each field themselves (:mod:`pyvm.state`).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pyvm.errors import ConfigError
@@ -204,6 +204,11 @@ class RecordReader:
                 raise StreamError("the stream is cut off")
             done += count
         self.read += done
+
+    def fill_each(self, targets: Sequence[memoryview]) -> None:
+        """Fill buffers one after the other."""
+        for target in targets:
+            self.fill(target)
 
     def take(self, count: int) -> bytearray:
         """Return the next `count` bytes, of which there must be as many: check the number first."""

@@ -7,7 +7,7 @@ from there is checked before the machine is touched: sections fit it, or nothing
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pyvm.block.vectors import Buffers, total
@@ -22,7 +22,16 @@ from pyvm.migration.components import (
     state_of,
 )
 from pyvm.migration.ram_records import RAM, read_ram, write_ram
-from pyvm.migration.stream import DONE, SECTION, RecordHead, Section, StreamReader, StreamWriter, parse_section
+from pyvm.migration.stream import (
+    DONE,
+    SECTION,
+    RecordHead,
+    Section,
+    StreamError,
+    StreamReader,
+    StreamWriter,
+    parse_section,
+)
 from pyvm.state import StateError
 
 if TYPE_CHECKING:
@@ -35,7 +44,8 @@ _BUFFERED = 4 << 20
 _ALIGNMENT = 64 << 10
 _SECTOR = 512
 """Writes start and end at such boundaries, as encrypted images and direct I/O like them."""
-_READ_AHEAD = 1 << 20
+_READ_AHEAD = 128 << 10
+"""Bytes that are read at once where little is asked for; as they are copied once more, not many."""
 
 
 class VmstateWriter:
@@ -94,7 +104,7 @@ class VmstateReader:
         """Fill `target`, or its start; return how many bytes that are."""
         if not self._ahead and len(target) < _READ_AHEAD:
             data = bytearray(min(_READ_AHEAD, self._size - self._offset))
-            self._fill(memoryview(data))
+            self._fill([memoryview(data)])
             self._ahead = memoryview(data)
         if self._ahead:
             count = min(len(self._ahead), len(target))
@@ -102,13 +112,37 @@ class VmstateReader:
             self._ahead = self._ahead[count:]
             return count
         count = min(len(target), self._size - self._offset)
-        self._fill(target[:count])
+        self._fill([target[:count]])
         return count
 
-    def _fill(self, target: memoryview) -> None:
-        if total([target]):
-            self._read(self._offset, [target])
-            self._offset += len(target)
+    def fill_each(self, targets: Sequence[memoryview]) -> None:
+        """Fill buffers one after the other, all in one go.  Raises StreamError where there is less, and OSError."""
+        left = list(targets)
+        while left and self._ahead:
+            left[0] = left[0][self.readinto(left[0]) :]
+            if not left[0]:
+                del left[0]
+        if total(left) > self._size - self._offset:
+            raise StreamError("the stream is cut off")
+        self._fill(left)
+
+    def _fill(self, targets: Sequence[memoryview]) -> None:
+        if length := total(targets):
+            self._read(self._offset, targets)
+            self._offset += length
+
+
+class VmstateStream(StreamReader):
+    """The stream in such a file, of which large parts are read straight to where they belong."""
+
+    def __init__(self, file: VmstateReader) -> None:
+        self._vmstate = file
+        super().__init__(file)
+
+    def fill_each(self, targets: Sequence[memoryview]) -> None:
+        """Fill buffers one after the other."""
+        self._vmstate.fill_each(targets)
+        self.read += total(targets)
 
 
 def write_machine(pc: Pc, write: Callable[[int, Buffers], None]) -> int:
@@ -134,7 +168,7 @@ class SavedMachine:
 
     def __init__(self, pc: Pc, read: Callable[[int, Buffers], None], size: int) -> None:
         self._pc = pc
-        self._reader = StreamReader(VmstateReader(read, size))
+        self._reader = VmstateStream(VmstateReader(read, size))
         sections, self._next = read_sections(self._reader)
         try:
             self._sections = fields_of(pc, sections)

@@ -7,6 +7,8 @@
 
 #include "calls.h"
 #include "pageobjects.h"
+#include "pieces.h"
+#include "spans.h"
 #include "vector.h"
 
 enum { ARCH_X86 = 4, MODE_64 = 1 << 3 };
@@ -131,7 +133,7 @@ static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
         PyErr_SetString(PyExc_RuntimeError, "libunicorn is not loaded");
         return -1;
     }
-    if (!take_callbacks(engine, callbacks) || !open_unicorn(engine) || !make_vcpus(engine, count)) {
+    if (!take_callbacks(engine, callbacks) || !open_unicorn(engine) || !lookup_prepare(engine) || !make_vcpus(engine, count)) {
         close_unicorn(engine);
         return -1;
     }
@@ -162,6 +164,7 @@ static void engine_dealloc(EngineObject *self) {
     free(engine->code_pages);
     free(engine->code_parts);
     free(engine->plain_at);
+    lookup_close(engine);
     dirty_stop(engine);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -549,6 +552,16 @@ static PyMethodDef module_methods[] = {
      "check_missing(ram)\n\nRaise OSError where the host cannot have a PageTaker for this memory."},
     {"check_protect", pages_check_protect, METH_O,
      "check_protect(ram)\n\nRaise OSError where the host cannot have a PageKeeper for this memory."},
+    {"used_pages", pages_used, METH_O,
+     "used_pages(memory) -> bytes\n\nFor each page of the memory 1 where it holds anything but zeros, else 0."},
+    {"read_ahead", files_read_ahead, METH_VARARGS,
+     "read_ahead(paths, suffix)\n\nHave a thread read files, and of directories what ends with the suffix, into memory."},
+    {"copy_pieces", pieces_copy, METH_VARARGS,
+     "copy_pieces(pieces, position, target, place, room, unit, buffer) -> (position, runs, failure)\n\nCopy a disk from "
+     "files, in 64-bit words (start, end, fd, place in it), but for units of zeros."},
+    {"splice", spans_splice, METH_VARARGS,
+     "splice(way_out, way_in, source, start, target, offset, length) -> count\n\nCopy bytes between files through a pipe; "
+     "fewer only where the source ends.  Raises OSError: something may be left in the pipe then."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,5 +9,7 @@ extern PyTypeObject pagetaker_type, pageserver_type, pagekeeper_type;
 
 PyObject *pages_check_missing(PyObject *module, PyObject *buffer);
 PyObject *pages_check_protect(PyObject *module, PyObject *buffer);
+PyObject *pages_used(PyObject *module, PyObject *buffer);
+PyObject *files_read_ahead(PyObject *module, PyObject *arguments);
 
 #endif

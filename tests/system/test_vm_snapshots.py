@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +122,30 @@ class TestCommands:
         poke(vm, b"two")
         hmp(vm, "loadvm empty")
         assert peek(vm) == bytes(3)
+
+    def test_memory_that_was_replaced(self, vm: Machine) -> None:
+        """Nothing stays behind of what the memory was before, and whoever needs the memory finds the new one."""
+        pc = vm._pc
+        assert pc is not None
+        descriptor = pc.model.memory_fd
+        poke(vm, b"one")
+        hmp(vm, "savevm first")
+        for text in (b"two", b"six"):
+            poke(vm, text)
+            assert hmp(vm, "loadvm first") == ""
+            assert peek(vm) == b"one"
+        assert os.fstat(descriptor).st_blocks == 0
+        poke(vm, b"new")
+        hmp(vm, "savevm second")
+        poke(vm, b"two")
+        hmp(vm, "loadvm second")
+        assert peek(vm) == b"new"
+        with vm.fork() as child:
+            poke(vm, b"two")
+            assert peek(child) == b"new"
+            with child.fork() as other:
+                poke(child, b"six")
+                assert (peek(vm), peek(child), peek(other)) == (b"two", b"six", b"new")
 
     def test_a_machine_that_runs_goes_on(self, vm: Machine) -> None:
         vm.resume()

@@ -330,8 +330,9 @@ def test_what_is_not_one_request_is_not_begun(tmp_path: Path) -> None:
     server.stop()
 
 
-def test_requests_of_a_guest_are_on_their_way_together(server: Server) -> None:
+def test_requests_of_a_guest_are_on_their_way_together(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server answers only once it has seen all of them, and a flush waits until they are done."""
+    monkeypatch.setattr("pyvm.block.context._BATCH_NS", 60_000_000_000)  # however slow the host is
     node = RawNode(open_disk(server))
     lock = threading.RLock()
     disk = BlockBackend(node, IoContext(lock))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pyvm.block.spans import FileSpan, HostPipe
 from pyvm.block.vectors import Cursor, behind, copy_in, is_zero, pwritev, total
+from pyvm.native import splice
 
 DATA = os.urandom(100_000)
 
@@ -79,6 +80,18 @@ def test_nothing_is_left_in_the_pipe_after_an_error(files: Files) -> None:
         files.span(0, 5000).pwritev(read_only, 0)
     os.close(read_only)
     assert files.write(files.span(5000, 100), 0) == DATA[5000:5100]
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0, 1), (0, -1, 1), (0, 0, -1), (1 << 62, 0, 1 << 62), (0, (1 << 63) - 1, 1)])
+def test_no_range_is_out_of_what_a_file_can_have(files: Files, wrong: tuple[int, int, int]) -> None:
+    start, offset, length = wrong
+    with pytest.raises(ValueError, match="out of range"):
+        splice(-1, -1, files.source, start, files.target, offset, length)
+
+
+def test_a_copy_ends_with_its_source(files: Files) -> None:
+    assert files.pipe.copy(files.source, 60_000, files.target, 0, len(DATA)) == 40_000
+    assert files.pipe.copy(files.source, len(DATA), files.target, 0, 1) == 0
 
 
 def test_a_large_copy_takes_several_turns(files: Files) -> None:

@@ -53,8 +53,7 @@ class Remote:
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
-    for name in ("mirror", "backup"):
-        monkeypatch.setattr(f"pyvm.block.jobs.{name}.STEP_BYTES", PIECE)
+    monkeypatch.setattr("pyvm.block.jobs.block_job.STEP_BYTES", PIECE)
     made = Remote(tmp_path)
     yield made
     made.server.stop()  # nobody waits for an answer any more

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from pyvm.block.context import InlineContext, Work
+from pyvm import native
+from pyvm.block import spans
+from pyvm.block.context import InlineContext, IoContext, Work
 from pyvm.block.create import create_image
 from pyvm.block.drivers.file import FileNode
 from pyvm.block.drivers.filter import FilterNode
@@ -216,7 +218,7 @@ def test_one_worker_does_one_thing_at_a_time(
     disks: JobDisks, monkeypatch: pytest.MonkeyPatch, workers: int, ahead: bool
 ) -> None:
     began: list[int] = []
-    monkeypatch.setattr(os, "splice", no_splice)
+    monkeypatch.setattr(spans, "splice", no_splice)
     monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.begin", lambda self, file, offset, view: began.append(0))
     monkeypatch.setattr("pyvm.block.jobs.read_ahead._Reader.wait", lambda self: False)
     backup(disks, max_workers=workers, max_chunk=PIECE)
@@ -262,7 +264,7 @@ def test_files_are_copied_by_the_host(
 
 def test_where_the_host_cannot_copy_so_the_data_is_read(disks: JobDisks, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(os, "splice", lambda *_, **__: calls.append(0) or no_splice())
+    monkeypatch.setattr(spans, "splice", lambda *_, **__: calls.append(0) or no_splice())
     nodes = disks.storage.graph.nodes
     ahead = ReadAhead()
     copied(nodes["raw"], nodes["t"], ahead)
@@ -278,7 +280,7 @@ def test_it_is_known_which_side_of_a_copy_failed(
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "splice", full)
+    monkeypatch.setattr(spans, "splice", full)
     monkeypatch.setattr(os, "preadv" if of_read else "pwritev", full)
     nodes = disks.storage.graph.nodes
     ahead = ReadAhead()
@@ -288,6 +290,39 @@ def test_it_is_known_which_side_of_a_copy_failed(
         ahead.copy(nodes["raw"], 0, PIECE, SIZE, nodes["t"])
     assert (caught.value.error.errno, caught.value.of_read) == (errno.ENOSPC, of_read)
     ahead.close()
+
+
+def test_pieces_are_larger_where_the_host_is_quick_and_nobody_waits(
+    disks: JobDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, takes = 0, 0
+
+    def splice(*arguments: int) -> int:
+        nonlocal now
+        now += takes
+        return native.splice(*arguments)
+
+    monkeypatch.setattr(spans, "splice", splice)
+    monkeypatch.setattr("pyvm.block.jobs.read_ahead.monotonic_ns", lambda: now)
+    nodes = disks.storage.graph.nodes
+    ahead = ReadAhead()
+    now = 10**9
+    found = [ahead.in_bulk]
+    for cost in (10**5, 10**9, 0):
+        takes = cost
+        copied(nodes["raw"], nodes["t"], ahead)
+        found.append(ahead.in_bulk)
+    ahead.end_turn()
+    found.append(ahead.in_bulk)
+    ahead.end_turn(True)
+    found.append(ahead.in_bulk)
+    now += 10**8
+    found.append(ahead.in_bulk)
+    nodes["t"].detect_zeroes = "on"
+    copied(nodes["raw"], nodes["t"], ahead)
+    found.append(ahead.in_bulk)
+    ahead.close()
+    assert found == [False, True, False, True, True, False, True, False]
 
 
 def test_who_looks_at_data_gets_it(disks: JobDisks) -> None:
@@ -346,7 +381,12 @@ def take(steps: int, at: dict[int, Any], log: list[str], context: InlineContext,
 
         return run
 
-    Io(context, [step(number) for number in range(steps)], lambda: log.append("end")).begin(job)  # type: ignore[arg-type]
+    io = Io(
+        context,
+        [step(number) for number in range(steps)],
+        lambda contended: log.append("yield" if contended else "end"),
+    )
+    io.begin(job)  # type: ignore[arg-type]
     while job.host.calls:
         job.host.calls.pop(0)()
 
@@ -355,8 +395,29 @@ def test_steps_follow_one_another_until_the_guest_comes() -> None:
     log: list[str] = []
     context, job = InlineContext(), _Job()
     take(4, {1: lambda: context.submit(_Note(log))}, log, context, job)
-    assert log == ["0", "1", "end", "guest", "told", "2", "3", "end"]
+    assert log == ["0", "1", "yield", "guest", "told", "2", "3", "end"]
     assert job.ends == [([0, 1, 2, 3], None)]
+
+
+class _Long(_Note):
+    @property
+    def takes_long(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        self.log.append("turn")
+
+
+def test_the_guest_is_told_before_a_turn_begins() -> None:
+    log: list[str] = []
+    machine_lock = threading.RLock()
+    context = IoContext(machine_lock)
+    with machine_lock, context.lock:
+        for work in (_Note(log), _Note(log), _Long(log)):
+            context.submit(work)
+        context.settle(lambda: False)
+        context.close()
+    assert log == ["guest", "guest", "told", "told", "turn", "told"]
 
 
 def test_a_pause_ends_a_turn() -> None:

@@ -278,6 +278,28 @@ def test_load_tells_the_guest_of_another_peer_state() -> None:
     assert guest.messages() == [(1, PORT_OPEN, 1, b"")]
 
 
+def test_peer_that_spoke_before_the_machine_came() -> None:
+    """A machine that waits for a migration has never run, so nobody has paused its devices."""
+    guest = Guest(Pipe(7))
+    guest.open()
+    guest.messages()
+    guest.write(b"abcde", b"fghij")
+    guest.offer(10)
+    state = guest.device.save()
+    state.ports[0].host_connected = False
+
+    other = VirtioConsole()
+    pipe = Pipe()
+    other.add_port(ConsolePort(name="agent", chardev=pipe))
+    other.attach(guest.h.memory, guest.device.offered_features, guest.h.interrupts.append, lambda: None)
+    pipe.send(b"ping")
+    other.load(state)
+    other.resume()
+    assert guest.received() == [b"ping"]
+    assert guest.messages() == [(1, PORT_OPEN, 1, b"")]
+    assert pipe.taken == b"hij"
+
+
 def test_load_refuses_other_ports() -> None:
     guest = Guest()
     state = guest.device.save()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,6 +43,7 @@ SECTOR = 512
 _IOV_LIMIT = 1024
 """Most buffers of one preadv or pwritev (IOV_MAX of Linux)."""
 _ZERO_CHUNK = 1 << 20
+_FIRST_BLOCK = 4096
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -94,6 +96,8 @@ class FileNode(Node):
         self._written = False
         self._can_hurry = True
         """Whether this file system can tell that a read would have to wait."""
+        self._known_data = range(0)
+        """What a file that is only read has no hole in: to find the next one takes long in a file of many extents."""
         self._can_discard = True
         self._can_zero = {FALLOC_FL_PUNCH_HOLE: True, FALLOC_FL_ZERO_RANGE: True}
         self._discards = self._discards_failed = self._discarded = 0
@@ -197,6 +201,7 @@ class FileNode(Node):
             raise
         os.close(self._fd)
         self._fd, self._locks, self._bounce = descriptor, locks, bounce
+        self._known_data = range(0)
 
     def close(self) -> None:
         """Give the file and its locks back; nothing is flushed."""
@@ -282,6 +287,34 @@ class FileNode(Node):
         self._written = True
         self.note_write(offset + length)
         return os.copy_file_range(source._fd, self._fd, length, start, offset)
+
+    def copy_pieces(
+        self,
+        pieces: Sequence[tuple[int, int, FileNode, int]],
+        position: int,
+        place: int,
+        room: int,
+        unit: int,
+        buffer: bytearray,
+    ) -> tuple[int | None, list[tuple[int, int]], tuple[bool, int] | None]:
+        """Copy pieces of a disk from other files through `buffer`, but for whole units that are zeros.
+
+        A piece is its start and end on the disk, the file that has it, and its place there; they are in order, and what
+        is before `position` is left out.  Without `room` data keeps its place on the disk, which starts at `place` in
+        this file.  Else whole units are written one behind the other from `place` on, as long as there is room.
+
+        Return how far that came, None for the end; where on the disk those units are from, as starts and lengths; and
+        what failed there: whether it was the write, and the number of the error.
+        """
+        from pyvm.native import copy_pieces
+
+        self._check_ours()
+        self._written = True
+        self.note_write(place + (room or pieces[-1][1]))
+        words = array("Q")
+        for start, end, file, where in pieces:
+            words.extend((start, end, file._fd, where))
+        return copy_pieces(words, position, self._fd, place, room, unit, buffer)
 
     def span(self, pipe: HostPipe, offset: int, length: int) -> FileSpan:
         """Return bytes of the file that the host copies where they are written to another file."""
@@ -386,6 +419,9 @@ class FileNode(Node):
         end = offset + min(length, max(self._size, self.length()) - offset)
         if end <= offset:
             return Extent(0, False, True, True)  # the file has become shorter than the image in it says
+        known = self._known_data
+        if self.read_only and offset in known:
+            return Extent(min(known.stop, end) - offset, True, False, True, offset, self)
         try:
             start = os.lseek(self._fd, offset, os.SEEK_DATA)
         except OSError as error:
@@ -397,6 +433,8 @@ class FileNode(Node):
         hole = os.lseek(self._fd, offset, os.SEEK_HOLE)
         if hole % SECTOR and hole < end and hole == self.length():
             hole = -(-hole // SECTOR) * SECTOR  # zeros fill up the last sector
+        if self.read_only:
+            self._known_data = range(offset, hole)
         return Extent(min(hole, end) - offset, True, False, True, offset, self)
 
     def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
@@ -412,6 +450,9 @@ class FileNode(Node):
                 os.posix_fallocate(self._fd, present, size - present)
             else:
                 os.ftruncate(self._fd, size)
+            if not present and preallocation == "off":
+                # So that the first block is there to be read, by which others find out how requests are aligned.
+                self._write(0, [memoryview(bytes(min(size, _FIRST_BLOCK)))])
             if preallocation == "full":
                 self._fill(present, size)
         except OSError as error:
@@ -446,6 +487,7 @@ class FileNode(Node):
     def drop_cache(self) -> None:
         """Forget what the host's page cache has of the file, and how long it was."""
         self._size = -(-self.length() // SECTOR) * SECTOR
+        self._known_data = range(0)
         if not self.direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if self.options.get("x-check-cache-dropped"):
@@ -491,12 +533,13 @@ def make(
     del children
     if "pr-manager" in own:
         raise BlockError(f"No persistent reservation manager with id '{own['pr-manager']}'")
+    inactive = graph.inactive and not graph.given_up
     node = kind(
         own["filename"],
         name=settings.name,
         read_only=settings.read_only,
         unmap=settings.unmap,
-        access=UNUSED if graph.inactive else settings.access,
+        access=UNUSED if inactive else settings.access,
         direct=settings.direct,
         no_flush=settings.no_flush,
         auto_read_only=settings.auto_read_only,
@@ -506,5 +549,5 @@ def make(
         locking=own.get("locking", "auto"),
         open_file=graph.open_file,
     )
-    node.inactive = graph.inactive
+    node.inactive = inactive
     return node

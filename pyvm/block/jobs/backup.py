@@ -9,7 +9,7 @@ from pyvm.block.bitmaps import DirtyBitmap
 from pyvm.block.drivers.copy_before_write import CopyBeforeWriteNode
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs import surgery
-from pyvm.block.jobs.block_job import STEP_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
+from pyvm.block.jobs.block_job import BlockJob, JobOptions, OnError, check_nodes_together
 from pyvm.block.jobs.read_ahead import CopyError, bounded_look
 from pyvm.block.jobs.waits import Body
 from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Node
@@ -189,7 +189,9 @@ class BackupJob(BlockJob):
     def _copy_some(self) -> int:
         if self._late:
             return 0  # what failed is tried again another time
-        limit = min(STEP_BYTES, self.backup.max_chunk or STEP_BYTES)
+        limit = self.step_bytes
+        if self.backup.max_chunk:
+            limit = min(limit, self.backup.max_chunk)
         self.ahead.enabled = self.backup.max_workers > 1 and not self.pace.speed
         return self.copier.copy(0, self.source.size, max(limit, self.copier.cluster), self.ahead) or 0
 

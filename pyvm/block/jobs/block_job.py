@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OnError = Literal["report", "ignore", "enospc", "stop", "auto"]
 STEP_BYTES = 1 << 20
 """Most data that one step moves: so long the guest may have to wait for its own requests."""
+BULK_BYTES = 4 << 20
+"""The same where the host copies it quickly, and nobody has waited for a while."""
 ZERO_BYTES = 16 << 20
 """Most zeros that one step writes."""
 BATCH = 64
@@ -119,6 +121,11 @@ class BlockJob(Job):
     def batch(self) -> int:
         """How many steps to do at a time: one where the speed is limited, as each has to wait for its turn."""
         return 1 if self.pace.speed else BATCH
+
+    @property
+    def step_bytes(self) -> int:
+        """Most data that the next step moves."""
+        return BULK_BYTES if self.ahead.in_bulk and not self.pace.speed else STEP_BYTES
 
     def limit(self, moved: int) -> Body:
         """Wait for as long as the speed limit wants after `moved` bytes; a pause is taken here in any case."""

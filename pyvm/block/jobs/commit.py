@@ -11,7 +11,7 @@ from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.errors import BlockError
 from pyvm.block.filename import name_of
 from pyvm.block.jobs import surgery
-from pyvm.block.jobs.block_job import STEP_BYTES, ZERO_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
+from pyvm.block.jobs.block_job import ZERO_BYTES, BlockJob, JobOptions, OnError, check_nodes_together
 from pyvm.block.jobs.pace import SLICE
 from pyvm.block.jobs.read_ahead import CopyError
 from pyvm.block.jobs.waits import Body
@@ -152,7 +152,7 @@ class CommitJob(BlockJob):
             except OSError as error:
                 raise CopyError(error, False) from None
         elif extent.present:
-            length = min(length, STEP_BYTES)
+            length = min(length, self.step_bytes)
             self.ahead.copy(self.top, offset, length, offset if self.pace.speed else self.top.size, self.base)
         return length, extent.present
 

@@ -18,6 +18,7 @@ from pyvm.block.errors import BlockError
 from pyvm.block.jobs import surgery
 from pyvm.block.jobs.block_job import (
     BATCH,
+    BULK_BYTES,
     STEP_BYTES,
     ZERO_BYTES,
     BlockJob,
@@ -232,7 +233,7 @@ class MirrorJob(BlockJob):
     def _round(self) -> Body:
         """Copy some of what is dirty."""
         # Only a job whose speed is limited has to look at the clock after so many bytes.
-        self._left = self._budget if self.pace.speed else max(self._budget, BATCH * STEP_BYTES)
+        self._left = self._budget if self.pace.speed else max(self._budget, BATCH * BULK_BYTES)
         self._failed = False
         results: list[_Done] = yield self.io(*[self.copy_some] * BATCH)
         accounted = sum(it.accounted for it in results)
@@ -309,7 +310,7 @@ class MirrorJob(BlockJob):
         end = min(end, start + self._most(extent.length))
         # A unit that is only partly zeros is copied.
         if (extent.data and not extent.zero) or extent.length < end - start:
-            end = min(end, start + self._most(STEP_BYTES))
+            end = min(end, start + self._most(self.step_bytes))
             self.ahead.copy(self.source, start, end - start, end if self.pace.speed else dirty_end, self.target)
             return end, True
         end = min(end, start + self._most(ZERO_BYTES))

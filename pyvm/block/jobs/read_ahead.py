@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from time import monotonic_ns
 
 from pyvm.block.drivers.file import FileNode
 from pyvm.block.errors import BlockError
@@ -28,6 +29,10 @@ _LOOK_CLUSTERS = 4096
 """So many clusters one looks at, at most: the guest waits meanwhile."""
 _MOST_WRITES = 8
 """So many writes are on their way at once."""
+_BULK_NS_PER_MIB = 2_000_000
+"""Where the host takes no longer than this, larger pieces are no burden to whoever waits."""
+_QUIET_NS = 100_000_000
+"""So long nobody has waited where pieces are to be larger."""
 
 
 _PLAIN = frozenset({"qcow2", "raw", "file", "host_device", "nbd"})
@@ -105,6 +110,18 @@ class ReadAhead:
         self._pipe: HostPipe | None = None
         self._host_copies = True
         """Whether the host can copy between these files, as far as one knows."""
+        self._quick = False
+        """Whether the last piece was copied by the host, and took little time."""
+        self._contended = 0
+        """When somebody waited last."""
+
+    @property
+    def in_bulk(self) -> bool:
+        """Whether larger pieces are in order: the host copies them quickly, and nobody has waited for a while.
+
+        What there is to do for each piece, the wait for the interpreter above all, is less then.
+        """
+        return self._quick and monotonic_ns() - self._contended >= _QUIET_NS
 
     def put_off(self, target: Node, on_failure: LateFailure) -> None:
         """Let writes to `target` be on their way when :meth:`copy` returns, where that takes several at once."""
@@ -131,8 +148,12 @@ class ReadAhead:
 
         Raises CopyError, unless the failure comes to light later: see :meth:`put_off`.
         """
-        if self._host_copies and self._copy_on_host(node, offset, length, target):
-            return
+        if self._host_copies:
+            start = monotonic_ns()
+            if self._copy_on_host(node, offset, length, target):
+                self._quick = (monotonic_ns() - start) << 20 <= _BULK_NS_PER_MIB * length
+                return
+        self._quick = False
         try:
             view = self.read(node, offset, length, until)
         except (OSError, BlockError) as error:
@@ -221,8 +242,13 @@ class ReadAhead:
         self._pending = offset, self._buffer(self._next, length)
         self._reader.begin(leaf, known.offset + offset - self._start, self._pending[1])
 
-    def end_turn(self) -> None:
-        """Wait for what is on its way, and forget everything: others may change the images."""
+    def end_turn(self, contended: bool = False) -> None:
+        """Wait for what is on its way, and forget everything: others may change the images.
+
+        `contended` says whether somebody waits to come in between.
+        """
+        if contended:
+            self._contended = monotonic_ns()
         self._settle(0)
         self._known = None
         if self._pending is not None and self._reader is not None:

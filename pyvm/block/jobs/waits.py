@@ -71,8 +71,13 @@ class Io(Wait):
     job to pause or to give up, so that steps that were not taken are for another time.
     """
 
-    def __init__(self, context: Context, steps: list[Step], end_turn: Callable[[], None] = lambda: None) -> None:
-        """`end_turn` is called, with the context's lock held, before anybody else may come in between."""
+    def __init__(
+        self, context: Context, steps: list[Step], end_turn: Callable[[bool], None] = lambda contended: None
+    ) -> None:
+        """`end_turn` is called, with the context's lock held, before anybody else may come in between.
+
+        It is told whether somebody waits to do that.
+        """
         self.context = context
         self._steps = steps
         self._end_turn = end_turn
@@ -101,17 +106,19 @@ class Io(Wait):
         Raises Suspended where a step is to stop: it is taken again then.
         """
         end = monotonic_ns() + _TURN_NS
+        contended = False
         try:
             while self._goes_on:
                 self.results.append(self._steps[len(self.results)]())
-                if self.context.contended or monotonic_ns() >= end:
+                contended = self.context.contended
+                if contended or monotonic_ns() >= end:
                     break
         except Suspended:
             raise
         except Exception as error:  # noqa: BLE001 - it is the job's to look at
             self._error = error
         finally:
-            self._end_turn()
+            self._end_turn(contended)
 
     def turn_done(self, turn: Work) -> None:
         """Steps were taken; called with the machine lock held, on the context's thread."""
@@ -177,6 +184,11 @@ class _Turn(Work):
     def __init__(self, io: Io) -> None:
         self._io = io
         self._suspended: Suspended | None = None
+
+    @property
+    def takes_long(self) -> bool:
+        """A turn lasts until somebody else wants the context."""
+        return True
 
     def run(self) -> None:
         """Take steps."""

@@ -202,6 +202,14 @@ class VirtioConsole(VirtioDevice[ConsoleState]):
 
     # Queues
 
+    def resume(self) -> None:
+        """Go on after :meth:`pause`, or with a loaded state: control messages and data wait on either side."""
+        super().resume()
+        if self.running:
+            for queue in self.queues:
+                if queue.ready:
+                    self.handle_queue(queue)
+
     def handle_queue(self, queue: VirtQueue) -> None:
         """Let the owner of the queue work on it."""
         self._handlers[queue.index]()

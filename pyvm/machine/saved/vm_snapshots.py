@@ -266,8 +266,8 @@ def load(pc: Pc, name: str, *, vmstate: str | None = None, devices: Sequence[str
                 assert found is not None
                 kept.apply_snapshot(found.identifier, vm_state=False)
         pc.reset_to_load()
-        pc.memory.clear()
         with _told("Error while loading VM state"):
+            _clear_memory(pc)
             saved.load()
 
 
@@ -281,6 +281,18 @@ def _read(pc: Pc, image: Qcow2Node, snapshot: Snapshot) -> SavedMachine:
         raise BlockError(f"Error while loading VM state: {error.strerror}") from None
     except (BlockError, ConfigError) as error:
         raise BlockError(f"Error while loading VM state: {error}") from None
+
+
+def _clear_memory(pc: Pc) -> None:
+    """Let the memory be zeros.  What was made for the guest becomes memory that the host fills in less time."""
+    from pyvm.migration.fork_ram import LayeredRam
+
+    pc.memory.clear()
+    model, size = pc.model, pc.memory.size
+    if model.layered is None and model.memory_fd >= 0 and not model.numa.has_memory:
+        layered = LayeredRam(model.main_layers(), pc.memory.mapping)
+        layered.discard(0, size)
+        model.rest_on(layered)
 
 
 def _check_unused(storage: Storage, node: Node, image: Qcow2Node) -> None:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.records import field, record
 from pyvm.tools.img.arguments import IMAGE_LONG, Arguments, Cache, scan
-from pyvm.tools.img.console import Progress
+from pyvm.tools.img.console import Progress, complain
 from pyvm.tools.img.creation import asks_for_help, create_target, driver_features, print_option_help, split_options
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
-from pyvm.tools.img.sizes import parse_integer, parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
@@ -29,6 +28,7 @@ _LONG = {
 }
 _SECTOR = 512
 _MOST_SPARSE = 16 << 20
+_IN_FLIGHT = 8
 _MOST_IN_FLIGHT = 16
 
 
@@ -42,7 +42,7 @@ class _Job:
     format: str
     options: dict[str, str] = field(default_factory=dict)
     sparse: int = 4096
-    in_flight: int = 8
+    in_flight: int = _IN_FLIGHT
     rate: int = 0
 
     @property
@@ -83,13 +83,8 @@ def run(argv: list[str]) -> int:
 def _read_arguments(arguments: Arguments) -> _Job:
     options = arguments.creation_options()
     sparse = _sparse_size(arguments.get("S"))
-    in_flight = parse_integer(
-        arguments.get("m") or "8",
-        f"Invalid number of coroutines. Allowed number of coroutines is between 1 and {_MOST_IN_FLIGHT}",
-        1,
-        _MOST_IN_FLIGHT,
-    )
-    rate = parse_size("rate limit", arguments.get("r") or "0")
+    in_flight = _in_flight(arguments.get("m"))
+    rate = _rate(arguments.get("r"))
     if "n" in arguments and options is not None:
         raise ImgError("-o has no effect when skipping image creation")
     if "target-is-zero" in arguments and "n" not in arguments:
@@ -120,9 +115,28 @@ def _read_arguments(arguments: Arguments) -> _Job:
     )
 
 
+def _in_flight(text: str | None) -> int:
+    if text is None:
+        return _IN_FLIGHT
+    from pyvm.tools.img.sizes import parse_integer
+
+    complaint = f"Invalid number of coroutines. Allowed number of coroutines is between 1 and {_MOST_IN_FLIGHT}"
+    return parse_integer(text, complaint, 1, _MOST_IN_FLIGHT)
+
+
+def _rate(text: str | None) -> int:
+    if text is None:
+        return 0
+    from pyvm.tools.img.sizes import parse_size
+
+    return parse_size("rate limit", text)
+
+
 def _sparse_size(text: str | None) -> int:
     if text is None:
         return 4096
+    from pyvm.tools.img.sizes import parse_size
+
     size = parse_size("buffer size for sparse output", text)
     if size % _SECTOR or size > _MOST_SPARSE:
         raise ImgError(
@@ -166,7 +180,7 @@ def open_snapshot(node: Node, parameter: str) -> Node:
     from pyvm.block.errors import BlockError
 
     image = as_qcow2(node)
-    wanted = _snapshot_parameters(parameter)
+    wanted = snapshot_parameters(parameter)
     for snapshot in image.snapshots if image is not None else ():
         if not wanted:
             found = parameter in (snapshot.identifier, snapshot.name)
@@ -181,11 +195,15 @@ def open_snapshot(node: Node, parameter: str) -> Node:
     raise ImgError("Failed to load snapshot: Can't find snapshot")
 
 
-def _snapshot_parameters(parameter: str) -> dict[str, str]:
+def snapshot_parameters(parameter: str) -> dict[str, str]:
+    """Return what ``-l`` says as parameters; nothing where it is an ID or name.  Raises ImgError."""
     if not parameter.startswith("snapshot."):
         return {}
     wanted = split_options(parameter)
-    if not wanted or any(name not in ("snapshot.id", "snapshot.name") for name in wanted):
+    strange = [name for name in wanted if name not in ("snapshot.id", "snapshot.name")]
+    if strange:
+        complain(f"Invalid parameter '{strange[0]}'")
+    if strange or not wanted:
         raise ImgError(f"Failed in parsing snapshot param '{parameter}'")
     return wanted
 

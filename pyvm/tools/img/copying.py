@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.tools.img.console import Progress, warn
+from pyvm.tools.img.direct import Batch, find_way
 from pyvm.tools.img.errors import ImgError
-from pyvm.tools.img.runs import Content, Disks, Layout, aligned
+from pyvm.tools.img.runs import Content, Disks, Layout, Run, aligned
 from pyvm.tools.img.workers import Relay
 from pyvm.tools.img.zeros import find_runs, is_zero
 
@@ -62,6 +65,11 @@ class _Task:
         self.errors: list[tuple[int, str]] = []
         """Which sectors could not be read, and why."""
 
+    @property
+    def length(self) -> int:
+        """How many bytes of the disk it is."""
+        return self.end - self.start
+
 
 class Copier:
     """Copies the disk `source` to `target`.
@@ -77,16 +85,10 @@ class Copier:
         self._settings = settings
         self._progress = progress
         self._compress = settings.compress
-        shared = source.takes_threads
-        self._relay: Relay[Disks, _Task] = Relay(
-            min(settings.in_flight, os.cpu_count() or 1),
-            settings.in_flight if settings.compress is not None else min(settings.in_flight, _MOST_READ_AHEAD),
-            context=source,
-            begin=(lambda: source) if shared else open_source,
-            end=(lambda _: None) if shared else Disks.close,
-            prepare=self._prepare,
-            finish=self._finish,
-        )
+        self._open_source = open_source
+        simple = settings.target_is_zero and 0 < settings.sparse <= settings.unit and not settings.layout.salvage
+        simple = simple and not settings.rate and not settings.write_through and settings.compress is None
+        self._direct = find_way(source, target, settings.unit) if simple else None
         self._buffers: list[bytearray] = []
         self._done = 0
         self._total = 0
@@ -96,15 +98,44 @@ class Copier:
         """Copy everything.  Raises ImgError."""
         if self._progress.enabled:
             self._total = sum(end - start for start, end, content in self._runs() if self._counts(content))
-        self._relay.run(self._tasks())
+        count = min(self._settings.in_flight, os.cpu_count() or 1)
+        if self._source.takes_threads or count == 1:
+            self._relay(count, self._source, lambda: self._source, lambda _: None)
+            return
+        # Any thread asks the source what is where, while the others read.
+        own = self._open_source()
+        try:
+            self._relay(count, own, self._open_source, Disks.close)
+        finally:
+            own.close()
+
+    def _relay(self, count: int, own: Disks, begin: Callable[[], Disks], end: Callable[[Disks], None]) -> None:
+        ahead = self._settings.in_flight
+        relay: Relay[Disks, _Task | Batch] = Relay(
+            count,
+            ahead if self._compress is not None else min(ahead, _MOST_READ_AHEAD),
+            context=own,
+            begin=begin,
+            end=end,
+            prepare=self._prepare,
+            finish=self._finish,
+        )
+        try:
+            relay.run(self._tasks())
+        finally:
+            if self._direct is not None:
+                with suppress(OSError):  # what is left over is leaked, and there is an error that says more
+                    self._direct.abandon()
 
     @property
     def _chunk_size(self) -> int:
         return max(_CHUNK, self._compress.cluster_size if self._compress is not None else 0)
 
-    def _runs(self) -> Iterator[tuple[int, int, Content]]:
+    def _runs(self, runs: Iterator[Run] | None = None, start: int = 0) -> Iterator[tuple[int, int, Content]]:
+        """Yield all runs, or those given, which begin at `start`."""
         unit = self._compress.cluster_size if self._compress is not None else 1
-        return aligned(self._source.runs(self._settings.layout), unit, self._source.size, self._chunk_size)
+        runs = self._source.runs(self._settings.layout) if runs is None else runs
+        return aligned(runs, unit, self._source.size, self._chunk_size, start)
 
     def _counts(self, content: Content) -> bool:
         """Whether what is there counts in the progress."""
@@ -114,9 +145,17 @@ class Copier:
         """Whether bytes are written, and not only the fact that there are zeros."""
         return content is Content.DATA or (content is Content.ZERO and not self._settings.sparse)
 
-    def _tasks(self) -> Iterator[_Task]:
+    def _tasks(self) -> Iterator[_Task | Batch]:
         """Yield what there is to do."""
-        for start, end, content in self._runs():
+        runs = self._source.runs(self._settings.layout)
+        position = 0
+        if self._direct is not None:
+            yield from self._direct.batches(runs)
+            if self._direct.rest is None:
+                return
+            position = self._direct.rest.start
+            runs = chain((self._direct.rest,), runs)
+        for start, end, content in self._runs(runs, position):
             if self._is_written(content):
                 step = self._chunk_size
                 for part in range(start, end, step):
@@ -126,7 +165,14 @@ class Copier:
 
     # ---- In any thread
 
-    def _prepare(self, source: Disks, task: _Task) -> None:
+    def _prepare(self, source: Disks, task: _Task | Batch) -> None:
+        if isinstance(task, Batch):
+            assert self._direct is not None
+            try:
+                self._direct.copy(task)
+            except OSError as error:
+                raise ImgError(f"error while writing at byte {task.start}: {error.strerror}") from None
+            return
         if task.content is not Content.DATA and not (self._compress is not None and self._is_written(task.content)):
             return
         length = task.end - task.start
@@ -179,9 +225,12 @@ class Copier:
 
     # ---- In one thread at a time, in order
 
-    def _finish(self, task: _Task) -> None:
+    def _finish(self, task: _Task | Batch) -> None:
         try:
-            if task.buffer is not None:
+            if isinstance(task, Batch):
+                assert self._direct is not None
+                self._direct.settle(task)
+            elif task.buffer is not None:
                 self._write_chunk(task, task.buffer)
             elif self._is_written(task.content):
                 self._write(task.start, memoryview(bytes(task.end - task.start)))
@@ -189,7 +238,7 @@ class Copier:
                 self._write_zeroes(task.start, task.end)
         except OSError as error:
             raise ImgError(f"error while writing at byte {task.start}: {error.strerror}") from None
-        self._done += task.end - task.start
+        self._done += task.length
         self._progress.part(self._done, self._total)
 
     def _write_chunk(self, task: _Task, buffer: bytearray) -> None:

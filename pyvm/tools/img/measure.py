@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyvm.records import record
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.console import complain, print_json
-from pyvm.tools.img.convert import open_snapshot
+from pyvm.tools.img.convert import open_snapshot, snapshot_parameters
 from pyvm.tools.img.creation import split_options
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import ImageChoice, as_qcow2
@@ -39,6 +39,8 @@ def run(argv: list[str]) -> int:
     size = parse_size("image size", str(arguments.get("size"))) if "size" in arguments else None
     options = split_options(arguments.creation_options())
     arguments.add_objects()
+    if "l" in arguments:
+        snapshot_parameters(str(arguments.get("l")))
     if len(arguments.operands) > 1:
         raise ImgError("At most one filename argument is allowed.")
     filename = arguments.operands[0] if arguments.operands else None
@@ -80,7 +82,7 @@ def _print(sizes: _Sizes, as_json: bool) -> None:
 def _measure(target: str, options: dict[str, str], size: int, source: Node | None, image: Node | None = None) -> _Sizes:
     """Return the sizes of a copy of `source`, a disk of `size` bytes; `image` has its bitmaps."""
     from pyvm.block.create import OPTIONS, normalise
-    from pyvm.block.drivers.qcow2.creation import measure, read_options
+    from pyvm.block.drivers.qcow2.creation import ImageTooLargeError, measure, read_options
     from pyvm.block.luks import read_options as read_luks_options
     from pyvm.block.options import DRIVERS
 
@@ -99,7 +101,10 @@ def _measure(target: str, options: dict[str, str], size: int, source: Node | Non
     if target == "luks":
         size += read_luks_options(normalise("luks", options)).payload_offset
         return _Sizes(size, size)
-    wanted = read_options(options, size)
+    try:
+        wanted = read_options(options, size)
+    except ImageTooLargeError:
+        raise ImgError("The image size is too large (try using a larger cluster size)") from None
     result = measure(wanted, _extents(source) if source is not None else ())
     bitmaps = _bitmaps_size(image, wanted.cluster_size) if wanted.version >= _WITH_BITMAPS else None
     return _Sizes(result.required, result.fully_allocated, bitmaps)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.copying import Pace, Settings
 from pyvm.tools.img.errors import ImgError
+from pyvm.tools.img.opening import as_file
 from pyvm.tools.img.runs import Content, Disks, Run
 
 if TYPE_CHECKING:
-    from pyvm.block.drivers.file import FileNode
     from pyvm.block.node import Node
 
 _MOST = 16 << 20
@@ -74,7 +74,7 @@ class HostCopier:
         if run.node is None or target.driver != "raw" or target.file is None:
             return run.start
         begin = target.block_status(0, target.size) if target.size else None
-        origin, into = _as_file(run.node), _as_file(target.file)
+        origin, into = as_file(run.node), as_file(target.file)
         if origin is None or into is None or begin is None or begin.offset is None:
             return run.start
         position = run.start
@@ -89,10 +89,3 @@ class HostCopier:
             self._pace.sent(count)
             position += count
         return position
-
-
-def _as_file(node: Node) -> FileNode | None:
-    """Return `node` where it is a plain file."""
-    from pyvm.block.drivers.file import FileNode
-
-    return node if node.driver == "file" and isinstance(node, FileNode) else None

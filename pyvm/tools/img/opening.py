@@ -11,6 +11,7 @@ from pyvm.tools.img.console import warn_plainly
 from pyvm.tools.img.errors import ImgError
 
 if TYPE_CHECKING:
+    from pyvm.block.drivers.file import FileNode
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
     from pyvm.block.node import Access, Node
 
@@ -112,6 +113,8 @@ class ImageChoice:
         tree.setdefault("read-only", not writable)
         tree.setdefault("discard", "unmap" if writable else "ignore")
         if self.force_share:
+            if tree.get("force-share", "on") not in (True, "on"):
+                raise ImgError("--force-share/-U conflicts with image options")
             tree["force-share"] = True
         caching = tree.setdefault("cache", {})
         caching.setdefault("direct", cache.direct)
@@ -150,3 +153,12 @@ def as_qcow2(node: Node) -> Qcow2Node | None:
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
 
     return node if isinstance(node, Qcow2Node) else None
+
+
+def as_file(node: Node | None) -> FileNode | None:
+    """Return `node` where it is a plain file by the host."""
+    if node is None or node.driver != "file":
+        return None
+    from pyvm.block.drivers.file import FileNode
+
+    return node if isinstance(node, FileNode) else None

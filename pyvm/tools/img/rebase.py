@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from pyvm.records import replace
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
 from pyvm.tools.img.console import Progress
 from pyvm.tools.img.errors import ImgError, UsageError
@@ -34,7 +35,10 @@ def run(argv: list[str]) -> int:
     source_cache = arguments.cache("T", "writeback", "Invalid source cache option: {}")
     quiet = "q" in arguments
     choice = ImageChoice.of(arguments)
-    image = choice.open(filename, writable=True, backing=not unsafe, cache=cache, quiet=quiet)
+    # Others may write to the new backing file at most: the image is about to change.
+    image = replace(choice, force_share=False).open(
+        filename, writable=True, backing=not unsafe, cache=cache, quiet=quiet
+    )
     progress = Progress("p" in arguments and not quiet)
     below: Node | None = None
     try:

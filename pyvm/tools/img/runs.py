@@ -126,12 +126,13 @@ def _is_above(node: Node, offset: int) -> bool:
     return below is None or below.size <= offset
 
 
-def aligned(runs: Iterator[Run], unit: int, size: int, most: int) -> Iterator[tuple[int, int, Content]]:
+def aligned(
+    runs: Iterator[Run], unit: int, size: int, most: int, position: int = 0
+) -> Iterator[tuple[int, int, Content]]:
     """Yield runs that begin and end with whole units; one with any data in it is data.
 
-    Neighbouring data is put together, until it is `most` bytes or more.
+    The runs begin at `position`.  Neighbouring data is put together, until it is `most` bytes or more.
     """
-    position = 0
     for run in runs:
         last = run.end if run.end == size else run.end // unit * unit
         if run.content is Content.DATA:

@@ -16,7 +16,7 @@ from pyvm.block.drivers.qcow2.creation import (
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.encryption import PREFIX
 from pyvm.block.drivers.qcow2.mapping import Kind
-from pyvm.block.drivers.qcow2.rebuild import write_structure
+from pyvm.block.drivers.qcow2.rebuild import plan_behind, write_structure
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, MAX_BACKING_NAME, OFFSET_MASK, Autoclear, Compatible
 from pyvm.block.errors import BlockError
 from pyvm.block.luks import AMEND_OPTIONS
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Told how much is done, and of how much."""
 
+_OLD_REFCOUNT_ORDER = 4
+"""The only one of version 2."""
 OPTIONS = frozenset(
     {
         *("backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits"),
-        *("size", *(f"{PREFIX}{name}" for name in AMEND_OPTIONS)),
+        *("size", *(f"{PREFIX}{name}" for name in (*AMEND_OPTIONS, "secret"))),
     }
 )
 
@@ -74,7 +76,7 @@ def amend(
     order = header.refcount_order
     if "refcount_bits" in options:
         order = refcount_order_of(parse_number(options["refcount_bits"], "refcount_bits"))
-    if order != header.refcount_order and version < 3:
+    if order not in (header.refcount_order, _OLD_REFCOUNT_ORDER) and version < 3:
         raise BlockError(
             "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
         )
@@ -102,7 +104,7 @@ def amend(
         resize.truncate(node, parse_size(options["size"], "size"), "off")
     if version < header.version:
         _downgrade(node, progress)
-    if progress is not None:
+    elif progress is not None:
         progress(1, 1)
 
 
@@ -118,8 +120,9 @@ def _amend_encryption(node: Qcow2Node, options: Mapping[str, Any], secrets: Secr
         raise BlockError("Can't amend encryption options - encryption not present")
     if node.encryption.volume is None:
         raise BlockError("Only LUKS encryption options can be amended")
+    unlocking = given.pop(f"{PREFIX}secret", None)
     found = normalise_amendment("qcow2", given)
-    node.encryption.volume.amend(found, secrets or Secrets(), force=force, prefix=PREFIX)
+    node.encryption.volume.amend(found, secrets or Secrets(), force=force, prefix=PREFIX, unlocking=unlocking)
 
 
 def _check_data_file(disk: Disk, options: Mapping[str, Any]) -> None:
@@ -176,7 +179,7 @@ def _downgrade(node: Qcow2Node, progress: Progress | None) -> None:
     """Version 2 has no zero clusters, and nothing that an old program would not know."""
     disk = node.disk
     header = disk.header
-    if header.refcount_order != 4:
+    if header.refcount_order != _OLD_REFCOUNT_ORDER:
         raise BlockError("compat=0.10 requires refcount_bits=16")
     if header.external_data:
         raise BlockError("Cannot downgrade an image with a data file")
@@ -184,7 +187,8 @@ def _downgrade(node: Qcow2Node, progress: Progress | None) -> None:
         raise BlockError("Internal snapshots prevent downgrade of image")
     disk.make_clean()
     if header.incompatible_features:
-        raise BlockError("Cannot downgrade an image with incompatible features set")
+        features = int(header.incompatible_features)
+        raise BlockError(f"Cannot downgrade an image with incompatible features {features:#x} set")
     _expand_zeros(node, progress)
     disk.settle()
     header.version = 2
@@ -203,6 +207,7 @@ def _expand_zeros(node: Qcow2Node, progress: Progress | None) -> None:
     disk = node.disk
     header = disk.header
     end = disk.mapping.table_span() * len(disk.image.l1)
+    entries = len(disk.image.l1) + sum(it.l1_size for it in disk.snapshots)
     offset = 0
     while offset < end:
         kind, _, size = disk.mapping.status(offset, min(end - offset, disk.mapping.table_span()))
@@ -210,19 +215,28 @@ def _expand_zeros(node: Qcow2Node, progress: Progress | None) -> None:
             _write_zero_clusters(node, offset, size)
         offset += size
         if progress is not None:
-            progress(offset, end * (1 + len(disk.snapshots)))
+            progress(offset, entries * disk.mapping.table_span())
     disk.settle()
-    seen: set[int] = set()
-    for snapshot in disk.snapshots:
-        l1 = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
-        for _, table in walk.l2_tables(l1):
-            if table not in seen:
-                seen.add(table)
-                _expand_inactive(disk, table)
+    _expand_snapshots(disk, progress, entries)
     disk.settle()
     disk.mapping.cache.clear()
     if header.nb_snapshots:
         disk.image.file.flush()
+
+
+def _expand_snapshots(disk: Disk, progress: Progress | None, entries: int) -> None:
+    """Do so in the tables of snapshots; `entries` are those of all L1 tables."""
+    seen: set[int] = set()
+    done = len(disk.image.l1)
+    for snapshot in disk.snapshots:
+        for entry in disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size):
+            table = entry & OFFSET_MASK
+            if table and table not in seen:
+                seen.add(table)
+                _expand_inactive(disk, table)
+            done += 1
+            if progress is not None:
+                progress(done, entries)
 
 
 def _write_zero_clusters(node: Qcow2Node, offset: int, length: int) -> None:
@@ -299,7 +313,8 @@ def change_refcount_order(disk: Disk, order: int) -> None:
             f" {int(every[at]) << header.cluster_bits:#x} has a refcount of {int(amounts[at])}"
         )
     start = max(image.clusters(disk.file.length()), refcounts.last_used(1 << 62) + 1)
-    offset, clusters = write_structure(image, every, amounts, order, start)
+    plan = plan_behind(header.cluster_bits, order, every, start)
+    offset, clusters = write_structure(image, every, amounts, order, plan)
     header.refcount_table_offset, header.refcount_table_clusters = offset, clusters
     header.refcount_order = order
     image.commit_fields()

@@ -139,6 +139,13 @@ def store(disk: Disk, name: str, content: bytes | bytearray) -> None:
     _replace(disk, {name: content}, disk.bitmaps)
 
 
+def are_stored(disk: Disk, contents: dict[str, tuple[int, bool, bytes]]) -> bool:
+    """Return whether the image has these bitmaps already, and no others; see :func:`store_all`.  Raises as that."""
+    if {it.name for it in disk.bitmaps} != contents.keys() or any(it.in_use for it in disk.bitmaps):
+        return False
+    return all((it.granularity_bits, it.auto, bytes(load(disk, it))) == contents[it.name] for it in disk.bitmaps)
+
+
 def store_all(disk: Disk, contents: dict[str, tuple[int, bool, bytes]]) -> None:
     """Let the image have these bitmaps, and those that are in use and not among them, which nobody looked after.
 

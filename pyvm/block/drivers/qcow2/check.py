@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyvm.block.drivers.qcow2 import walk
 from pyvm.block.drivers.qcow2.disk import Disk
-from pyvm.block.drivers.qcow2.rebuild import write_structure
+from pyvm.block.drivers.qcow2.rebuild import plan_repair, write_structure
 from pyvm.block.drivers.qcow2.refcounts import Refcounts
 from pyvm.block.drivers.qcow2.references import CheckResult, References, Report
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COPIED, OFFSET_MASK, Incompatible
@@ -113,7 +113,7 @@ class _Check:
 
     def _compare_all(self, references: References) -> None:
         result = self.result
-        numbers, counts = _sum(references)
+        numbers, counts = self._sum(references)
         before = CheckResult(**vars(result))
         rebuild = self._compare(numbers, counts, frozenset()) or references.rebuild
         if rebuild and self._fix_errors:
@@ -127,7 +127,7 @@ class _Check:
             stats = result.allocated_clusters, result.fragmented_clusters, result.compressed_clusters
             again.collect()
             result.allocated_clusters, result.fragmented_clusters, result.compressed_clusters = stats
-            numbers, counts = _sum(again)
+            numbers, counts = self._sum(again)
             self._compare(numbers, counts, frozenset())
             result.corruptions_fixed += max(found - result.corruptions, 0)
             result.leaks_fixed += max(leaked - result.leaks, 0)
@@ -137,13 +137,33 @@ class _Check:
             self._disk.refcounts.write_blocks()
             self._disk.file.flush()
 
+    def _sum(self, references: References) -> tuple[Numbers, Numbers]:
+        """Return all clusters that are referred to, in order, and how often, as far as can be counted."""
+        import numpy as np
+
+        total = Tally()
+        for part in (references.tally, references.structure):
+            total.add(*part.totals())
+        numbers, counts = total.totals()
+        most = np.uint64(self._disk.refcounts.max_count)
+        for cluster in numbers[counts > most].tolist():
+            self.result.corruptions += 1
+            references.report(
+                f"ERROR: overflow cluster offset={cluster << self._disk.header.cluster_bits:#x}\n"
+                "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if"
+                " the image cannot be opened for writing"
+            )
+        return numbers, np.minimum(counts, most)
+
     def _rebuild(self, references: References) -> None:
-        """Make a new refcount table and blocks behind everything, and let the header name them."""
+        """Make a new refcount table and blocks where there is room, and let the header name them."""
         disk, header, image = self._disk, self._disk.header, self._disk.image
+        import numpy as np
+
         numbers, counts = references.tally.totals()
-        last = int(numbers[-1]) if len(numbers) else 0
-        start = max(image.clusters(disk.file.length()), last + 1)
-        offset, clusters = write_structure(image, numbers, counts, header.refcount_order, start)
+        counts = np.minimum(counts, np.uint64(disk.refcounts.max_count))
+        plan = plan_repair(header.cluster_bits, header.refcount_order, numbers, references.structure.totals()[0])
+        offset, clusters = write_structure(image, numbers, counts, header.refcount_order, plan)
         header.refcount_table_offset, header.refcount_table_clusters = offset, clusters
         image.commit_fields()
         disk.refcounts.reload()
@@ -167,7 +187,7 @@ class _Check:
             word = "Repairing" if fixed else "Leaked" if too_high else "ERROR"
             self._report(f"{word} cluster {cluster} refcount={refcount} reference={wanted}")
             if fixed:
-                self._disk.refcounts.set_count(cluster, min(wanted, self._disk.refcounts.max_count))
+                self._disk.refcounts.set_count(cluster, wanted)
                 if too_high:
                     self.result.leaks_fixed += 1
                     continue
@@ -293,11 +313,3 @@ class _Check:
             self.result.corruptions_fixed += 1
         else:
             self.result.corruptions += 1
-
-
-def _sum(references: References) -> tuple[Numbers, Numbers]:
-    """Return all clusters that are referred to, in order, and how often."""
-    total = Tally()
-    for part in (references.tally, references.structure):
-        total.add(*part.totals())
-    return total.totals()

@@ -89,8 +89,11 @@ def parse_number(value: Any, name: str) -> int:
     """Return a number.  Raises BlockError."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    number = read_number(str(value))
-    if number is None or not 0 <= number <= UINT64_MAX:
+    number = read_number(str(value).removeprefix("-"))
+    if number is not None and str(value).startswith("-"):
+        # As in C: which is too much for whatever it is.
+        number = -number & UINT64_MAX
+    if number is None or number > UINT64_MAX:
         raise BlockError(f"Parameter '{name}' expects a number")
     return number
 

@@ -178,6 +178,7 @@ class Disk:
             Reason.REQUEST: options.discard_request,
             Reason.SNAPSHOT: options.discard_snapshot,
             Reason.OTHER: options.discard_other,
+            Reason.RESIZE: True,
         }
         for offset, length, reason in free:
             if wanted[reason]:

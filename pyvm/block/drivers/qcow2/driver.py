@@ -119,6 +119,8 @@ class Qcow2Node(Node):
         self._for_check = for_check
         if for_check:
             return
+        if not self._header.refcount_table_clusters:
+            raise BlockError("Image does not contain a reference count table")
         disk.read_directories()
         if snapshot is not None:
             if not self.read_only:
@@ -252,7 +254,8 @@ class Qcow2Node(Node):
             "refcount-bits": 1 << header.refcount_order,
         }
         if header.external_data:
-            data["data-file"] = header.data_file or ""
+            if header.data_file is not None:
+                data["data-file"] = header.data_file
             data["data-file-raw"] = bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
         if self.disk.bitmaps:
             data["bitmaps"] = bitmaps.describe(self.disk)
@@ -319,6 +322,7 @@ class Qcow2Node(Node):
         """Write, also behind the end of the disk."""
         cursor = Cursor(buffers)
         disk = self.disk
+        disk.updater.behind = 0
         while length:
             disk.make_room()
             count = disk.updater.write_some(offset, length, cursor)

@@ -8,7 +8,7 @@ from enum import Enum
 
 from pyvm.block.drivers.qcow2.image import Image
 from pyvm.block.drivers.qcow2.overlap import Kind as Table
-from pyvm.block.drivers.qcow2.refcounts import Refcounts
+from pyvm.block.drivers.qcow2.refcounts import Reason, Refcounts
 from pyvm.block.drivers.qcow2.structures import (
     ALL_SUBCLUSTERS,
     ALL_ZERO_SUBCLUSTERS,
@@ -33,6 +33,9 @@ class Kind(Enum):
 
 _WHOLE = {ALL_SUBCLUSTERS: Kind.DATA, ALL_ZERO_SUBCLUSTERS: Kind.ZERO, 0: Kind.BACKING}
 """Bitmaps of clusters that are the same all over."""
+
+_AT_ONCE = 64
+"""Entries that are looked at as one."""
 
 Part = tuple[Kind, int, int]
 """A kind, a host offset (the L2 entry where it is compressed; 0 where there is none), and a length in bytes."""
@@ -175,6 +178,13 @@ class Mapping:
                 # Most entries follow from the one before: the next cluster on the host, or nothing again.
                 step = cluster_size if entry & OFFSET_MASK or kind is Kind.DATA else 0
                 entry += step
+                if not step:
+                    # Nothing comes in long runs.
+                    alike = array("Q", (entry,)) * _AT_ONCE
+                    many = _AT_ONCE * cluster_size
+                    while size + many <= stop - offset and entries[index : index + _AT_ONCE] == alike:
+                        size += many
+                        index += _AT_ONCE
                 while size < stop - offset and entries[index] == entry:
                     entry += step
                     size += cluster_size
@@ -316,10 +326,11 @@ class Mapping:
             # What the cache knows of a shared table is what is on the disk: such a table is never changed.
         else:
             data = bytearray(image.cluster_size)
-        table, _ = refcounts.allocate(1)
+        table, _ = refcounts.allocate(1, "L2 table")
         try:
             if image.lazy:
                 refcounts.write_blocks()  # of data alone it is put off
+            image.file.debug_event("l2_alloc_write")
             image.file.write(table, data)
         except OSError:
             refcounts.undo(table, 1)
@@ -333,7 +344,7 @@ class Mapping:
             refcounts.release(old, image.cluster_size)
         return table
 
-    def drop_table(self, number: int, refcounts: Refcounts) -> None:
+    def drop_table(self, number: int, refcounts: Refcounts, reason: Reason = Reason.OTHER) -> None:
         """Let an L1 entry have no L2 table any more; what the table named has been given back."""
         table = self._image.l1[number] & OFFSET_MASK
         if not table:
@@ -342,7 +353,7 @@ class Mapping:
         self._l1_dirty.add(number)
         self.cache.forget(table, self._image.cluster_size)
         self._image.tables.remove_block(Table.ACTIVE_L2, table >> self._bits)
-        refcounts.release(table, self._image.cluster_size)
+        refcounts.release(table, self._image.cluster_size, reason)
 
     def put_l1(self, l1: array[int], refcounts: Refcounts) -> None:
         """Give the image another L1 table, in a place of its own; the header changes at once.
@@ -353,14 +364,17 @@ class Mapping:
         image, header = self._image, self._image.header
         old_offset, old_size = header.l1_table_offset, header.l1_size
         length = len(l1) * 8
-        offset = refcounts.allocate_run(image.clusters(length)) if length else 0
+        image.file.debug_event("l1_grow_alloc_table")
+        offset = refcounts.allocate_run(image.clusters(length), "L1 table") if length else 0
         try:
+            image.file.debug_event("l1_grow_write_table")
             image.file.write(offset, encode_entries(l1, 64))
             refcounts.write_blocks()
         except OSError:
             refcounts.undo(offset, image.clusters(length))
             raise
         header.l1_table_offset, header.l1_size = offset, len(l1)
+        image.file.debug_event("l1_grow_activate_table")
         image.commit_fields()
         image.l1 = l1
         self._l1_dirty.clear()

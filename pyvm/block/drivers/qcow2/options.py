@@ -94,7 +94,7 @@ def _overlap(given: Mapping[str, Any]) -> Kind:
     parts = {key.removeprefix("overlap-check."): value for key, value in given.items() if key.startswith("overlap-")}
     if isinstance(short, Mapping):
         parts = dict(short)
-        short = None
+        short = parts.pop("", None)
     template = parts.get("template")
     if short is not None and template is not None and short != template:
         raise BlockError(

@@ -191,7 +191,8 @@ def parse_bitmaps(data: bytes | bytearray, count: int, directory_offset: int) ->
             raise BlockError("Broken bitmap directory")
         extra = bytes(data[position + _BITMAP.size : start])
         flags_offset = directory_offset + position + BITMAP_FLAGS_OFFSET
-        if flags & ~_KNOWN_BITMAP_FLAGS:
+        # What extra data means to others can only be said where there is some.
+        if flags & ~_KNOWN_BITMAP_FLAGS or (flags & BITMAP_EXTRA_COMPATIBLE and not extra_size):
             raise BlockError(f"Bitmap '{_decode(data[start:end])}' doesn't satisfy the constraints")
         yield Bitmap(_decode(data[start:end]), offset, size, flags, granularity_bits, kind, extra, flags_offset)
         position = -(-end // 8) * 8

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
     Clusters = npt.NDArray[np.uint64]
 
+_COMPRESSED = "compressed cluster"
 _MAX_PENDING = 1 << 16
 """Most runs of clusters that wait to be counted down."""
+_MAX_DISCARDED = 16 << 20
+"""Most bytes that the guest has given back and that are not used again yet: rather than the file grows, they are."""
 
 
 class Reason(Enum):
@@ -35,6 +38,7 @@ class Reason(Enum):
     REQUEST = "request"
     SNAPSHOT = "snapshot"
     OTHER = "other"
+    RESIZE = "resize"
 
 
 class Refcounts:
@@ -67,10 +71,11 @@ class Refcounts:
         self._new_blocks: set[int] = set()
         """Indexes of table entries that are not on the disk yet."""
         self._first_free = 0
-        """No cluster before this one is free."""
+        """Where the search for free clusters begins: what is free before it was too short for somebody."""
         self._free_byte = 0
         """Where room for compressed data goes on in a cluster that has some; 0: nowhere."""
         self._pending: list[tuple[int, int, Reason]] = []
+        self._discarded = 0
 
     @property
     def dirty(self) -> bool:
@@ -80,7 +85,7 @@ class Refcounts:
     @property
     def crowded(self) -> bool:
         """Whether the tables should be written before more is changed."""
-        return self._cache.crowded or len(self._pending) > _MAX_PENDING
+        return self._cache.crowded or len(self._pending) > _MAX_PENDING or self._discarded > _MAX_DISCARDED
 
     @property
     def pending(self) -> bool:
@@ -265,19 +270,23 @@ class Refcounts:
 
     # ---- Allocation
 
-    def allocate(self, wanted: int) -> tuple[int, int]:
-        """Use the first free cluster, and those behind it: return its offset and how many, at most `wanted`.
+    def allocate(self, wanted: int, what: str = "data cluster", behind: int = 0) -> tuple[int, int]:
+        """Use the first free clusters, `wanted` in a row: return their offset and how many it were, at most `wanted`.
 
-        Raises OSError: EFBIG where the format can count no more, EIO for damage.
+        Rather than those, use what is free at offset `behind`, however few: what is there goes on there.
+        Where another block counts the rest, that comes next.  `what` they are for is told where that is damage.  Raises
+        OSError: EFBIG where the format can count no more, EIO for damage.
         """
-        first = self._first_free
+        self._image.file.debug_event("cluster_alloc")
+        going_on = behind >> self._bits
         while True:
-            first = self._find_free(first)
+            first = going_on if going_on and not self.count(going_on) else self._find_run(wanted)
             if self.table_has_block(first):
                 break
-            # The block counts itself, and the search goes on behind it, or where the table was before it grew.
-            self._add_block(first)
-            first = min(first, self._first_free)
+            # The block counts itself.  It does not part what is to be in a row, and that may be found elsewhere now.
+            end = first + wanted
+            together = first != going_on and end & (self._per_block - 1) and end - first < self._per_block
+            self._add_block(end if together and not self.table_has_block(end) else first)
         found = self._slice(first)
         if found is None:
             self._image.corruption("Refcount block is missing")
@@ -285,50 +294,48 @@ class Refcounts:
         count = 1
         while count < wanted and index + count < len(counts) and not counts[index + count]:
             count += 1
-        self._take(first, count, offset, counts, index)
+        self._take(first, count, (offset, counts, index), what)
         self._first_free = first + count
         return first << self._bits, count
 
-    def _take(self, first: int, count: int, offset: int, counts: array[int], index: int) -> None:
+    def _take(self, first: int, count: int, place: tuple[int, array[int], int], what: str) -> None:
         """Count clusters of one slice from 0 to 1."""
+        offset, counts, index = place
         if (first + count) << self._bits > MAX_HOST_OFFSET:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if not first:
-            self._image.corruption("Preventing invalid allocation at offset 0")
+            self._image.corruption(f"Preventing invalid allocation of {what} at offset 0")
         self._image.check_overlap(first << self._bits, count << self._bits)
         counts[index : index + count] = array(self._typecode, [1]) * count
         self._changed(offset, counts)
 
-    def allocate_run(self, wanted: int) -> int:
+    def allocate_run(self, wanted: int, what: str = "data cluster") -> int:
         """Use `wanted` clusters in a row, for a table; return where they are.  Raises OSError like :meth:`allocate`."""
+        self._image.file.debug_event("cluster_alloc")
         while True:
             first = self._find_run(wanted)
-            missing = next((it for it in self._block_starts(first, wanted) if not self.table_has_block(it)), None)
+            starts = range((first | (self._per_block - 1)) + 1, first + wanted, self._per_block)
+            missing = next((it for it in (first, *starts) if not self.table_has_block(it)), None)
             if missing is None:
                 break
             self._add_block(missing)
         done = 0
         try:
             while done < wanted:
-                done += self._take_some(first + done, wanted - done)
+                done += self._take_some(first + done, wanted - done, what)
         except OSError:
             self.undo(first << self._bits, done)
             raise
         return first << self._bits
 
-    def _take_some(self, cluster: int, wanted: int) -> int:
+    def _take_some(self, cluster: int, wanted: int, what: str) -> int:
         found = self._slice(cluster)
         if found is None:
             self._image.corruption("Refcount block is missing")
         offset, counts, index = found
         count = min(len(counts) - index, wanted)
-        self._take(cluster, count, offset, counts, index)
+        self._take(cluster, count, (offset, counts, index), what)
         return count
-
-    def _block_starts(self, first: int, count: int) -> Iterator[int]:
-        """Yield `first`, and the first cluster of each block behind it."""
-        yield first
-        yield from range((first | (self._per_block - 1)) + 1, first + count, self._per_block)
 
     def _find_run(self, wanted: int) -> int:
         first = self._find_free(self._first_free)
@@ -341,9 +348,8 @@ class Refcounts:
                     continue
                 _, counts, index = found
                 stop = min(index + first + wanted - end, len(counts))
-                used = next((at for at in range(index, stop) if counts[at]), None)
-                if used is not None:
-                    end += used - index
+                if counts[index:stop].count(0) < stop - index:
+                    end += next(at for at in range(index, stop) if counts[at]) - index
                     break
                 end += stop - index
             if end >= first + wanted:
@@ -355,6 +361,7 @@ class Refcounts:
 
         It may share its clusters with other compressed data.  Raises OSError like :meth:`allocate`.
         """
+        self._image.file.debug_event("cluster_alloc_bytes")
         cluster_size = self._image.cluster_size
         start = self._free_byte
         if start and self.count(start >> self._bits) < self.max_count:
@@ -365,13 +372,13 @@ class Refcounts:
                 if found is None or found[1][found[2]]:
                     start = 0
                 else:
-                    self._take(following, 1, *found)
+                    self._take(following, 1, found, _COMPRESSED)
             if start:
                 self._add_some(start >> self._bits, 1)
         else:
             start = 0
         if not start:
-            start, _ = self.allocate(1)
+            start, _ = self.allocate(1, _COMPRESSED)
         end = start + size
         self._free_byte = end if end & (cluster_size - 1) else 0
         return start
@@ -400,6 +407,9 @@ class Refcounts:
             self._grow_table(cluster)
             return
         offset = cluster << self._bits
+        self._image.file.debug_event("refblock_alloc")
+        if not offset:
+            self._image.corruption("Preventing invalid allocation of refcount block at offset 0")
         self._image.check_overlap(offset, self._image.cluster_size)
         if self._image.lazy:
             self._image.set_dirty(True)
@@ -424,11 +434,13 @@ class Refcounts:
         The free `cluster` becomes the block that counts it and its neighbours.  The new table follows those, behind the
         blocks that count it and leave it room.
         """
+        from pyvm.block.drivers.qcow2.rebuild import plan_growth
+
         image = self._image
         number = cluster >> self.per_block_bits
         first_block = number + 1
         first = first_block << self.per_block_bits
-        blocks, clusters = self._grown(first)
+        blocks, clusters = plan_growth(first, self.per_block_bits, image.cluster_size)
         if clusters * image.cluster_size > MAX_REFCOUNT_TABLE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         image.check_overlap(cluster << self._bits, image.cluster_size)
@@ -444,20 +456,6 @@ class Refcounts:
         self._use_table(table, (first + blocks) << self._bits, clusters)
         for place in (cluster, *range(first, first + blocks)):
             image.tables.add_block(Kind.REFCOUNT_BLOCK, place)
-
-    def _grown(self, first: int) -> tuple[int, int]:
-        """Return how many new blocks count all from cluster `first` on, and how many clusters the table gets then."""
-        per_cluster = self._image.cluster_size // 8
-        known = first >> self.per_block_bits
-        total, clusters = known, 0
-        while True:
-            # As if all of the structure were to follow, so there is room in it for a while.
-            room = first + total + clusters
-            needed = -(-room >> self.per_block_bits)
-            wanted = -(-(needed + -(-needed // 2)) // per_cluster)
-            if (needed, wanted) == (total, clusters):
-                return total - known, clusters
-            total, clusters = needed, wanted
 
     def _use_table(self, table: array[int], offset: int, clusters: int) -> None:
         """Write a table to a new place, let the header name it, and give the old one back."""
@@ -489,6 +487,8 @@ class Refcounts:
         """One user less for all clusters that the range touches, as soon as nothing on the disk refers to them."""
         first = offset >> self._bits
         count = ((offset + length - 1) >> self._bits) - first + 1
+        if reason is Reason.REQUEST:
+            self._discarded += length
         if self._pending:
             start, before, last_reason = self._pending[-1]
             if start + before == first and last_reason is reason:
@@ -502,6 +502,7 @@ class Refcounts:
         Return what became free: offsets, lengths, and why.
         """
         pending, self._pending = self._pending, []
+        self._discarded = 0
         free: list[tuple[int, int, Reason]] = []
         for first, count, reason in pending:
             cluster, end = first, first + count

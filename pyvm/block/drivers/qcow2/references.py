@@ -19,6 +19,7 @@ from pyvm.block.drivers.qcow2.structures import (
     ZERO,
 )
 from pyvm.block.drivers.qcow2.tally import Tally
+from pyvm.block.errors import BlockError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ class References:
         self._header = disk.header
         self._bits = disk.header.cluster_bits
         self._result = result
-        self._report = report
+        self.report = report
         self._fix = fix
         self._length = disk.file.length()
 
@@ -91,7 +92,7 @@ class References:
 
     def _bad(self, text: str) -> None:
         self._result.corruptions += 1
-        self._report(text)
+        self.report(text)
 
     def _range(self, offset: int, length: int, times: int = 1, tally: Tally | None = None) -> None:
         if not length:
@@ -266,7 +267,7 @@ class References:
         if not self._fix:
             self._bad(f"ERROR {text}")
             return
-        self._report(f"Repairing {text}")
+        self.report(f"Repairing {text}")
         zero = bytes(8) + b"\xff\xff\xff\xff\0\0\0\0" if self._header.extended_l2 else ZERO.to_bytes(8, "big")
         self._disk.file.write(table + index * len(zero), zero)
         self._result.corruptions_fixed += 1
@@ -300,6 +301,7 @@ class References:
             tally=self.structure,
         )
         seen: Counter[int] = Counter()
+        """How often refcount blocks are named."""
         for index, entry in enumerate(self._disk.refcounts.table):
             offset = entry & ~511
             if entry & 511:
@@ -310,8 +312,7 @@ class References:
             if offset & (header.cluster_size - 1):
                 self._bad(f"ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted")
                 self.rebuild = True
-            elif offset >= self._length:
-                self._bad(f"ERROR refcount block {index} is outside image")
+            elif offset >= self._length and not self._lengthen(index, offset):
                 self.rebuild = True
             else:
                 seen[offset] += 1
@@ -319,3 +320,26 @@ class References:
                     self._bad(f"ERROR refcount block {index} refcount={seen[offset]}")
                     self.rebuild = True
                 self.structure.add_range(offset >> self._bits, 1)
+
+    def _lengthen(self, index: int, offset: int) -> bool:
+        """Report a refcount block behind the end of the file; return whether the file has it now, with zeros."""
+        if not self._fix:
+            self._bad(f"ERROR refcount block {index} is outside image")
+            return False
+        self.report(f"Repairing refcount block {index} is outside image")
+        size = self._header.cluster_size
+        end = offset + size
+        per_block = size * 8 >> self._header.refcount_order
+        # Where no block of this table counts it, it cannot be.
+        if end > len(self._disk.refcounts.table) * per_block * size:
+            self._bad("ERROR could not resize image: Invalid argument")
+            return False
+        try:
+            self._disk.file.truncate(end)
+        except (OSError, BlockError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._bad(f"ERROR could not resize image: {reason}")
+            return False
+        self._length = self._disk.file.length()
+        self._result.corruptions_fixed += 1
+        return True

@@ -6,6 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from pyvm.block.drivers.qcow2 import bitmaps, vmstate, walk
+from pyvm.block.drivers.qcow2.refcounts import Reason
 from pyvm.block.drivers.qcow2.structures import MAX_L1_BYTES, MAX_L1_ENTRIES, MAX_SIZE
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
@@ -46,9 +47,9 @@ def _shrink(node: Qcow2Node, size: int) -> None:
     kept = bitmaps.load_all(disk)
     disk.changing_data()
     # What is cut off, and the state of a VM behind it, goes first: nothing of it may show after another change.
-    node.forget(start, len(image.l1) * disk.mapping.table_span() - start)
+    node.forget(start, len(image.l1) * disk.mapping.table_span() - start, Reason.RESIZE)
     for number in range(disk.l1_entries(size), len(image.l1)):
-        disk.mapping.drop_table(number, disk.refcounts)
+        disk.mapping.drop_table(number, disk.refcounts, Reason.RESIZE)
     disk.settle()
     header.size = size
     image.commit_fields()
@@ -98,12 +99,14 @@ def _grow(node: Qcow2Node, old: int, size: int, preallocation: Preallocation) ->
     header.size = size
     try:
         backing = disk.backing
-        if backing is not None and backing.size > old:
+        hidden = backing is not None and backing.size > old
+        if hidden:
             # What the backing file has there must not come to light, nor what another one may have later.
             start = old & -_SECTOR
-            node.write_zeroes(start, size - start, False)
+            stop = size if preallocation == "off" else min(old_end, size)
+            node.write_zeroes(start, stop - start, False)
         if preallocation != "off":
-            preallocate(node, old_end, size, preallocation)
+            preallocate(node, old_end, size, preallocation, hidden=hidden)
         disk.settle()
         disk.image.commit_fields()
     except BaseException:
@@ -119,11 +122,16 @@ def _clear_tail(node: Qcow2Node, old: int, end: int) -> None:
         node.write_tail(start, bytes(end - start))
 
 
-def preallocate(node: Qcow2Node, start: int, end: int, mode: Preallocation) -> None:
-    """Give all clusters of a range a place on the host; with `falloc` and `full` that takes room there."""
+def preallocate(node: Qcow2Node, start: int, end: int, mode: Preallocation, *, hidden: bool = False) -> None:
+    """Give all clusters of a range a place on the host; with `falloc` and `full` that takes room there.
+
+    With `hidden` they also hide what the backing file has.
+    """
     disk = node.disk
     # What is in the file as zeros is something else when it is decrypted; version 2 cannot say that it is not to be.
     zero = disk.is_encrypted and disk.header.version >= 3 and not disk.header.extended_l2
+    # A cluster without subclusters would let it show; others are data, or may be marked where no room is taken.
+    zero = zero or (hidden and (disk.header.extended_l2 or (mode == "metadata" and disk.header.version >= 3)))
     if disk.is_encrypted and disk.header.version < 3:
         mode = "full"
     offset = start
@@ -166,6 +174,7 @@ def make_empty(node: Qcow2Node) -> None:
 
     disk = node.disk
     disk.changing_data()
+    disk.file.debug_event("empty_image_prepare")
     with disk.rearranging():
         old = disk.image.l1
         disk.mapping.put_l1(array("Q", bytes(8 * disk.l1_entries(disk.header.size))), disk.refcounts)

@@ -309,8 +309,6 @@ def _check_tables(header: Header) -> None:
     covered = cluster * (cluster // header.l2_entry_size)
     if header.size > MAX_SIZE or -(-header.size // covered) > MAX_L1_ENTRIES:
         raise BlockError("Image is too big")
-    if not header.refcount_table_clusters:
-        raise BlockError("Image does not contain a reference count table")
     refcount_bytes = header.refcount_table_clusters * cluster
     _check_table(
         header, "Reference count table", header.refcount_table_offset, refcount_bytes, MAX_REFCOUNT_TABLE_BYTES

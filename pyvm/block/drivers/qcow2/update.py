@@ -43,6 +43,8 @@ class Updater:
         self._words = image.header.l2_entry_size // 8
         self._unit = 1 << mapping.subcluster_bits if mapping.extended else self._size
         """What is allocated or zero as a whole: a subcluster, or a cluster."""
+        self.behind = 0
+        """Where what the present request has written ends in the file; 0 before."""
         self._freed_data: list[tuple[int, int]] = []
         """What the external data file need not keep: offsets and lengths."""
 
@@ -57,7 +59,7 @@ class Updater:
         cluster = offset >> self._bits
         place = self._mapping.find(cluster)
         count = self._in_place(place, offset, length) if place else 0
-        if place and count:
+        if place and count and (count == length or not self._host_goes_on(place, offset, count)):
             host = (place.entries[place.index] & OFFSET_MASK) + (offset & (self._size - 1))
             self._write_data(host, count, cursor.take(count))
             return count
@@ -111,16 +113,37 @@ class Updater:
         bits = self._mapping.subcluster_bits
         return start >> bits, -(-stop >> bits)
 
+    def _host_goes_on(self, place: Place, offset: int, count: int) -> bool:
+        """Whether what follows `count` bytes has its place behind them on the host, without valid data yet."""
+        first, behind = offset >> self._bits, (offset + count) >> self._bits
+        if self._mapping.extended or behind - first >= place.clusters:
+            return False
+        entry = place.entries[place.index + behind - first]
+        host = (place.entries[place.index] & OFFSET_MASK) + ((behind - first) << self._bits)
+        return self._reusable(entry) and entry & OFFSET_MASK == host
+
     def _write_reused(self, place: Place, offset: int, length: int, cursor: Cursor) -> int:
-        """Write into one cluster that has its host cluster, where there is no valid data yet."""
+        """Write into clusters that have host clusters in a row, where there is no valid data yet in all of them."""
+        entries, index = place.entries, place.index
         inside = offset & (self._size - 1)
-        count = min(length, self._size - inside)
-        host = place.entries[place.index] & OFFSET_MASK
+        host = entries[index] & OFFSET_MASK
+        clusters = 1
         if self._mapping.extended:
-            bitmap = place.entries[place.index + 1]
-            self._mapping.checked_host(place.entries[place.index], bitmap, offset - inside)
+            self._mapping.checked_host(entries[index], entries[index + 1], offset - inside)
+        else:
+            most = min(-(-(inside + length) >> self._bits), place.clusters)
+            while clusters < most and self._reusable(entries[index + clusters]):
+                if entries[index + clusters] & OFFSET_MASK != host + (clusters << self._bits):
+                    break
+                clusters += 1
+            for number in range(clusters):
+                self._mapping.kind(entries[index + number], offset - inside + (number << self._bits))
+        count = min(length, (clusters << self._bits) - inside)
         self._write_around(host + inside, offset, count, cursor, whole=False)
-        self._set(place, 0, host, inside, inside + count, keep=True)
+        for number in range(clusters):
+            start = inside if not number else 0
+            stop = min(inside + count - (number << self._bits), self._size)
+            self._set(place, number, host + (number << self._bits), start, stop, keep=True)
         return count
 
     def _write_new(self, place: Place, offset: int, length: int, cursor: Cursor) -> int:
@@ -134,7 +157,8 @@ class Updater:
         if self._external:
             host = offset - inside
         else:
-            host, clusters = self._refcounts.allocate(clusters)
+            host, clusters = self._refcounts.allocate(clusters, behind=self.behind)
+            self.behind = host + (clusters << self._bits)
         try:
             count = min(length, (clusters << self._bits) - inside)
             # Where other users have the old data, or it is compressed, all of it moves along.
@@ -249,7 +273,10 @@ class Updater:
         for number in range(used):
             # With subclusters, the bitmap goes on saying that there is no data yet.
             entry = (host + (number << self._bits)) | COPIED
-            place.entries[place.index + number * self._words] = entry | ZERO if zero else entry
+            index = place.index + number * self._words
+            place.entries[index] = entry | ZERO if zero and not self._mapping.extended else entry
+            if zero and self._mapping.extended:
+                place.entries[index + 1] = ALL_ZERO_SUBCLUSTERS
         self._mapping.changed(place)
         return used << self._bits, host, used << self._bits
 
