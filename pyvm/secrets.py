@@ -7,6 +7,7 @@ padding) with another secret, the master key.
 from __future__ import annotations
 
 import binascii
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,12 +77,18 @@ def _content(given: Mapping[str, str]) -> bytes:
     if "file" not in given:
         raise ConfigError("Either 'file' or 'data' must be provided")
     path = given["file"]
+    doing = "Failed to open file"
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        doing = "Error reading file"
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(_MOST + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"Unable to read {path}: {reason}") from None
+        raise ConfigError(f"Unable to read {path}: {doing} \u201c{path}\u201d: {reason}") from None
     if len(content) > _MOST:
         raise ConfigError(f"Unable to read {path}: a secret has at most {_MOST} bytes")
     return content

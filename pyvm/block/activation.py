@@ -31,7 +31,7 @@ def give_disks_up(storage: Storage) -> None:
                     node.inactivate()
                 except OSError as error:
                     raise BlockError(f"'{node.name}' cannot be written back: {error.strerror}") from None
-        graph.inactive = True
+        graph.inactive = graph.given_up = True
         for node in graph.nodes.values():
             node.inactive = True
         graph.refresh()
@@ -44,6 +44,7 @@ def take_disks(storage: Storage) -> None:
     """
     graph = storage.graph
     before, graph.inactive = graph.inactive, False
+    given_up, graph.given_up = graph.given_up, False
     exported = [user for node in graph.nodes.values() if not node.inactive for user in graph.users(node) if user.waits]
     try:
         try:
@@ -53,7 +54,7 @@ def take_disks(storage: Storage) -> None:
                 raise
             _take_shared(storage, exported, error)
     except BlockError:
-        graph.inactive = before
+        graph.inactive, graph.given_up = before, given_up
         raise
 
 

@@ -79,7 +79,8 @@ def store(image: Qcow2Node) -> None:
         if bitmap.persistent and not bitmap.inconsistent and not bitmap.skip_store:
             contents[bitmap.name] = (bitmap.granularity.bit_length() - 1, bitmap.recording, _content(bitmap))
     try:
-        stored.store_all(image.disk, contents)
+        if not stored.are_stored(image.disk, contents):
+            stored.store_all(image.disk, contents)
     except (OSError, BlockError) as error:
         names = ", ".join(f"'{name}'" for name in contents)
         image.disk.warn(f"Could not store persistent bitmaps {names} of node '{image.name}': {error}")

@@ -271,15 +271,19 @@ def local_path(filename: str) -> str:
 # ---- Files
 
 
-def _create_file(filename: str, options: Mapping[str, Any]) -> None:
-    """Make an empty file, or empty one that is there.  Raises BlockError."""
-    path = local_path(filename)
+def open_new(filename: str) -> int:
+    """Return a descriptor of a file that is made where it is not there.  Raises BlockError."""
     try:
         # It may be in use: it is emptied only once nobody else has it.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return os.open(local_path(filename), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BlockError(f"Could not create '{filename}': {reason}") from None
+
+
+def _create_file(filename: str, options: Mapping[str, Any]) -> None:
+    """Make an empty file, or empty one that is there.  Raises BlockError."""
+    descriptor = open_new(filename)
     try:
         _set_hint(descriptor, options.get("extent_size_hint", _DEFAULT_HINT))
         if options.get("nocow"):

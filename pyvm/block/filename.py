@@ -12,6 +12,7 @@ from typing import Any
 
 from pyvm.block.node import Node, Role
 from pyvm.records import record
+from pyvm.wire_order import wire_order
 
 Tree = dict[str, Any]
 
@@ -27,6 +28,7 @@ _SIGNIFICANT: dict[str, tuple[str, ...]] = {
     "throttle": ("throttle-group",),
     "copy-on-read": ("bottom",),
     "quorum": ("vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"),
+    "replication": ("mode", "top-id"),
     "blkdebug": ("config", "inject-error.", "set-state."),
     "nbd": ("path", "host", "port", "export", "tls-creds", "tls-hostname", "server."),
     "ssh": ("host", "port", "path", "user", "host_key_check", "server."),
@@ -135,7 +137,9 @@ def _put(options: Tree, label: str, child: Tree) -> None:
 def _significant(node: Node) -> Tree:
     wanted = _SIGNIFICANT.get(node.driver, ())
     found = {}
-    for key, value in flatten(node.options):
+    flat = dict(flatten(node.options))
+    for key in wire_order(flat):  # as QEMU comes to them when it copies them
+        value = flat[key]
         if key in wanted or any(name.endswith(".") and key.startswith(name) for name in wanted):
             found[key] = value
     return found
@@ -144,7 +148,8 @@ def _significant(node: Node) -> Tree:
 def flatten(options: Tree, prefix: str = "") -> list[tuple[str, Any]]:
     """Return options with dotted names in the place of structures."""
     flat: list[tuple[str, Any]] = []
-    for key, value in options.items():
+    for key in wire_order(options):
+        value = options[key]
         if isinstance(value, dict):
             flat += flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list):

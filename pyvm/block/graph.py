@@ -88,6 +88,8 @@ class BlockGraph:
         self._next_rank = 0
         self._next_name = 0
         self._applied: dict[Node, Access] = {}
+        self.given_up = False
+        """Whether the images are inactive since the machine has gone: what is opened afterwards is active."""
         self.inactive = False
         """Whether images that are opened may be in use by another process: see :mod:`pyvm.block.activation`."""
         self.drive_of: Callable[[Node], str] = lambda node: ""

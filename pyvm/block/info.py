@@ -75,11 +75,15 @@ def is_encrypted(node: Node) -> bool:
     return node.driver == "luks" or (specific is not None and "encrypt" in specific.get("data", {}))
 
 
+_KNOWS_NOTHING = ("blkdebug", "blkverify")
+"""Filters that are opened as protocols are: QEMU does not look below them for what is allocated."""
+
+
 def _allocated(node: Node) -> int | None:
     """Return what an image takes on the host; its external data file does not count."""
-    if node.children and node.file is not None:
+    if node.children and node.file is not None and node.driver not in _KNOWS_NOTHING:
         return _allocated(node.file)
-    return node.allocated_bytes()
+    return None if node.driver in _KNOWS_NOTHING else node.allocated_bytes()
 
 
 def _state(node: Node) -> Info:

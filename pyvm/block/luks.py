@@ -116,7 +116,7 @@ class Volume:
         self.area = area
         """Where the header is."""
         self.header = structures.parse_header(area.read(0, HEADER_BYTES))
-        self._key = b""
+        self._key = self._passphrase = b""
 
     @property
     def payload_offset(self) -> int:
@@ -160,7 +160,7 @@ class Volume:
         for number in range(SLOTS):
             key = self._try_slot(number, passphrase)
             if key is not None:
-                self._key = key
+                self._key, self._passphrase = key, passphrase
                 return SectorCipher(self.header.spec, key)
         raise BlockError("Invalid password, cannot unlock any keyslot")
 
@@ -253,9 +253,18 @@ class Volume:
                 " irreversibly - refusing operation"
             )
 
-    def amend(self, options: Mapping[str, Any], secrets: Secrets, *, force: bool = False, prefix: str = "") -> None:
+    def amend(
+        self,
+        options: Mapping[str, Any],
+        secrets: Secrets,
+        *,
+        force: bool = False,
+        prefix: str = "",
+        unlocking: str | None = None,
+    ) -> None:
         """Change key slots as QEMU's options for that say, which begin with `prefix`; the volume must be unlocked.
 
+        `unlocking` names the secret that has to unlock it for another key; without it, what did so before has to.
         Raises BlockError, and OSError.
         """
         given = {name: options.get(prefix + name) for name in AMEND_OPTIONS}
@@ -269,6 +278,8 @@ class Volume:
                 raise BlockError("'new-secret' is required to activate a keyslot")
             if given["old-secret"] is not None:
                 raise BlockError("'old-secret' must not be given when activating keyslots")
+            # It has to unlock a slot now: it may have been erased since.
+            self.unlock(self._passphrase if unlocking is None else find_passphrase(secrets, unlocking))
             passphrase = find_passphrase(secrets, given["new-secret"])
             chosen = DEFAULT_ITERATION_MS if milliseconds is None else milliseconds
             self.add_key(passphrase, slot=slot, iteration_ms=chosen, force=force)

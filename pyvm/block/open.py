@@ -354,6 +354,10 @@ class Opener:
             children = self._other_children(driver, tree, below, place)
         own = self._own_options(driver, tree)
         node = self._finish(driver, settings, own, {"file": file.hold(), **children}, rank)
+        if driver.read_only and not settings.read_only:
+            # Only now: what is no image of the format at all is refused as such.
+            node.release()
+            raise BlockError(f"pyvm only reads images of format '{driver.name}': use read-only=on")
         file.release()
         return node
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.errors import BlockError
-from pyvm.block.options import Driver, Settings, Tree, find_driver, named_child
+from pyvm.block.options import NEVER_WRITTEN, Driver, Settings, Tree, find_driver, named_child
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
@@ -21,8 +21,8 @@ def settle_read_only(driver: Driver, file: Node, settings: Settings) -> None:
         return
     if settings.auto_read_only:
         settings.read_only = True
-    elif driver.read_only:
-        raise BlockError(f"pyvm only reads images of format '{driver.name}': use read-only=on")
+    elif driver.name in NEVER_WRITTEN:
+        raise BlockError("Image is read-only")
     elif driver.name == "qcow2":
         raise BlockError("Block node is read-only")
 

@@ -27,6 +27,7 @@ from pyvm.block.node import UNUSED, Access, DetectZeroes
 from pyvm.errors import ConfigError
 from pyvm.options import parse_boolean, parse_number, parse_size
 from pyvm.records import field, record
+from pyvm.sizes import UINT64_MAX
 
 Tree = dict[str, Any]
 """Options of a node, with those of its children inside."""
@@ -42,7 +43,7 @@ class Dialect(Enum):
     """Text: `-drive`, sizes with suffixes."""
 
 
-Kind = Literal["string", "boolean", "integer", "node", "node-or-null", "nodes", "any"]
+Kind = Literal["string", "boolean", "integer", "number", "node", "node-or-null", "nodes", "any"]
 
 
 class Option(NamedTuple):
@@ -55,12 +56,14 @@ class Option(NamedTuple):
     """Of a structure."""
 
 
-def _choice(*choices: str) -> Option:
-    return Option(choices=choices)
+def _choice(*choices: str, required: bool = False) -> Option:
+    return Option(required=required, choices=choices)
 
 
 _BOOLEAN = Option("boolean")
 _INTEGER = Option("integer")
+_NUMBER = Option("number")
+"""As text, without a suffix: what is below 0 is counted down from 2^64 there, and found to be too much."""
 _STRING = Option()
 _FILE = Option("node", required=True)
 
@@ -137,7 +140,7 @@ _QCOW2 = {
     "l2-cache-size": _INTEGER,
     "l2-cache-entry-size": _INTEGER,
     "refcount-cache-size": _INTEGER,
-    "cache-clean-interval": _INTEGER,
+    "cache-clean-interval": _NUMBER,
 }
 
 
@@ -165,6 +168,10 @@ _ROWS = (
     Driver("qcow2", "format", "pyvm.block.open", "make_qcow2", _QCOW2),
     Driver("luks", "format", f"{_PACKAGE}.luks", options={"file": _FILE, "key-secret": _STRING}),
     Driver("qcow", "format", f"{_PACKAGE}.foreign.qcow", options=_LAYERED, read_only=True),
+    Driver("bochs", "format", f"{_PACKAGE}.foreign.bochs", options={"file": _FILE}, read_only=True),
+    Driver("cloop", "format", f"{_PACKAGE}.foreign.cloop", options={"file": _FILE}, read_only=True),
+    Driver("parallels", "format", f"{_PACKAGE}.foreign.parallels", options={"file": _FILE}, read_only=True),
+    Driver("qed", "format", f"{_PACKAGE}.foreign.qed", options=_LAYERED, read_only=True),
     Driver("vdi", "format", f"{_PACKAGE}.foreign.vdi", options={"file": _FILE}, read_only=True),
     Driver("vhdx", "format", f"{_PACKAGE}.foreign.vhdx", options={"file": _FILE}, read_only=True),
     Driver("vmdk", "format", f"{_PACKAGE}.foreign.vmdk", options=_LAYERED, read_only=True),
@@ -184,6 +191,7 @@ _ROWS = (
             "target": _FILE,
             "bitmap": Option(members={"node": Option(required=True), "name": Option(required=True)}),
             "on-cbw-error": _choice("break-guest-write", "break-snapshot"),
+            "cbw-timeout": _INTEGER,
         },
     ),
     Driver("copy-on-read", "filter", f"{_PACKAGE}.copy_on_read", options={"file": _FILE, "bottom": _STRING}),
@@ -246,6 +254,13 @@ _ROWS = (
         f"{_PACKAGE}.preallocate",
         options={"file": _FILE, "prealloc-align": _INTEGER, "prealloc-size": _INTEGER},
     ),
+    Driver("blkreplay", "filter", f"{_PACKAGE}.blkreplay", options={"image": _FILE}),
+    Driver(
+        "replication",
+        "filter",
+        f"{_PACKAGE}.replication",
+        options={"file": _FILE, "mode": Option(required=True, choices=("primary", "secondary")), "top-id": _STRING},
+    ),
     Driver("snapshot-access", "filter", f"{_PACKAGE}.snapshot_access", options={"file": _FILE}),
     Driver("nbd", "protocol", f"{_PACKAGE}.nbd", options=_NBD, prefixes=("nbd", "nbd+tcp", "nbd+unix")),
     Driver("ssh", "protocol", f"{_PACKAGE}.ssh", options=_SSH, prefixes=("ssh",)),
@@ -253,7 +268,6 @@ _ROWS = (
     Driver("https", "protocol", f"{_PACKAGE}.http", "make_https", _HTTPS, prefixes=("https",)),
 )
 _MISSING_PROTOCOLS = {
-    "blkreplay": (),
     "ftp": ("ftp",),
     "ftps": ("ftps",),
     "gluster": ("gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"),
@@ -263,7 +277,7 @@ _MISSING_PROTOCOLS = {
     "rbd": ("rbd",),
     "vvfat": ("fat",),
 }
-_MISSING_FORMATS = "bochs cloop dmg parallels qed replication".split()
+_MISSING_FORMATS = ("dmg",)
 
 
 def _build() -> dict[str, Driver]:
@@ -275,6 +289,8 @@ def _build() -> dict[str, Driver]:
     return table
 
 
+NEVER_WRITTEN = ("bochs", "cloop")
+"""Formats that nobody writes, not even QEMU."""
 DRIVERS: dict[str, Driver] = _build()
 """Every driver of QEMU, by name."""
 _PREFIXES = {prefix: row for row in DRIVERS.values() for prefix in row.prefixes}
@@ -400,19 +416,29 @@ def convert(value: Any, option: Option, dialect: Dialect, path: str, key: str) -
             raise BlockError(_wrong_choice(option, dialect, key, value))
         return value
     if isinstance(value, bool if kind == "boolean" else int) and isinstance(value, bool) == (kind == "boolean"):
-        if kind == "integer" and value < 0:
+        if kind != "boolean" and value < 0:
             raise BlockError(f"Parameter '{path}' expects a non-negative number")
         return value
     if dialect is Dialect.JSON or not isinstance(value, str):
-        raise BlockError(f"Invalid parameter type for '{path}', expected: {kind}")
+        raise BlockError(
+            f"Invalid parameter type for '{path}', expected: {'boolean' if kind == 'boolean' else 'integer'}"
+        )
     try:
         if kind == "boolean":
             return parse_boolean(path, value)
+        if dialect is Dialect.DRIVE and kind == "number":
+            return _parse_wrapped(path, value)
         return parse_size(path, value) if dialect is Dialect.DRIVE else parse_number(path, value)
     except ConfigError as error:
-        if kind == "integer" and dialect is Dialect.KEYVAL:
+        if kind != "boolean" and dialect is Dialect.KEYVAL:
             raise BlockError(f"Parameter '{path}' expects integer") from None
         raise BlockError(str(error)) from None
+
+
+def _parse_wrapped(name: str, text: str) -> int:
+    if text.startswith("-"):
+        return -parse_number(name, text[1:]) & UINT64_MAX
+    return parse_number(name, text)
 
 
 def _wrong_choice(option: Option, dialect: Dialect, key: str, value: str) -> str:
@@ -543,6 +569,10 @@ def parse_pseudo(name: str) -> Tree:
     return unflatten(value)
 
 
+_TEXT_AND_TREE = ("overlap-check",)
+"""Options that may be given as one text and as a structure at once: the text is the member without a name then."""
+
+
 def unflatten(flat: Mapping[str, Any]) -> Tree:
     """Return options with dotted names put into structures.  Raises BlockError where they contradict one another."""
     tree: Tree = {}
@@ -553,12 +583,16 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
         node = tree
         for depth, part in enumerate(parents, 1):
             below = node.setdefault(part, {})
+            if not isinstance(below, dict) and part in _TEXT_AND_TREE:
+                below = node[part] = {"": below}
             if not isinstance(below, dict):
                 raise BlockError(f"Parameters '{'.'.join(parents[:depth])}.*' used inconsistently")
             node = below
         present = node.get(last)
         if isinstance(present, dict) and isinstance(value, dict):
             present.update(value)
+        elif isinstance(present, dict) and last in _TEXT_AND_TREE:
+            present[""] = value
         elif isinstance(present, dict) and present:
             raise BlockError(f"Parameters '{key}.*' used inconsistently")
         else:

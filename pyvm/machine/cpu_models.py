@@ -12,7 +12,7 @@ from typing import Any
 from pyvm.cpu import features as feature_bits
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, available_features, base_model, family_version, model_names
 from pyvm.monitor.errors import QmpError
-from pyvm.qom.types import CPU_SUFFIX, UNSET, load
+from pyvm.qom.types import CPU_SUFFIX, SYSTEM_MEMORY, UNSET, load
 
 STATIC_MODEL = "base"
 _LESS_PORTABLE = ("max", "host")
@@ -21,7 +21,7 @@ _STATIC_EXTRA = ("family", "min-level", "min-xlevel", "model", "model-id", "step
 _NO_FEATURES = frozenset({"legacy-cache"})
 _NOT_EXPANDED = frozenset({
     "type", "parent_bus", "hotplugged", "hotpluggable", "feature-words", "filtered-features", "crash-information",
-    "unavailable-features",
+    "unavailable-features", "legacy-memory",
 })  # fmt: skip
 _REGISTERS = ("EAX", "EBX", "ECX", "EDX")
 _FEATURE_REGISTERS: tuple[tuple[int, int | None, str], ...] = (
@@ -32,7 +32,7 @@ _FEATURE_REGISTERS: tuple[tuple[int, int | None, str], ...] = (
     (7, 0, "ECX"), (7, 0, "EBX"), (1, None, "ECX"), (1, None, "EDX"),
 )  # fmt: skip
 """CPUID registers that hold features: leaf, subleaf where the leaf has any, and register."""
-_ZERO: dict[str, Any] = {"bool": False, "str": "", "string": "", "link<memory-region>": ""}
+_ZERO: dict[str, Any] = {"bool": False, "str": "", "string": "", "link<memory-region>": SYSTEM_MEMORY}
 _LBR_UNSET = ~0x3F & ((1 << 64) - 1)
 
 

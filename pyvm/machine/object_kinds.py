@@ -7,7 +7,8 @@ import fnmatch
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from pyvm.block.errors import BlockError
 from pyvm.block.limit_names import LIMIT_NAMES
@@ -260,6 +261,51 @@ class CanBusObject(UserObject):
         super().__init__(kind, identifier)
 
 
+class _HeldObject(UserObject):
+    """Settings for a device or for hardware that no machine of pyvm has: they are kept, and nobody comes for them."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, host: ObjectHost, kind: str, identifier: str, given: dict[str, Any]) -> None:
+        del host
+        super().__init__(kind, identifier)
+        for name, value in given.items():
+            self.check(name, value)
+        self.values = {**self.defaults, **given}
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise QmpError for a value that cannot be."""
+
+    def put(self, name: str, value: Any) -> None:
+        """Change a setting."""
+        self.check(name, value)
+        self.values[name] = value
+
+
+class SevGuestObject(_HeldObject):
+    """How a processor of AMD would encrypt the guest's memory."""
+
+    defaults = MappingProxyType(
+        {"sev-device": "/dev/sev", "policy": 1, "handle": 0, "cbitpos": 0, "kernel-hashes": False}
+    )
+
+
+class CryptoBackendObject(_HeldObject):
+    """What would do the work of a crypto device."""
+
+    defaults = MappingProxyType({"queues": 1})
+
+    def __init__(self, host: ObjectHost, kind: str, identifier: str, given: dict[str, Any]) -> None:
+        super().__init__(host, kind, identifier, given)
+        if kind == "cryptodev-backend-builtin" and self.values["queues"] != 1:
+            raise QmpError("Only support one queue in cryptdov-builtin backend")
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise QmpError where there are no queues."""
+        if name == "queues" and not value:
+            raise QmpError(f"Property '{self.type}.queues' doesn't take value '0'")
+
+
 _TLS_FILES = {
     # Name, and whether it has to be there.
     "tls-creds-anon": {"server": (("dh-params.pem", False),), "client": ()},
@@ -388,6 +434,8 @@ KINDS: dict[str, Creator] = {
     "authz-list-file": AuthorizationFile,
     "authz-simple": AuthorizationObject,
     "can-bus": CanBusObject,
+    "cryptodev-backend": CryptoBackendObject,
+    "cryptodev-backend-builtin": CryptoBackendObject,
     **dict.fromkeys(("filter-buffer", "filter-dump", "filter-mirror", "filter-redirector"), _filter),
     "iothread": IoThreadObject,
     "main-loop": MainLoopObject,
@@ -399,6 +447,7 @@ KINDS: dict[str, Creator] = {
     "rng-random": RngObject,
     "secret": SecretObject,
     "secret_keyring": SecretObject,
+    "sev-guest": SevGuestObject,
     "throttle-group": ThrottleGroupObject,
     **dict.fromkeys(("tls-creds-anon", "tls-creds-psk", "tls-creds-x509"), TlsCredentialsObject),
 }

@@ -22,7 +22,6 @@ ABSENT_CHAPTERS = {
     "rocker": "there is no such switch",
     "tpm": "there is no TPM",
     "spice": "there is no SPICE",
-    "xen": "there is no Xen",
     "replay": "nothing is recorded or replayed",
     "misc-target": "there is no such processor",
 }
@@ -34,6 +33,8 @@ ABSENT_COMMANDS = {
     "x-query-usb": "there is no USB",
     "x-query-profile": "the translator has no profiler",
     "x-query-opcount": "the translator does not count",
+    "xen-set-global-dirty-log": "there is no Xen",
+    "xen-colo-do-checkpoint": "there is no COLO",
     "query-colo-status": "there is no COLO",
     "x-colo-lost-heartbeat": "there is no COLO",
     "query-pr-managers": "there are no such helpers",

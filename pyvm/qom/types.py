@@ -15,11 +15,16 @@ MACHINE_SUFFIX = "-machine"
 CPU_SUFFIX = "-x86_64-cpu"
 _MACHINE_MODEL = "pc-i440fx-machine"
 _CPU_MODEL = "model-x86_64-cpu"
+SYSTEM_MEMORY = "/machine/unattached/system[0]"
+"""The path of all that a vCPU sees as memory."""
 UNSET: Any = object()
 """The default of a property that has none."""
 
 _HEADER = re.compile(r"(?P<name>\S+)(?: : (?P<parent>\S+))?(?P<marks>(?: [+~]\S+)*)(?P<abstract> abstract)?")
 _PROPERTY = re.compile(r"(?P<names>.+?) : (?P<kind>[^=|]+?)(?: =(?P<default>[^|]+?))?(?: \| (?P<description>.+))?")
+_LEGACY = "legacy-"
+"""What the names of old views of properties begin with: text for what once was read and written as text."""
+_NO_VIEW = ("link<bus>", "link<hotplug-handler>", "link<irq>")
 _HIDDEN = frozenset({"type", "realized", "hotpluggable", "hotplugged", "parent_bus"})
 
 
@@ -83,14 +88,26 @@ class ObjectType:
         found: dict[str, PropertyInfo] = {}
         for kind in reversed(list(self.ancestry())):
             if kind.proxied is not None:
-                found.update((name, item) for name, item in kind.proxied.properties.items() if name not in found)
+                found.update(
+                    (name, item)
+                    for name, item in kind.proxied.properties.items()
+                    if name not in found and not name.startswith(_LEGACY)
+                )
             found.update(kind.own)
         return found
 
     @property
     def device_properties(self) -> list[PropertyInfo]:
-        """What `-device` may set or show: all properties but those of every device."""
-        return [item for name, item in self.properties.items() if name not in _HIDDEN]
+        """What `-device` may set or show: all properties but those of every device, and QEMU's old views of some."""
+        return [item for name, item in self.properties.items() if name not in _HIDDEN and not name.startswith(_LEGACY)]
+
+    @property
+    def class_properties(self) -> list[PropertyInfo]:
+        """What is known without an object: all properties, but for an abstract type those that are no object's."""
+        if not self.abstract:
+            return list(self.properties.values())
+        kinds = reversed(list(self.ancestry()))
+        return [item for kind in kinds for item in kind.own.values() if not item.kind.startswith("child<")]
 
 
 class TypeRegistry:
@@ -180,4 +197,31 @@ def load() -> TypeRegistry:
         for flag, default in (("migratable", True), ("host-cache-info", False)):
             own[flag] = PropertyInfo(flag, "bool", default)
     registry["host" + CPU_SUFFIX].parent = registry["max" + CPU_SUFFIX]
+    _add_legacy_views(registry)
     return registry
+
+
+def _add_legacy_views(registry: TypeRegistry) -> None:
+    """Give devices the old views: of links, which cannot be read, and of the place on a PCI bus."""
+    for kind in registry:
+        if not kind.implements("device"):
+            continue
+        for name, item in list(kind.own.items()):
+            is_link = item.kind.startswith("link<") and item.kind not in _NO_VIEW
+            if is_link or (kind.name, name) == ("pci-device", "addr"):
+                kind.own = _with_view(kind.own, _LEGACY + name)
+
+
+def _with_view(own: dict[str, PropertyInfo], name: str) -> dict[str, PropertyInfo]:
+    """Return properties and one more, in the place where QEMU's hash table has it."""
+    from pyvm.hash_order import HashOrder
+
+    order = list(reversed(list(HashOrder([*own, name]))))
+    before = order[: order.index(name)]
+    view = PropertyInfo(name, "str")
+    found: dict[str, PropertyInfo] = {} if before else {name: view}
+    for known, item in own.items():
+        found[known] = item
+        if before and known == before[-1]:
+            found[name] = view
+    return found

@@ -21,6 +21,7 @@ KINDS = (
     "vdi", "vdi static=on", "vpc", "vpc subformat=fixed", "vpc force_size=on", "vhdx", "vhdx subformat=fixed",
     "vhdx block_size=2M", "vmdk", "vmdk subformat=monolithicFlat", "vmdk subformat=streamOptimized",
     "vmdk subformat=twoGbMaxExtentSparse", "vmdk subformat=twoGbMaxExtentFlat", "vmdk zeroed_grain=on", "qcow",
+    "qed", "qed cluster_size=4096,table_size=2", "parallels", "parallels cluster_size=64k",
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_qemu_images_are_read(
     assert capsys.readouterr().out == qemu_img("info", image)
 
 
-@pytest.mark.parametrize("kind", ["qcow", "vmdk"])
+@pytest.mark.parametrize("kind", ["qcow", "qed", "vmdk"])
 def test_images_that_lie_on_others(kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     qemu_img("convert", "-f", "raw", "-O", kind, str(source), "base")

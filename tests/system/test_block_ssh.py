@@ -425,7 +425,7 @@ SERVER = {"server": {"host": "h", "port": "22"}, "path": "/x"}
         ({}, "Parameter 'server' is missing"),
         ({"host": "h"}, "Parameter 'path' is missing"),
         ({"host": "h", "path": "/x", "port": "0"}, "'0' is not a port number"),
-        ({"host": "h", "path": "/x", "port": "ssh"}, "'ssh' is not a port number"),
+        ({"host": "h", "path": "/x", "port": "ssh"}, "Parameter 'port' expects a number"),
         ({"server": {"host": "h"}, "path": "/x"}, "Parameter 'server.port' is missing"),
         ({"server": "h", "path": "/x"}, "Invalid parameter type for 'server', expected: object"),
         ({"server": {"host": "h", "port": "1", "foo": "1"}}, "Parameter 'foo' is unexpected"),

@@ -38,7 +38,11 @@ def children(machine: Machine, path: str) -> dict[str, str]:
 def test_the_tree_of_a_machine() -> None:
     machine = shared()
     assert set(children(machine, "/")) == {"machine", "objects", "chardevs"}
-    assert children(machine, "/machine/unattached") == {**CHIPS, "sysbus": "System"}
+    assert children(machine, "/machine/unattached") == {
+        **CHIPS,
+        "sysbus": "System",
+        **dict.fromkeys(("system[0]", "io[0]", "pci[0]"), "memory-region"),
+    }
     assert children(machine, "/machine/i440fx") == {"pci.0": "PCI", "ioapic": "ioapic"}
     assert children(machine, "/machine/peripheral-anon") == {}
     assert machine.get("/machine", "rtc_state") == "/machine/unattached/device[9]"
@@ -80,13 +84,34 @@ def test_a_cpu() -> None:
 def test_a_plugged_device_and_what_it_brings_along() -> None:
     machine = shared()
     path = "/machine/peripheral/r"
-    assert children(machine, path) == {"virtio-backend": "virtio-rng-device", "virtio-bus": "virtio-pci-bus"}
+    found = children(machine, path)
+    regions = {name for name, kind in found.items() if kind == "memory-region"}
+    assert {name: kind for name, kind in found.items() if name not in regions} == {
+        "virtio-backend": "virtio-rng-device",
+        "virtio-bus": "virtio-pci-bus",
+    }
+    parts = {f"virtio-pci-{part}-virtio-rng[0]" for part in ("common", "isr", "device", "notify", "notify-pio")}
+    assert regions == parts | {
+        "bus master container[0]", "bus master[0]", "virtio-pci[0]", "virtio-pci[1]", "virtio-rng-pci-msix[0]",
+        "msix-table[0]", "msix-pba[0]",
+    }  # fmt: skip
     assert machine.get(path, "parent_bus") == "/machine/i440fx/pci.0"
     assert (machine.get(path, "addr"), machine.get(path, "legacy-addr")) == (16, "02.0")
     assert machine.get(f"{path}/virtio-backend", "parent_bus") == f"{path}/virtio-bus"
     assert machine.get(f"{path}/virtio-backend", "rng") == f"{path}/virtio-backend/default-backend"
     assert machine.get(f"{path}/virtio-bus", "child[0]") == f"{path}/virtio-backend"
     assert children(machine, "/machine/peripheral/vs/virtio-backend") == {"vs.0": "virtio-serial-bus"}
+    for name, addr, size, container in (
+        ("bus master[0]", 0, 2**64 - 1, "/bus master container[0]"),
+        ("virtio-pci-notify-virtio-rng[0]", 0x3000, 0x1000, "/virtio-pci[0]"),
+        ("msix-pba[0]", 0x800, 8, "/virtio-rng-pci-msix[0]"),
+    ):
+        region = [machine.get(f"{path}/{name}", it) for it in ("addr", "size", "priority", "container")]
+        assert region == [addr, size, 0, path + container]
+    (bar,) = [it for it in machine.execute("query-pci")[0]["devices"] if it["qdev_id"] == "r"]
+    where = {it["bar"]: it["address"] for it in bar["regions"]}
+    assert machine.get(f"{path}/virtio-pci[0]", "addr") == max(where[4], 0)
+    assert machine.get(f"{path}/virtio-pci[1]", "container") == "/machine/unattached/io[0]"
     for name, value in (
         ("period", 65536),
         ("rombar", 1),
@@ -107,11 +132,13 @@ def test_every_property_of_every_object_can_be_looked_at() -> None:
             reply = machine.ask("qom-get", {"path": path, "property": item["name"]})
             seen += 1
             if "error" in reply:
-                assert reply["error"]["desc"] == "No crash occurred"
+                own = f"Property '{machine.get(path, 'type')}.{item['name']}' is not readable"
+                legacy = item["name"].startswith("legacy-")
+                assert reply["error"]["desc"] == (own if legacy else "No crash occurred")
             elif item["type"].startswith("child<"):
                 assert reply["return"] == f"{path.rstrip('/')}/{item['name']}"
                 walk(reply["return"])
-            elif item["type"].startswith("link<") and reply["return"] and not reply["return"].endswith("system[0]"):
+            elif item["type"].startswith("link<") and reply["return"]:
                 machine.execute("qom-list", path=reply["return"])
 
     walk("/")
@@ -185,6 +212,17 @@ def test_types() -> None:
     assert {"name": "virtio-device", "parent": "device", "abstract": True} in everything
     assert machine.execute("qom-list-types", implements="nope") == []
     assert machine.execute("qom-list-types", implements="") == []
+    for typename, wanted in (
+        ("max-x86_64-cpu", {"legacy-memory": "str", "legacy-cache": "bool"}),
+        ("virtio-rng-device", {"legacy-rng": "str"}),
+        ("virtio-rng-pci", {"legacy-addr": "str", "virtio-backend": "child<virtio-rng-device>"}),
+        ("virtio-rng-pci-base", {"legacy-addr": "str"}),
+    ):
+        kinds = {item["name"]: item["type"] for item in machine.execute("qom-list-properties", typename=typename)}
+        assert {name: kind for name, kind in kinds.items() if name.startswith(("legacy", "virtio-back"))} == wanted
+        if not typename.endswith("base"):
+            names = {item["name"] for item in machine.execute("device-list-properties", typename=typename)}
+            assert not [name for name in names if name.startswith("legacy")]
     found = {item["name"]: item for item in machine.execute("qom-list-properties", typename="iothread")}
     assert set(found) == {
         "type", "aio-max-batch", "thread-pool-min", "thread-pool-max", "poll-max-ns", "poll-grow", "poll-shrink",
@@ -223,6 +261,9 @@ def test_creating_and_deleting_objects(machine: Machine, tmp_path: Path) -> None
         "authz-simple": {"identity": "me"},
         "authz-list": {"rules": [{"match": "a*", "format": "glob", "policy": "allow"}]},
         "can-bus": {},
+        "cryptodev-backend": {"queues": 2},
+        "cryptodev-backend-builtin": {},
+        "sev-guest": {"reduced-phys-bits": 1, "policy": 5},
         "tls-creds-anon": {"endpoint": "server"},
     }
     for number, (kind, properties) in enumerate(wanted.items()):
@@ -247,7 +288,9 @@ def test_creating_and_deleting_objects(machine: Machine, tmp_path: Path) -> None
         ("iothread", {"foo": 1}, "Parameter 'foo' is unexpected"),
         ("iothread", {"poll_max_ns": -1}, "poll-max-ns value must be in range [0, 9223372036854775807]"),
         ("iothread", {"thread_pool_max": 0}, "bad thread-pool-min/thread-pool-max values"),
-        ("sev-guest", {"reduced_phys_bits": 1}, "invalid object type: sev-guest"),
+        ("cryptodev-vhost-user", {"chardev": "x"}, "invalid object type: cryptodev-vhost-user"),
+        ("cryptodev-backend-builtin", {"queues": 2}, "Only support one queue in cryptdov-builtin backend"),
+        ("cryptodev-backend", {"queues": 0}, "Property 'cryptodev-backend.queues' doesn't take value '0'"),
         ("authz-listfile", {"filename": "x"}, "invalid object type: authz-listfile"),
         ("secret", {}, "Either 'file' or 'data' must be provided"),
         ("secret", {"data": "!", "format": "base64"}, "Base64 data contains invalid characters"),

@@ -130,6 +130,41 @@ def qcow() -> bytes:
     return (image + packed).ljust(place, b"\0") + LAST * MIB
 
 
+def qed() -> bytes:
+    """Clusters of 64 KiB, tables of one: the header, two tables, data; the second MiB has an entry for zeros."""
+    cluster = 1 << 16
+    head = struct.pack("<4sIIIQQQQQII", b"QED\0", cluster, 1, 1, 0, 0, 0, cluster, 3 * MIB, 0, 0)
+    entries = [(19 + number) * cluster for number in range(16)] + [1] + [0] * 15
+    entries += [(3 + number) * cluster for number in range(16)]
+    tables = struct.pack("<Q", 2 * cluster).ljust(cluster, b"\0") + struct.pack("<48Q", *entries).ljust(cluster, b"\0")
+    return head.ljust(cluster, b"\0") + tables + LAST * MIB + FIRST * MIB
+
+
+def parallels(magic: bytes = b"WithouFreSpacExt", unit: int = MIB // SECTOR) -> bytes:
+    """Clusters of 1 MiB; places are in units of so many sectors."""
+    cluster = MIB // SECTOR
+    head = struct.pack("<16sIIIIIQIIIQ", magic, 2, 16, 12, cluster, 3, 3 * cluster, 0, cluster, 0, 0)
+    head += struct.pack("<III", 2 * cluster // unit, 0, cluster // unit)
+    return head.ljust(MIB, b"\0") + LAST * MIB + FIRST * MIB
+
+
+def bochs() -> bytes:
+    """Extents of 1 MiB, each with its bitmap in front; of the second, nothing was written."""
+    head = struct.pack(
+        "<32s16s16sIIIIIIQ", b"Bochs Virtual HD Image", b"Redolog", b"Growing", 0x20000, SECTOR, 3, 256, MIB, 0, 3 * MIB
+    )
+    catalog, full = struct.pack("<III", 1, 2, 0), b"\xff" * 256 + bytes(256)
+    return head.ljust(SECTOR, b"\0") + catalog + full + LAST * MIB + full + FIRST * MIB + bytes(SECTOR + MIB)
+
+
+def cloop() -> bytes:
+    """Three compressed blocks of 1 MiB."""
+    blocks = [zlib.compress(part) for part in (FIRST * MIB, bytes(MIB), LAST * MIB)]
+    places = [136 + 32 + sum(map(len, blocks[:number])) for number in range(4)]
+    script = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"
+    return script.ljust(128, b"\0") + struct.pack(">II4Q", MIB, 3, *places) + b"".join(blocks)
+
+
 MAKERS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "vdi": ("vdi", vdi),
     "vpc": ("vpc", vpc),
@@ -137,6 +172,11 @@ MAKERS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "vmdk": ("vmdk", vmdk),
     "vmdk-compressed": ("vmdk", lambda: vmdk(compressed=True)),
     "qcow": ("qcow", qcow),
+    "qed": ("qed", qed),
+    "parallels": ("parallels", parallels),
+    "parallels-old": ("parallels", lambda: parallels(b"WithoutFreeSpace", 1)),
+    "bochs": ("bochs", bochs),
+    "cloop": ("cloop", cloop),
 }
 IMAGES: dict[str, bytes] = {}
 
@@ -159,13 +199,16 @@ def test_images_are_found_out_and_read(tmp_path: Path, kind: str) -> None:
     assert node.read(MIB - 512, 1024) == FIRST * 512 + bytes(512)
     first, second = node.block_status(0, node.size), node.block_status(MIB, MIB)
     assert first.data
-    assert not second.data
-    assert second.zero
+    if kind != "cloop":  # which has no other way to say that there is nothing
+        assert not second.data
+        assert second.zero
     with pytest.raises(PermissionError):
         node.write(0, b"x" * SECTOR)
     node.close()
-    with pytest.raises(BlockError, match=r"pyvm only reads images of format '.*': use read-only=on"):
+    refusal = f"pyvm only reads images of format '{MAKERS[kind][0]}': use read-only=on"
+    with pytest.raises(BlockError) as caught:
         open_image(str(path), format=MAKERS[kind][0])
+    assert str(caught.value) == ("Image is read-only" if kind in ("bochs", "cloop") else refusal)
 
 
 def test_fixed_vhd(tmp_path: Path) -> None:
@@ -218,6 +261,52 @@ def test_what_is_not_supported_is_said(tmp_path: Path) -> None:
     path.write_text(DESCRIPTOR.format(kind="seSparse", extents='RW 8 SESPARSE "x" 0'))
     with pytest.raises(BlockError, match="Unsupported extent type 'SESPARSE'"):
         open_image(str(path), read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("vdi", "Image not in VDI format (bad signature 00000000)"),
+        ("vpc", "invalid VPC image"),
+        ("vhdx", "Could not open '{path}': Invalid argument"),
+        ("vmdk", "invalid VMDK image descriptor"),
+        ("qcow", "Image not in qcow format"),
+        ("qed", "Image not in QED format"),
+        ("parallels", "Image not in Parallels format"),
+    ],
+)
+def test_what_is_no_image_is_refused_as_that_before_it_is_refused_to_be_written(
+    tmp_path: Path, kind: str, message: str
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(2 * MIB))
+    for read_only in (True, False):
+        with pytest.raises(BlockError) as caught:
+            open_image(str(path), format=kind, read_only=read_only)
+        assert str(caught.value) == message.format(path=path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "data", "message"),
+    [
+        ("qed", 16, b"\x08", "Unsupported QED features: 8"),
+        ("qed", 4, b"\x01", "Could not open '{path}': Invalid argument"),
+        ("parallels", 28, bytes(4), "Invalid image: Zero sectors per track"),
+        ("parallels", 16, b"\x03", "Image not in Parallels format"),
+        ("bochs", 64, b"\x00\x03", "Image not in Bochs format"),
+        ("bochs", 80, b"\x00\x00\x00\x01", "Extent size 16777216 is too large"),
+        ("bochs", 72, b"\x02", "Catalog size is too small for this disk size"),
+        ("cloop", 128, bytes(4), "block_size cannot be zero"),
+        ("cloop", 128, b"\x7f", "block_size 2131755008 must be 64 MB or less"),
+    ],
+)
+def test_headers_that_cannot_be(tmp_path: Path, kind: str, at: int, data: bytes, message: str) -> None:
+    path, image = tmp_path / "image", bytearray(image_of(kind))
+    image[at : at + len(data)] = data
+    path.write_bytes(image)
+    with pytest.raises(BlockError) as caught:
+        open_image(str(path), format=kind, read_only=True)
+    assert str(caught.value) == message.format(path=path)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -41,7 +41,7 @@ def shape(node: Node) -> Any:
         ({"driver": 7}, "Invalid parameter type for 'driver', expected: string"),
         ({"driver": "foo"}, "Parameter 'driver' does not accept value 'foo'"),
         ({"driver": "iscsi"}, "Driver 'iscsi' is not supported by pyvm yet"),
-        ({"driver": "qed"}, "Driver 'qed' is not supported by pyvm yet"),
+        ({"driver": "dmg"}, "Driver 'dmg' is not supported by pyvm yet"),
         ({"driver": "file"}, "Parameter 'filename' is missing"),
         ({"driver": "raw"}, "Parameter 'file' is missing"),
         ({"driver": "raw", "file": {}}, "Parameter 'file.driver' is missing"),

@@ -156,10 +156,10 @@ def test_memory_slots() -> None:
         ("-drive file=/x,if=virtio", "-drive file=/x,if=virtio: Could not open '/x': No such file or directory"),
         ("-drive file=/x,if=virtio,format=foo", "-drive file=/x,if=virtio,format=foo: Unknown driver 'foo'"),
         (
-            "-drive file=/x,if=virtio,format=qed",
+            "-drive file=/x,if=virtio,format=dmg",
             (
-                "-drive file=/x,if=virtio,format=qed: format 'qed' is not supported by pyvm yet"
-                " (only raw, qcow2, luks, qcow, vdi, vhdx, vmdk and vpc)"
+                "-drive file=/x,if=virtio,format=dmg: format 'dmg' is not supported by pyvm yet"
+                " (only raw, qcow2, luks, qcow, bochs, cloop, parallels, qed, vdi, vhdx, vmdk and vpc)"
             ),
         ),
         ("-drive file=/x,if=none,cache=x", "-drive file=/x,if=none,cache=x: invalid cache option"),

@@ -223,7 +223,7 @@ def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
         shown = capsys.readouterr().out
         for command in COMMANDS:
             assert f"\n  {command} " in shown
-        assert shown.endswith("Supported formats: raw qcow2 luks qcow vdi vhdx vmdk vpc\n")
+        assert shown.endswith("Supported formats: raw qcow2 luks qcow bochs cloop parallels qed vdi vhdx vmdk vpc\n")
 
 
 def test_version_and_trace(capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,10 @@ def test_a_refcount_table_that_is_full_grows(tmp_path: Path, bits: int) -> None:
             break
     assert header.refcount_table_offset != old
     assert header.refcount_table_clusters > before
+    node.close()
+    node = open_image(path, format="qcow2")
+    assert isinstance(node, Qcow2Node)
+    node.write((16 << 20) - CLUSTER, b"y" * CLUSTER)
     assert node.disk.refcounts.count(old // CLUSTER) == 1  # it was given back, and something else is there
     result = node.check()
     assert (result.corruptions, result.leaks) == (0, 0)

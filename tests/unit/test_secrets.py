@@ -50,7 +50,11 @@ def test_refused(tmp_path):
     assert refused({"data": "!!", "format": "base64"}) == "Base64 data contains invalid characters"
     assert refused({"data": "abc", "format": "base64"}) == "Base64 data is not complete"
     missing = tmp_path / "no"
-    assert refused({"file": str(missing)}) == f"Unable to read {missing}: No such file or directory"
+    for path, why in (
+        (missing, f"Failed to open file \u201c{missing}\u201d: No such file or directory"),
+        (tmp_path, f"Error reading file \u201c{tmp_path}\u201d: Is a directory"),
+    ):
+        assert refused({"file": str(path)}) == f"Unable to read {path}: {why}"
     assert "Unable to read" in refused({"file": "a\0b"})
     large = tmp_path / "large"
     large.write_bytes(bytes((1 << 20) + 1))

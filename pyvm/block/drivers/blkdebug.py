@@ -214,6 +214,9 @@ class BlkdebugNode(FilterNode):
             return
         self._write_data_zeroes(offset, start - offset)
         for position, count in _fragments(start, end, limits.opt_write_zero, limits.max_write_zero):
+            if count < limits.opt_write_zero:
+                self._write_data_zeroes(position, count)
+                continue
             self.debug_event("pwritev_zero")
             self._check("write-zeroes", position, count)
             super().write_zeroes(position, count, unmap)

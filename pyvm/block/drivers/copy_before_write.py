@@ -7,6 +7,8 @@ put in by hand it makes a disk's state readable while the guest goes on.
 from __future__ import annotations
 
 import errno
+import os
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pyvm.block import bitmaps
@@ -39,6 +41,7 @@ class CopyBeforeWriteNode(FilterNode):
         name: str = "",
         read_only: bool | None = None,
         on_error: OnCbwError = "break-guest-write",
+        timeout: int = 0,
         graph: BlockGraph | None = None,
     ) -> None:
         super().__init__(file, name=name, read_only=read_only)
@@ -59,6 +62,8 @@ class CopyBeforeWriteNode(FilterNode):
         self.stopped = False
         """Whether nothing is copied any more."""
         self._on_error = on_error
+        self._timeout = timeout
+        """Seconds that a guest's write may wait for the copy; 0: as long as it takes."""
         self._graph = graph
 
     def replace_child(self, old: Node, new: Node) -> None:
@@ -99,13 +104,22 @@ class CopyBeforeWriteNode(FilterNode):
         if self.stopped or self.broken or length <= 0:
             return
         try:
-            while self.copier.copy(offset, offset + length, _STEP) is not None:
-                pass
+            self._copy_in_time(offset, length)
             self._saved.set(offset, length)
         except CopyError as failure:
             if self._on_error == "break-guest-write":
                 raise failure.error from None
             self.broken = True
+
+    def _copy_in_time(self, offset: int, length: int) -> None:
+        """Copy a range, piece by piece.  A piece that is on its way when time runs out is waited for, and too late.
+
+        Raises CopyError.
+        """
+        deadline = monotonic() + self._timeout
+        while self.copier.copy(offset, offset + length, _STEP) is not None:
+            if self._timeout and monotonic() > deadline:
+                raise CopyError(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), of_read=False)
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""
@@ -158,9 +172,14 @@ def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], gra
         bitmap = bitmaps.find(node, wanted["name"])
         if bitmap is None:
             raise BlockError(f"Dirty bitmap '{wanted['name']}' not found")
-    on_error = own.get("on-cbw-error", "break-guest-write")
     made = CopyBeforeWriteNode(
-        file, target, name=settings.name, read_only=settings.read_only, on_error=on_error, graph=graph
+        file,
+        target,
+        name=settings.name,
+        read_only=settings.read_only,
+        on_error=own.get("on-cbw-error", "break-guest-write"),
+        timeout=int(own.get("cbw-timeout", 0)),
+        graph=graph,
     )
     if bitmap is not None:
         made.copier.wanted.clear_all()

@@ -122,10 +122,12 @@ class LuksNode(Node):
         """Change key slots; values as for creation.  Raises OSError, or BlockError."""
         from pyvm.block.create import normalise_amendment
 
-        found = normalise_amendment("luks", options)
+        given = dict(options)
+        unlocking = given.pop("secret", None)
+        found = normalise_amendment("luks", given)
         if self.read_only:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        self.volume.amend(found, secrets, force=force)
+        self.volume.amend(found, secrets, force=force, unlocking=unlocking)
 
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> LuksNode:

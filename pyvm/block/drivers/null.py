@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyvm.block.options import Settings
 
 _DEFAULT_SIZE = 1 << 30
+_SECTOR = 512
 _NANOSECONDS = 1_000_000_000
 
 
@@ -35,7 +36,7 @@ class NullNode(Node):
     ) -> None:
         super().__init__(name, read_only=read_only, unmap=unmap)
         self.detect_zeroes = detect_zeroes
-        self._size = size
+        self._size = -(-size // _SECTOR) * _SECTOR
         self._latency = latency
         self._read_zeroes = read_zeroes
 

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from pyvm.block.options import Settings
 
 
+def _unsupported() -> OSError:
+    return OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
 class SnapshotAccessNode(Node):
-    """The state that `file`, a copy-before-write filter, keeps; read-only."""
+    """The state that `file`, a copy-before-write filter, keeps; what writes to it fails, even where it may."""
 
     driver: ClassVar[str] = "snapshot-access"
 
-    def __init__(self, file: Node, *, name: str = "") -> None:
-        super().__init__(name, read_only=True)
+    def __init__(self, file: Node, *, name: str = "", read_only: bool = True) -> None:
+        super().__init__(name, read_only=read_only)
         self._file = file
         self.children.append(Child(Role.STORAGE, file, "file"))
 
@@ -44,7 +48,7 @@ class SnapshotAccessNode(Node):
         self.check_range(offset, total(buffers))
         read = getattr(self._file, "read_snapshot", None)
         if read is None:
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            raise _unsupported()
         read(offset, buffers)
 
     def block_status(self, offset: int, length: int) -> Extent:
@@ -54,6 +58,7 @@ class SnapshotAccessNode(Node):
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Refuse: what was does not change."""
         self.check_write(offset, total(buffers))
+        raise _unsupported()
 
     def flush(self) -> None:
         """Nothing is there to be made safe."""
@@ -61,13 +66,15 @@ class SnapshotAccessNode(Node):
     def discard(self, offset: int, length: int) -> None:
         """Refuse: what was does not change."""
         self.check_write(offset, length)
+        raise _unsupported()
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Refuse: what was does not change."""
         self.check_write(offset, length)
+        raise _unsupported()
 
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> SnapshotAccessNode:
     """Make the node; see :mod:`pyvm.block.options`."""
     del own, graph
-    return SnapshotAccessNode(children["file"], name=settings.name)
+    return SnapshotAccessNode(children["file"], name=settings.name, read_only=settings.read_only)

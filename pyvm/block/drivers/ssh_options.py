@@ -109,7 +109,9 @@ def _find_server(own: dict[str, Any]) -> tuple[str, int, Literal["any", "ipv4", 
         host, port = own["host"], own.get("port", DEFAULT_PORT)
     else:
         raise BlockError("Parameter 'server' is missing")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):
+    if not (port.isascii() and port.isdigit()):
+        raise BlockError("Parameter 'port' expects a number")
+    if len(port) > 5 or not 0 < int(port) < 1 << 16:
         raise BlockError(f"'{port}' is not a port number")
     return host, int(port), family
 

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyvm.block.drivers.foreign.creation import FORMATS as FOREIGN
+from pyvm.block.drivers.foreign.creation import Opening, Planner, check_sectors
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs.job import Job
 from pyvm.block.jobs.waits import Aside, Body, Io
-from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
+from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission, disk_access
 
 if TYPE_CHECKING:
     from pyvm.block.graph import User
     from pyvm.block.jobs.manager import Jobs
 
-CREATABLE = ("file", "luks", "qcow2")
+CREATABLE = ("file", "luks", "qcow2", *FOREIGN)
 """Drivers of which images can be made."""
-_SECTOR = 512
 _INT64_MAX = (1 << 63) - 1
 _LARGEST_DISK = _INT64_MAX >> 30 << 30
 
 
-class CreateJob(Job):
+class _ImageJob(Job):
+    """What both jobs have in common."""
+
+    def start(self) -> None:
+        """Begin; one that has nothing to wait for, or fails before, is over when this returns."""
+        super().start()
+        if self.body_over:
+            self.has_ended()
+
+
+class CreateJob(_ImageJob):
     """Makes an image; `options` are a BlockdevCreateOptions."""
 
     kind: ClassVar[str] = "create"
@@ -38,11 +51,10 @@ class CreateJob(Job):
         try:
             driver = self._options["driver"]
             if driver == "file":
-                yield Aside(lambda: _make_file(self._options))
+                create = _plan_file(self._options)
+                yield Aside(create)
             else:
-                check_size(self._options["size"])
-                make = _PLANS[driver](self, self._options)
-                yield Io(self.jobs.storage.context, [make])
+                yield Io(self.jobs.storage.context, [_PLANS.get(driver, _plan_foreign)(self, self._options)])
         finally:
             self.progress(1)
 
@@ -58,6 +70,17 @@ class CreateJob(Job):
             raise
         return node
 
+    def look_at(self, filename: str) -> Node:
+        """Return the node of an image that is only looked at, alone; the caller closes it."""
+        from pyvm.block.graph import BlockGraph
+        from pyvm.block.open import Opener
+        from pyvm.block.options import Dialect
+
+        graph = BlockGraph()
+        graph.secrets = self.jobs.storage.graph.secrets
+        opener = Opener(graph, Dialect.DRIVE, warn=lambda text: None, no_io=True, no_backing=True)
+        return opener.open(filename, {"read-only": True, "force-share": True}, access=disk_access(True))
+
     def clean(self) -> None:
         """Let the nodes go."""
         storage = self.jobs.storage
@@ -67,26 +90,23 @@ class CreateJob(Job):
         self._users = []
 
 
-def check_size(size: int) -> None:
-    """Raise BlockError for a disk that does not have whole sectors."""
-    if size % _SECTOR:
-        raise BlockError(f"Image size must be a multiple of {_SECTOR} bytes")
-
-
-def _make_file(options: Mapping[str, Any]) -> None:
-    from pyvm.block.create import create_image
+def _plan_file(options: Mapping[str, Any]) -> Callable[[], None]:
+    from pyvm.block.create import open_new, plan_image
 
     given = {
         name.replace("-", "_"): options[name]
         for name in ("preallocation", "nocow", "extent-size-hint")
         if name in options
     }
-    create_image(options["filename"], "file", options["size"], given)
+    creation = plan_image(options["filename"], "file", options["size"], given)
+    os.close(open_new(creation.filename))
+    return creation.run
 
 
 def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
     from pyvm.block.drivers.qcow2.creation import ImageTooLargeError, read_options
 
+    check_sectors(options["size"])
     given: dict[str, Any] = {
         name.replace("-", "_"): value
         for name, value in options.items()
@@ -152,12 +172,13 @@ def _empty(file: Node) -> None:
 def _plan_luks(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
     from pyvm.block.luks import find_passphrase, format_volume, read_options
 
-    wanted = read_options({name: value for name, value in options.items() if name not in ("driver", "file", "size")})
-    header = format_volume(wanted, find_passphrase(job.jobs.storage.graph.secrets, wanted.key_secret))
+    check_sectors(options["size"])
     file = job.open(options["file"])
     mode = options.get("preallocation", "off")
 
     def write() -> None:
+        wanted = read_options({key: value for key, value in options.items() if key not in ("driver", "file", "size")})
+        header = format_volume(wanted, find_passphrase(job.jobs.storage.graph.secrets, wanted.key_secret))
         _empty(file)
         # There is nothing but data that could be preallocated.
         file.truncate(len(header) + options["size"], preallocation="off" if mode == "metadata" else mode)
@@ -167,13 +188,18 @@ def _plan_luks(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]
     return write
 
 
+def _plan_foreign(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None]:
+    plan: Planner = import_module(f"pyvm.block.drivers.foreign.creation.{options['driver']}").plan
+    return plan(options, Opening(job.open, job.look_at))
+
+
 _PLANS: dict[str, Callable[[CreateJob, Mapping[str, Any]], Callable[[], None]]] = {
     "qcow2": _plan_qcow2,
     "luks": _plan_luks,
 }
 
 
-class AmendJob(Job):
+class AmendJob(_ImageJob):
     """Changes the creation options of an image; `options` are a BlockdevAmendOptions."""
 
     kind: ClassVar[str] = "amend"

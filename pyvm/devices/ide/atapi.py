@@ -99,11 +99,11 @@ class AtapiCd(RealDrive):
     ) -> None:
         super().__init__()
         version = version or DEFAULT_VERSION
-        self._names = ident.Names(backend.serial if serial is None else serial, version, model or DEFAULT_MODEL)
+        self.names = ident.Names(backend.serial if serial is None else serial, version, model or DEFAULT_MODEL)
         self._wwn = wwn
         backend.removable = True
         self.backend = backend
-        self.unit = ScsiCd(backend, identity=Identity(version=version[:4], serial=self._names.serial), atapi=True)
+        self.unit = ScsiCd(backend, identity=Identity(version=version[:4], serial=self.names.serial), atapi=True)
         self._set_state(AtapiState())
 
     def _set_state(self, state: AtapiState) -> None:
@@ -150,7 +150,7 @@ class AtapiCd(RealDrive):
         """IDENTIFY PACKET DEVICE."""
         self._activity = Activity.REPLY
         self.filled = 0
-        self.data[: c.IDENTIFY_SIZE] = ident.packet(self._names, self._mode, self._wwn)
+        self.data[: c.IDENTIFY_SIZE] = ident.packet(self.names, self._mode, self._wwn)
         self.offer(0, c.IDENTIFY_SIZE)
 
     def refuse_disk_command(self) -> None:

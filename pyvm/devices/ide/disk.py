@@ -79,11 +79,11 @@ class IdeDisk(DiskTransfers):
         self.backend = backend
         self.tray_open = False
         self.medium_locked = False
-        self._names = ident.Names(
+        self.names = ident.Names(
             backend.serial if serial is None else serial, version or DEFAULT_VERSION, model or DEFAULT_MODEL
         )
         self.offers_trim = trim
-        self.identity = ident.DiskIdentity(self._names, wwn, physical_block_size, rotation_rate, trim)
+        self.identity = ident.DiskIdentity(self.names, wwn, physical_block_size, rotation_rate, trim)
         if geometry is not None:
             _check_geometry(geometry)
         self.geometry = geometry or self._guess_geometry()
@@ -125,7 +125,7 @@ class IdeDisk(DiskTransfers):
         current = native if own else Geometry(min(tracks, 0xFFFF), self._heads, self._sectors)
         self._reply(
             ident.disk(
-                replace(self.identity, names=self._names),
+                replace(self.identity, names=self.names),
                 self.total,
                 native,
                 current,

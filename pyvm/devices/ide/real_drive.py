@@ -25,7 +25,7 @@ class RealDrive(Drive):
 
     present: ClassVar[bool] = True
     backend: BlockBackend
-    _names: ident.Names
+    names: ident.Names
     _mode: int
     _standby: bool
     _asleep: bool
@@ -33,8 +33,8 @@ class RealDrive(Drive):
     def attached(self, host: Host, number: int) -> None:
         """The drive is on a channel: its place gives it a serial number where it has none."""
         super().attached(host, number)
-        if not self._names.serial:
-            self._names = replace(self._names, serial=f"QM{number:05d}")
+        if not self.names.serial:
+            self.names = replace(self.names, serial=f"QM{number:05d}")
 
     def drain(self) -> None:
         """Return when the back end works on nothing any more."""

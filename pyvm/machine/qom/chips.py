@@ -25,6 +25,7 @@ from pyvm.machine.chip_globals import POWER_CHIP, chip_number
 from pyvm.machine.qom.cpu import cpu_object
 from pyvm.machine.qom.devices import BusObject, DeviceObject
 from pyvm.machine.qom.machine import rtc_time
+from pyvm.machine.qom.regions import add_pci_regions, add_smram_regions
 from pyvm.memory import FOUR_GIB
 from pyvm.qom.tree import Property, QomObject
 from pyvm.records import field, record
@@ -61,12 +62,11 @@ def board_chips(pc: Pc, plugged: PluggedObjects) -> Layout:
 
 def pci_address(function: PciFunction) -> dict[str, Callable[[], Any]]:
     """Return the functions that fetch where a PCI function is."""
-    return {"addr": lambda: function.slot << 3 | function.fn, "romfile": str}
-
-
-def legacy_address(function: PciFunction) -> Property:
-    """Return the property with a PCI function's place as text."""
-    return Property("legacy-addr", "str", lambda: f"{function.slot:02x}.{function.fn}")
+    return {
+        "addr": lambda: function.slot << 3 | function.fn,
+        "legacy-addr": lambda: f"{function.slot:02x}.{function.fn}",
+        "romfile": str,
+    }
 
 
 class _Chips:
@@ -130,8 +130,8 @@ class _Chips:
             values,
             bus=self.layout.buses["pci.0"],
             getters=pci_address(function),
-            extra=(legacy_address(function),),
         )
+        add_pci_regions(chip, function, kind)
         self._on_pci.append(chip)
         self._number(name, chip)
         return chip
@@ -166,7 +166,7 @@ class _Chips:
         host = named["host"] = DeviceObject("i440FX-pcihost", holes, bus=system)
         host.add("pci.0", buses["pci.0"])
         named["ioapic"] = host.add("ioapic", DeviceObject("ioapic", bus=system))
-        self._pci("i440fx", "i440FX", board.host_bridge)
+        add_smram_regions(self._pci("i440fx", "i440FX", board.host_bridge))
         piix3 = self._pci("piix3", "PIIX3", board.piix3, multifunction=True)
         piix3.add("isa.0", buses["isa.0"])
 

@@ -71,10 +71,14 @@ class TypedObject(QomObject):
         for name, item in self.kind.properties.items():
             if not item.kind.startswith("child<") and name not in others:
                 seen.add(name)
-                yield Property(name, item.kind, self._getter(item), self._setter(item))
+                yield Property(name, item.kind, *((self._getter(item), self._setter(item)) if self.shows(item) else ()))
         for other in super().properties():
             if other.name not in seen:
                 yield other
+
+    def shows(self, item: PropertyInfo) -> bool:
+        """Whether a property can be read: QEMU's old views of others mostly cannot."""
+        return item.kind != "str" or not item.name.startswith("legacy-")
 
     def _getter(self, item: PropertyInfo) -> Callable[[], Any]:
         return lambda: self.value(item)
@@ -134,6 +138,10 @@ class DeviceObject(TypedObject):
         }
         self._setters = dict(setters or {})
 
+    def fetch(self, name: str, getter: Callable[[], Any]) -> None:
+        """Have the value of a property of the type fetched by `getter` from now on."""
+        self._getters[name] = getter
+
     def _value(self, name: str) -> Any:
         getter = self._getters.get(name)
         if getter is not None:
@@ -143,6 +151,10 @@ class DeviceObject(TypedObject):
             raise KeyError(name)
         item = self.kind.properties[name]
         return f"/objects/{value}" if item.kind.startswith("link<") else value
+
+    def shows(self, item: PropertyInfo) -> bool:
+        """Whether a property can be read."""
+        return item.name in self._getters or super().shows(item)
 
     def check(self, item: PropertyInfo, value: Any) -> None:
         """Raise QmpError for a property that cannot change any more, or a value of the wrong kind."""

@@ -65,6 +65,7 @@ def _parts(pc: Pc) -> list[Property]:
     if pc.config.board.type == "none":
         return []
     return [
+        Property("smram", "link<memory-region>", lambda: f"{pc.model.qom.chip_path('i440fx')}/smram[0]"),
         Property("rtc_state", "link<isa-device>", lambda: pc.model.qom.chip_path("rtc")),
         Property("acpi-device", "link<hotplug-handler>", lambda: pc.model.qom.chip_path("pm")),
         Property("rtc-time", "struct tm", lambda: rtc_time(pc.board.rtc)),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyvm.devices.pci.constants import CLASS_CODE
 from pyvm.machine.plug.cpu import PluggedCpu
 from pyvm.machine.plug.memory import MemoryModule
 from pyvm.machine.qom.cpu import CpuObject
 from pyvm.machine.qom.devices import BusObject, DeviceObject, check_kind
+from pyvm.machine.qom.regions import add_pci_regions, add_virtio_regions
+from pyvm.machine.qom.settled import disk_values
 from pyvm.monitor.errors import QmpError
 from pyvm.qom.tree import Property, QomObject, container
 from pyvm.qom.types import load
 
 if TYPE_CHECKING:
+    from pyvm.devices.pci.function import PciFunction
     from pyvm.machine.pc import Pc
     from pyvm.machine.plug.plugging import PluggedDevice
 
@@ -25,7 +27,6 @@ _UNKNOWN_STATISTIC = (1 << 64) - 1
 _HOTPLUGGABLE_BUSES = ("PCI", "SCSI", "virtio-serial-bus", None)
 _DEFAULT_ENTROPY = "default-backend"
 _SCSI_CONTROL_QUEUES = 2
-_SECTOR = 512
 _CLASS = CLASS_CODE + 1
 """Where base class and subclass stand in configuration space."""
 
@@ -144,13 +145,13 @@ class PluggedObjects:
         if isinstance(device.made, PluggedCpu):
             return CpuObject(self._pc, device.made.index, device.config.id, hotplugged=device.hotplugged)
         getters: dict[str, Callable[[], Any]] = {}
-        extra: list[Property] = []
         if device.model.bus == "PCI":
-            from pyvm.machine.qom.chips import legacy_address, pci_address
+            from pyvm.machine.qom.chips import pci_address
 
             function: Any = device.made
             getters |= pci_address(function)
-            extra.append(legacy_address(function))
+            if device.values["romfile"] is not None:
+                del getters["romfile"]
         setters = self._special(device, getters)
         made = DeviceObject(
             device.model.name,
@@ -160,8 +161,9 @@ class PluggedObjects:
             setters=setters,
             hotplugged=device.hotplugged,
             hotpluggable=device.model.bus in _HOTPLUGGABLE_BUSES and not device.built_in,
-            extra=extra,
         )
+        if device.model.bus == "PCI":
+            add_pci_regions(made, function, device.model.name)
         if hasattr(device.made, "secondary_bus"):
             for name in self._own_buses(device):
                 self._buses[name] = BusObject("PCI", self._numbered(name), hotplug=lambda: made.path)
@@ -182,6 +184,7 @@ class PluggedObjects:
             getters["realized"] = lambda: device.realized
         if inner is not None:
             getters.update(_settled(device))
+        getters.update(disk_values(self._pc, device))
         if device.model.name.startswith("virtio-balloon"):
             getters["guest-stats"] = lambda: _statistics(inner.guest_stats())
             getters["guest-stats-polling-interval"] = lambda: inner.polling_interval
@@ -208,6 +211,7 @@ class PluggedObjects:
             getters={name: getters[name] for name in getters if name in known and name not in _OF_ALL},
             setters=setters,
         )
+        add_virtio_regions(transport, cast("PciFunction", device.made), device.model.name, kind)
         backend.bus = BusObject("virtio-pci-bus", lambda: {0: backend})
         transport.add(_TRANSPORT_BUS, backend.bus)
         transport.add(_BACKEND, backend)
@@ -220,7 +224,8 @@ class PluggedObjects:
             source = backend.add(
                 _DEFAULT_ENTROPY, QomObject("rng-builtin", (Property("opened", "bool", lambda: True),))
             )
-            backend.own(Property("rng", "link<rng-backend>", lambda: source.path))
+            for holder in (backend, transport):
+                holder.fetch("rng", lambda: source.path)
 
 
 def _module_values(module: MemoryModule) -> dict[str, Callable[[], Any]]:
@@ -247,9 +252,6 @@ def _settled(device: PluggedDevice) -> dict[str, Callable[[], Any]]:
         getters["num-queues"] = lambda: len(inner.queues)
     if "num_queues" in values:
         getters["num_queues"] = lambda: len(inner.queues) - _SCSI_CONTROL_QUEUES
-    for name in ("logical_block_size", "physical_block_size"):
-        if name in values:
-            getters[name] = partial(int, values[name] or _SECTOR)
     return getters
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pyvm.firmware.e820 import high_ram_end
+from pyvm.machine.plug.sockets import memory_room, window_start
 from pyvm.machine.qom.chips import board_chips
 from pyvm.machine.qom.devices import BusObject, DeviceObject, TypedObject
 from pyvm.machine.qom.machine import machine_object
 from pyvm.machine.qom.plugged import PluggedObjects
+from pyvm.machine.qom.regions import device_memory, machine_regions
 from pyvm.qom.tree import Property, QomObject, container, resolve
 from pyvm.qom.types import load
 
@@ -92,8 +95,14 @@ class MachineTree:
         self._chips, self._numbered, self._buses = layout.named, layout.numbered, layout.buses
         self.machine.add("fw_cfg", layout.named["fw_cfg"])
         self.machine.add("i440fx", layout.named["host"])
+        room = memory_room(self._pc.config.memory)
+        if room:
+            start = window_start(high_ram_end(self._pc.memory.blocks))
+            self.machine.add("device-memory[0]", device_memory(start, room))
         for number, chip in self._numbered:
             self.unattached.add(f"device[{number}]", chip)
+        for name, found in machine_regions().items():
+            self.unattached.add(name, found)
         self.unattached.add("sysbus", layout.buses["main-system-bus"])
         if self._pc.displays():
             self.root.add("backend", container()).add("console[0]", self._console())

@@ -11,7 +11,7 @@ from pyvm.monitor.registry import CommandTable, Context
 
 COMMANDS = CommandTable()
 
-_MISSING = ("nfs", "parallels", "qcow", "qed", "rbd", "gluster", "ssh", "vdi", "vhdx", "vmdk", "vpc")
+_MISSING = ("gluster", "nfs", "rbd", "ssh")
 """Drivers with which QEMU makes images, and pyvm does not."""
 
 

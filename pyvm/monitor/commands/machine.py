@@ -89,6 +89,8 @@ def query_machines(context: Context) -> list[dict[str, Any]]:
             info["alias"] = machine.alias
         if is_pc:
             info |= {"default-cpu-type": f"{DEFAULT_CPU}-{_TARGET}-cpu", "default-ram-id": MAIN_MEMORY}
+        else:
+            info["default-ram-id"] = "ram"
         infos.append(info)
     # The default does not come first: clients look for `is-default`.
     return sorted(infos, key=lambda info: (info["name"] == "none", info.get("is-default", False)))

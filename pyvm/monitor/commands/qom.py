@@ -103,7 +103,7 @@ def qom_list_properties(context: Context, typename: str) -> list[dict[str, Any]]
     kind = load().get(typename)
     if kind is None:
         raise QmpError(f"Class '{typename}' not found", DEVICE_NOT_FOUND)
-    return [item.as_info() for item in kind.properties.values()]
+    return [item.as_info() for item in kind.class_properties]
 
 
 @COMMANDS.command("object-add")

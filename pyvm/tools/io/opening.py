@@ -34,6 +34,10 @@ def find_cache(mode: str) -> Cache:
         raise BlockError(str(error)) from None
 
 
+class OptionConflictError(BlockError):
+    """Options of the program and of the image that exclude one another."""
+
+
 @record(frozen=True)
 class HowOpened:
     """How an image is opened; it can be opened once more in another way."""
@@ -78,6 +82,8 @@ class HowOpened:
         complaint = "can't open" if self.filename is None else f"can't open device {self.filename}"
         try:
             return self._open(graph)
+        except OptionConflictError:
+            raise
         except (BlockError, ConfigError) as error:
             raise BlockError(f"{complaint}: {error}") from None
         except OSError as error:
@@ -90,6 +96,8 @@ class HowOpened:
 
         cache = find_cache(self.cache)
         tree = {**self.tree}
+        if self.force_share and tree.get("force-share", "on") not in (True, "on"):
+            raise OptionConflictError("-U conflicts with image options")
         read_only = self.read_only or self.snapshot
         tree.setdefault("read-only", read_only)
         tree.setdefault("discard", "unmap" if self.discard else "ignore")

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 # magic, version, backing file name's offset and length, modification time, size, cluster bits, L2 bits, encryption,
 # L1 table offset
-_HEADER = struct.Struct(">4sIQI4xQBB2xIQ")
-_MAGIC = b"QFI\xfb"
-_MAX_NAME = 1023
+HEADER = struct.Struct(">4sIQI4xQBB2xIQ")
+MAGIC = b"QFI\xfb"
+MAX_NAME = 1023
 _CLUSTER_BITS = range(9, 17)
 _L2_BITS = range(6, 14)
 _COMPRESSED = 1 << 63
 _ENTRY = 8
 _WINDOW_BITS = -12
-_MAX_L1 = 1 << 28
+MAX_L1 = 1 << 28
 """Most L1 entries: QEMU's limit of 2 GiB for the table."""
 
 
@@ -44,10 +44,10 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: Node) -> _Header:
-    head = file.head(_HEADER.size)
-    if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+    head = file.head(HEADER.size)
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise BlockError("Image not in qcow format")
-    header = _Header(*_HEADER.unpack(head))
+    header = _Header(*HEADER.unpack(head))
     if header.version != 1:
         raise BlockError(f"qcow (v{header.version}) does not support qcow version {header.version}")
     if header.size <= 1:
@@ -66,7 +66,7 @@ def read_names(file: Node) -> Names:
     header = _read_header(file)
     if not header.backing_offset or not header.backing_length:
         return Names()
-    if header.backing_length > _MAX_NAME:
+    if header.backing_length > MAX_NAME:
         raise BlockError("Backing file name too long")
     if header.backing_offset + header.backing_length > file.length():
         raise BlockError("Backing file name is behind the end of the file")
@@ -88,7 +88,7 @@ class QcowNode(MappedNode):
         self._block = 1 << self._bits
         self._size = -(-header.size // SECTOR) * SECTOR
         entries = -(-header.size >> self._bits + self._l2_bits)
-        if entries > _MAX_L1:
+        if entries > MAX_L1:
             raise BlockError("Image too large")
         self._entries = Numbers(file, ">Q")
         self._entries.check(self._table, entries, "L1 table")

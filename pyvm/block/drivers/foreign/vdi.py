@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 # signature, version, header size, type, flags, description, offset of the block map, offset of the data, geometry (3),
 # sector size, unused, disk size, block size, extra bytes of a block, blocks, allocated blocks, UUIDs: image, last
 # snapshot, link, parent
-_HEADER = struct.Struct("<64xIIIII256xII12xI4xQIIII16x16x16s16s")
-_SIGNATURE = 0xBEDA107F
-_VERSION = 0x00010001
-_BLOCK = 1 << 20
-_MOST_BLOCKS = 0x3FFFFFFF
+HEADER = struct.Struct("<64xIIIII256xII12xI4xQIIII16s16s16s16s")
+SIGNATURE = 0xBEDA107F
+VERSION = 0x00010001
+BLOCK = 1 << 20
+MOST_BLOCKS = ((1 << 31) - SECTOR) // 4
+"""QEMU's limit for the block map: 2 GiB with what is in front of it."""
 _FIRST_UNUSED = 0xFFFFFFFE
 """Entries from here on stand for blocks of zeros: discarded, or never written."""
 _NO_UUID = bytes(16)
@@ -44,32 +45,34 @@ class _Header(NamedTuple):
     extra: int
     blocks: int
     allocated: int
+    image: bytes
+    snapshot: bytes
     link: bytes
     parent: bytes
 
 
 def _read_header(file: Node) -> _Header:
     """Return a header that can be.  Raises BlockError, and OSError."""
-    head = file.head(_HEADER.size)
-    if len(head) < _HEADER.size:
+    head = file.head(HEADER.size)
+    if len(head) < HEADER.size:
         raise BlockError("Image not in VDI format (no header)")
-    header = _Header(*_HEADER.unpack(head))
-    most = _MOST_BLOCKS * _BLOCK
+    header = _Header(*HEADER.unpack(head))
+    most = MOST_BLOCKS * BLOCK
     if header.size > most:
         raise BlockError(f"Unsupported VDI image size (size is 0x{header.size:x}, max supported is 0x{most:x})")
-    if header.signature != _SIGNATURE:
+    if header.signature != SIGNATURE:
         raise BlockError(f"Image not in VDI format (bad signature {header.signature:08x})")
-    room = header.blocks * _BLOCK
+    room = header.blocks * BLOCK
     checks = (
-        (header.version != _VERSION, f"version {header.version >> 16}.{header.version & 0xFFFF}"),
+        (header.version != VERSION, f"version {header.version >> 16}.{header.version & 0xFFFF}"),
         (header.map_offset % SECTOR, f"unaligned block map offset 0x{header.map_offset:x}"),
         (header.data_offset % SECTOR, f"unaligned data offset 0x{header.data_offset:x}"),
         (header.sector != SECTOR, f"sector size {header.sector} is not {SECTOR}"),
-        (header.block != _BLOCK or header.extra, f"block size {header.block} is not {_BLOCK}"),
+        (header.block != BLOCK or header.extra, f"block size {header.block} is not {BLOCK}"),
         (header.size > room, f"disk size {header.size}, image bitmap has room for {room}"),
         (header.link != _NO_UUID, "non-NULL link UUID"),
         (header.parent != _NO_UUID, "non-NULL parent UUID"),
-        (header.blocks > _MOST_BLOCKS, f"too many blocks {header.blocks}, max is {_MOST_BLOCKS}"),
+        (header.blocks > MOST_BLOCKS, f"too many blocks {header.blocks}, max is {MOST_BLOCKS}"),
     )
     for wrong, what in checks:
         if wrong:
@@ -88,18 +91,18 @@ class VdiNode(MappedNode):
         self._entries = Numbers(file, "<I")
         self._entries.check(self._header.map_offset, self._header.blocks, "VDI block map")
         self._size = -(-self._header.size // SECTOR) * SECTOR
-        self._block = _BLOCK
+        self._block = BLOCK
 
     def find(self, offset: int, length: int) -> Run:
         """Return the first run from `offset` on."""
-        index, start = divmod(offset, _BLOCK)
-        length = min(length, _BLOCK - start)
+        index, start = divmod(offset, BLOCK)
+        length = min(length, BLOCK - start)
         entry = self._entries.at(self._header.map_offset, index)
         if entry >= _FIRST_UNUSED:
             return Run(length, Kind.ZERO)
         if entry >= self._header.blocks:
             raise damaged()
-        return Run(length, Kind.DATA, self._header.data_offset + entry * _BLOCK + start, self._file)
+        return Run(length, Kind.DATA, self._header.data_offset + entry * BLOCK + start, self._file)
 
 
 def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], graph: BlockGraph) -> VdiNode:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 # magic, version, flags, capacity, grain size, descriptor's offset and size, entries of a grain table, offsets of the
 # redundant and the primary grain directory
-_HEADER = struct.Struct("<4sIIQQQQIQQ")
+HEADER = struct.Struct("<4sIIQQQQIQQ")
 _HEADER_SIZE = 512
-_MAGIC = b"KDMV"
+MAGIC = b"KDMV"
 _MAX_VERSION = 3
-_HAS_ZEROED_GRAINS = 1 << 2
-_IS_COMPRESSED = 1 << 16
-_HAS_MARKERS = 1 << 17
+HAS_ZEROED_GRAINS = 1 << 2
+IS_COMPRESSED = 1 << 16
+HAS_MARKERS = 1 << 17
 _AT_END = (1 << 64) - 1
 """The directory is named by a copy of the header at the end of the file."""
 _FOOTER = 1024
@@ -74,15 +74,15 @@ def _read_layout(file: Node) -> _Layout:
     if head.startswith(_OLD_MAGIC):
         _, _, flags, sectors, grain, directory, _ = _OLD_HEADER.unpack_from(head)
         return _check_layout(_Layout(sectors * SECTOR, grain * SECTOR, directory * SECTOR, _OLD_TABLE), file)
-    if not head.startswith(_MAGIC):
+    if not head.startswith(MAGIC):
         raise BlockError("Image not in VMDK format")
-    fields = _HEADER.unpack_from(head)
+    fields = HEADER.unpack_from(head)
     if fields[-1] == _AT_END:
         length = file.length()
         head = bytes(file.read(length - _FOOTER, _HEADER_SIZE)) if length >= _FOOTER else b""
-        if not head.startswith(_MAGIC):
+        if not head.startswith(MAGIC):
             raise BlockError("VMDK image has no footer")
-        fields = _HEADER.unpack_from(head)
+        fields = HEADER.unpack_from(head)
     _, version, flags, capacity, grain, _, _, entries, _, directory = fields
     if version > _MAX_VERSION:
         raise BlockError(f"Unsupported VMDK version {version}")
@@ -92,7 +92,7 @@ def _read_layout(file: Node) -> _Layout:
 
 
 def _check_layout(layout: _Layout, file: Node) -> _Layout:
-    most = _MAX_COMPRESSED_GRAIN if layout.flags & _IS_COMPRESSED else _MAX_GRAIN_SECTORS * SECTOR
+    most = _MAX_COMPRESSED_GRAIN if layout.flags & IS_COMPRESSED else _MAX_GRAIN_SECTORS * SECTOR
     if not is_power_of_two(layout.grain) or layout.grain > most:
         raise BlockError("Invalid granularity, image may be corrupt")
     if layout.size > _MAX_SIZE:
@@ -145,7 +145,7 @@ class _SparseExtent(_Extent):
 
     @property
     def is_compressed(self) -> bool:
-        return bool(self.layout.flags & _IS_COMPRESSED)
+        return bool(self.layout.flags & IS_COMPRESSED)
 
     def find(self, offset: int, length: int) -> Run:
         """Return the first run from `offset` of the extent on."""
@@ -159,7 +159,7 @@ class _SparseExtent(_Extent):
         sector = self._entries.at(table * SECTOR, slot)
         if not sector:
             return Run(length, Kind.ABSENT)
-        if sector == _ZEROED and self.layout.flags & _HAS_ZEROED_GRAINS:
+        if sector == _ZEROED and self.layout.flags & HAS_ZEROED_GRAINS:
             return Run(length, Kind.ZERO)
         if self.is_compressed:
             return Run(length, Kind.COMPRESSED, sector * SECTOR, self.file)
@@ -170,7 +170,7 @@ class _SparseExtent(_Extent):
         grain = self.layout.grain
         there = self.file.length() - place
         length = 2 * grain
-        if self.layout.flags & _HAS_MARKERS:
+        if self.layout.flags & HAS_MARKERS:
             if there < _MARKER.size:
                 raise damaged()
             _, length = _MARKER.unpack(self.file.read(place, _MARKER.size))
@@ -191,14 +191,12 @@ def _read_descriptor(file: Node) -> tuple[Descriptor, bool]:
     start, length, embedded = 0, file.length(), False
     if head.startswith(_OLD_MAGIC):
         return Descriptor("vmfsSparse", 0, 0xFFFFFFFF, None, ()), True
-    if head.startswith(_MAGIC) and len(head) == _HEADER_SIZE:
-        _, _, _, _, _, start, length, *_ = _HEADER.unpack_from(head)
+    if head.startswith(MAGIC) and len(head) == _HEADER_SIZE:
+        _, _, _, _, _, start, length, *_ = HEADER.unpack_from(head)
         start, length, embedded = start * SECTOR, length * SECTOR, True
         if not start or start + length > file.length():
             raise BlockError("VMDK image without its descriptor: it is an extent of another one")
-    if length > MAX_TEXT:
-        raise BlockError("VMDK descriptor is too long")
-    text = bytes(file.read(start, length)).partition(b"\0")[0]
+    text = bytes(file.read(start, min(length, MAX_TEXT - 1))).partition(b"\0")[0]
     return parse_descriptor(text.decode("utf-8", "surrogateescape")), embedded
 
 
