@@ -41,7 +41,7 @@ EXPORT void tcg_gen_callN_x86_64(void *context, void *function, void *result, in
                 gen_kick_check(engine, context);
                 return;
             }
-        } else if (function == (void *)helper_lookup_tb_ptr_x86_64 && count == 1) {
+        } else if (function == unicorn.helper_lookup_tb_ptr && count == 1) {
             engine->env_temp = arguments[0];
         }
     }

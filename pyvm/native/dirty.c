@@ -87,7 +87,7 @@ EXPORT void tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
         for (int i = 0; i < engine->overlay_count; i++)
             note_numbered(engine, &engine->overlays[i].region, ram_address, (uint64_t)length);
     }
-    lookup_invalidate_fast(uc, pages, ram_address, length, caller);
+    unicorn.invalidate_page_fast(uc, pages, ram_address, length, caller);
 }
 
 /* Replaces Unicorn's function of this name, by which it sets the accessed and dirty bits of page tables. */

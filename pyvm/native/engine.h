@@ -88,9 +88,6 @@ typedef struct Engine {
     void *uc;
     void *cpu;
     Env *env;
-    struct Jump *jumps; /* where jumps led, see lookup.c */
-    uintptr_t jump_base; /* what their places are counted from */
-    uint32_t jump_generation;
 
     int vcpu_count;
     Vcpu *vcpus;
@@ -116,7 +113,7 @@ typedef struct Engine {
     uint64_t *plain_at;   /* and where stores to it are plain, see store.c; the vCPU thread's own too */
     uint64_t tlb_flushes;
     void *found[1 << FOUND_BITS]; /* translations that were found, see lookup.c */
-    uint32_t lookup_changes; /* of those that other threads made, how many were followed */
+    uint32_t found_flushes;
     uint64_t overwritten_page; /* whose code was hit lately by stores at addresses that are not executed, */
     int overwritten_times;     /* and how often */
     uint64_t *dirty_log; /* a bit for each page of guest RAM that was written; NULL where nobody asks */
@@ -242,15 +239,11 @@ typedef struct {
     void (*raise_interrupt)(Env *, int, int, int, int);
     void *(*find_memory_mapping)(void *, uint64_t);
     uint64_t (*ram_address_of)(void *, void *);
-    void (*tb_phys_invalidate)(void *, void *, uint64_t);
     void (*tb_invalidate_phys_range)(void *, uint64_t, uint64_t);
-    void (*tb_invalidate_phys_page_range)(void *, uint64_t, uint64_t);
     void (*tb_flush)(void *);
     int (*breakpoint_insert)(void *, uint64_t, int, void **);
     void (*breakpoint_remove_all)(void *, int);
     void (*tlb_flush)(void *);
-    void (*tlb_flush_modes)(void *, uint16_t);
-    void (*tlb_flush_page_modes)(void *, uint64_t, uint16_t);
     void (*tlb_protect_code)(void *, uint64_t);
     void (*tlb_set_dirty)(void *, uint64_t);
     void (*invalidate_page_fast)(void *, void *, uint64_t, int, uintptr_t);
@@ -275,7 +268,7 @@ typedef struct {
     void (*gen_op3)(void *, int, uintptr_t, uintptr_t, uintptr_t);
     void (*gen_brcondi_i32)(void *, int, void *, int32_t, void *);
     void (*gen_lookup_and_goto_ptr)(void *);
-    void *(*helper_lookup_tb_ptr)(Env *);
+    void *helper_lookup_tb_ptr;
 
     void *sse_addsd, *sse_addpd, *sse_addss, *sse_addps;
     void *sse_subsd, *sse_subpd, *sse_subss, *sse_subps;
@@ -367,13 +360,7 @@ bool debug_stops(Engine *engine, int result);
 void watch_deliver(Engine *engine);
 
 /* lookup.c */
-bool lookup_prepare(Engine *engine);
-void lookup_close(Engine *engine);
-void lookup_follow(Engine *engine);
-void *helper_lookup_tb_ptr_x86_64(Env *env);
 void tb_flush_x86_64(void *cpu);
-void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
-void lookup_invalidate_fast(void *uc, void *pages, uint64_t ram_address, int length, uintptr_t caller);
 
 /* interpose.c */
 void helper_pause_x86_64(Env *env, int length);

@@ -112,15 +112,13 @@ enum {
     CPU_INTERRUPT_REQUEST = 0x1c,
     CPU_ENV_PTR = 0x128,
     CPU_BREAKPOINTS = 0x8148, /* the head of a list */
-    CPU_CLUSTER = 0x8194, /* number of the group of processors that share code */
     CPU_HALTED = 0x8198,
     CPU_EXCEPTION_INDEX = 0x81a0,
     CPU_UC = 0x81a8,
 };
 
-/* TranslationBlock: address and length of the guest code, what it was translated to, and the RAM numbers of its one or two
- * pages. */
-enum { BLOCK_PC = 0, BLOCK_SIZE = 0x14, BLOCK_CODE = 0x20, BLOCK_PAGES = 0x48 };
+/* TranslationBlock: address and length of the guest code, and the RAM numbers of its one or two pages. */
+enum { BLOCK_PC = 0, BLOCK_SIZE = 0x14, BLOCK_PAGES = 0x48 };
 
 /* The low bits of a block's flags: how many instructions it may have at most; 0 where that does not matter. */
 enum { BLOCK_COUNT_MASK = 0x7fff, ONE_INSTRUCTION = 1 };

@@ -87,7 +87,7 @@ bool memory_unmap(Engine *engine, uint64_t gpa, uint64_t size) {
         Region *region = &engine->regions[i];
         if (region->start != gpa || region->end != gpa + size) continue;
         if (region->is_ram)
-            tb_invalidate_phys_range_x86_64(engine->uc, region->ram_address, region->ram_address + size);
+            unicorn.tb_invalidate_phys_range(engine->uc, region->ram_address, region->ram_address + size);
         if (!check_error(unicorn.uc_mem_unmap(engine->uc, gpa, size), gpa)) return false;
         engine->regions[i] = engine->regions[--engine->region_count];
         engine->last_region = NULL;
@@ -181,7 +181,7 @@ void memory_invalidate(Engine *engine, uint64_t gpa, uint64_t length) {
 
 /* Drop translations of a run of RAM; on the vCPU thread. */
 void memory_drop_code(Engine *engine, Range range) {
-    tb_invalidate_phys_range_x86_64(engine->uc, range.start, range.start + range.length);
+    unicorn.tb_invalidate_phys_range(engine->uc, range.start, range.start + range.length);
     uint64_t first = (range.start + 4095) >> PAGE_SHIFT, end = (range.start + range.length) >> PAGE_SHIFT;
     for (uint64_t page = first; page < end && page < engine->code_page_count; page++) {
         __atomic_fetch_and(&engine->code_pages[page / 64], ~(UINT64_C(1) << (page % 64)), __ATOMIC_SEQ_CST);

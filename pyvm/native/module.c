@@ -133,7 +133,7 @@ static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
         PyErr_SetString(PyExc_RuntimeError, "libunicorn is not loaded");
         return -1;
     }
-    if (!take_callbacks(engine, callbacks) || !open_unicorn(engine) || !lookup_prepare(engine) || !make_vcpus(engine, count)) {
+    if (!take_callbacks(engine, callbacks) || !open_unicorn(engine) || !make_vcpus(engine, count)) {
         close_unicorn(engine);
         return -1;
     }
@@ -164,7 +164,6 @@ static void engine_dealloc(EngineObject *self) {
     free(engine->code_pages);
     free(engine->code_parts);
     free(engine->plain_at);
-    lookup_close(engine);
     dirty_stop(engine);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }

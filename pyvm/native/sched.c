@@ -149,7 +149,6 @@ EXPORT int cpu_exec_x86_64(void *uc, void *cpu) {
     if (!engine || engine->uc != uc) return unicorn.cpu_exec(uc, cpu);
     for (;;) {
         if (!prepare(engine)) return EXCP_HLT;
-        lookup_follow(engine);
         engine->in_guest = true;
         int result = unicorn.cpu_exec(uc, cpu);
         engine->in_guest = false;
