@@ -99,7 +99,7 @@ class TestStateOfAMachine:
         image.apply_snapshot("one", vm_state=kept)
         assert image.read(0, SIZE) == b"a" * SIZE
         found = bytearray(STATE)
-        vmstate.read(image, 0, [memoryview(found)])
+        vmstate.read(image.disk, 0, [memoryview(found)])
         assert bytes(found) == (data if kept else bytes(STATE))
         assert sound(image)
         assert put_state(image, 3)
@@ -110,7 +110,7 @@ class TestStateOfAMachine:
     def test_one_that_no_snapshot_says_it_has_stays(self, image: Qcow2Node) -> None:
         data, found = put_state(image, 1), bytearray(STATE)
         image.create_snapshot("disk")
-        vmstate.read(image, 0, [memoryview(found)])
+        vmstate.read(image.disk, 0, [memoryview(found)])
         assert bytes(found) == data
         assert sound(image)
 

@@ -243,7 +243,7 @@ def _write_zero_clusters(node: Qcow2Node, offset: int, length: int) -> None:
     """Write zeros where something below would show otherwise; give the clusters back where nothing would."""
     cluster = node.cluster_size
     if node.disk.backing is None:
-        node.forget(offset, length)
+        node.disk.forget(offset, length)
         return
     zeros = bytes(cluster)
     for start in range(offset, offset + length, cluster):

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyvm.block.drivers.file import SECTOR
 from pyvm.block.drivers.qcow2.compressed import CompressedClusters
 from pyvm.block.drivers.qcow2.image import Image, Warn
 from pyvm.block.drivers.qcow2.mapping import Mapping
@@ -29,6 +30,7 @@ from pyvm.block.drivers.qcow2.structures import MAX_SNAPSHOT_TABLE_BYTES, Autocl
 from pyvm.block.drivers.qcow2.update import Updater
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Node
+from pyvm.block.vectors import Buffers, Cursor, total
 
 _VIEW_CACHE = 1 << 20
 _CLEAN_UP_EVERY = 1024
@@ -148,6 +150,30 @@ class Disk:
             image.map_range(Kind.SNAPSHOT_TABLE, header.snapshots_offset, self.snapshots_bytes)
         if header.bitmaps is not None and self.bitmaps:
             image.map_range(Kind.BITMAP_DIRECTORY, header.bitmaps[2], header.bitmaps[1])
+
+    @property
+    def size(self) -> int:
+        """Length of the disk in bytes."""
+        return self.header.size & -SECTOR
+
+    # ---- Changes
+
+    def write(self, offset: int, buffers: Buffers) -> None:
+        """Write all buffers from `offset` on, also behind the end of the disk.  Raises OSError."""
+        cursor, length = Cursor(buffers), total(buffers)
+        self.updater.behind = 0
+        while length:
+            self.make_room()
+            count = self.updater.write_some(offset, length, cursor)
+            offset += count
+            length -= count
+
+    def forget(self, offset: int, length: int, reason: Reason = Reason.OTHER) -> None:
+        """Let whole clusters be as if they had never been written, wherever they are: what is below shows again."""
+        end = offset + length
+        while offset < end:
+            self.make_room()
+            offset += self.updater.forget_some(offset, end - offset, reason)
 
     # ---- Order of writing
 

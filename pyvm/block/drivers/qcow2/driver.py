@@ -9,14 +9,11 @@ from collections.abc import Mapping as Dictionary
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyvm.block.drivers.file import SECTOR
-from pyvm.block.drivers.qcow2 import bitmaps, snapshots, vmstate
+from pyvm.block.drivers.qcow2 import bitmaps, snapshots, vmstate, zeroing
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.image import OnCorrupted, Warn
-from pyvm.block.drivers.qcow2.mapping import Kind
 from pyvm.block.drivers.qcow2.options import OPTION_NAMES, read_options
 from pyvm.block.drivers.qcow2.records import Snapshot
-from pyvm.block.drivers.qcow2.refcounts import Reason
 from pyvm.block.drivers.qcow2.structures import (
     CRYPT_NONE,
     MAX_CLUSTER_BITS,
@@ -28,8 +25,7 @@ from pyvm.block.drivers.qcow2.structures import (
 )
 from pyvm.block.errors import BlockError, as_reported
 from pyvm.block.node import Child, Extent, Node, NodeOptions, Preallocation, Role
-from pyvm.block.status import chain_status
-from pyvm.block.vectors import Buffers, Cursor, total
+from pyvm.block.vectors import Buffers, total
 
 if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2 import amend
@@ -40,9 +36,6 @@ if TYPE_CHECKING:
     from pyvm.secrets import Secrets
 
 __all__ = ["OPTION_NAMES", "Qcow2Node", "read_header"]
-
-_ZEROS = 1 << 20
-"""Most zeros in memory at once."""
 
 
 def read_header(file: Node) -> Header:
@@ -216,7 +209,7 @@ class Qcow2Node(Node):
     @property
     def size(self) -> int:
         """Length of the disk in bytes."""
-        return self._header.size & -SECTOR
+        return self.disk.size
 
     @property
     def cluster_size(self) -> int:
@@ -316,18 +309,7 @@ class Qcow2Node(Node):
         length = total(buffers)
         self._begin_change(offset, length)
         self.note_write(offset + length)
-        self._write(offset, length, buffers)
-
-    def _write(self, offset: int, length: int, buffers: Buffers) -> None:
-        """Write, also behind the end of the disk."""
-        cursor = Cursor(buffers)
-        disk = self.disk
-        disk.updater.behind = 0
-        while length:
-            disk.make_room()
-            count = disk.updater.write_some(offset, length, cursor)
-            offset += count
-            length -= count
+        self.disk.write(offset, buffers)
 
     def compress(self, data: bytes | bytearray | memoryview) -> bytes | None:
         """Return a cluster in compressed form, None where that is not smaller; may be called by any thread."""
@@ -352,7 +334,7 @@ class Qcow2Node(Node):
             packed = self.compress(data if length == cluster else bytes(data).ljust(cluster, b"\0"))
         self.disk.make_room()
         if packed is None or len(packed) >= cluster or not self.disk.updater.write_packed(offset, packed):
-            self._write(offset, length, (memoryview(data),))
+            self.disk.write(offset, (memoryview(data),))
 
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         """Let the range read as zeros; with `unmap` it takes no room."""
@@ -362,93 +344,7 @@ class Qcow2Node(Node):
         self.note_write(offset + length)
         if self._raw_data and self.encryption is None:
             self.disk.data.write_zeroes(offset, length, unmap)
-        unmap = unmap and self.unmap
-        if self._header.version < 3:
-            self._zero_version_2(offset, length, unmap)
-        else:
-            self._zero(offset, length, unmap)
-
-    def _zero(self, offset: int, length: int, unmap: bool) -> None:
-        cluster_size = self._header.cluster_size
-        stop = offset + length
-        end = self._end(stop)
-        while offset < stop:
-            self.disk.make_room()
-            edge = -offset % cluster_size or (end - offset) & -cluster_size
-            step = min(edge, end - offset) or end - offset
-            count = self.disk.updater.zero_some(offset, step, unmap)
-            if not count:
-                count = min(step, self.size - offset)
-                if not self._zero_whole(offset, count):
-                    self._write_zeros(offset, count)
-            offset += count
-
-    def _zero_whole(self, offset: int, length: int) -> bool:
-        """Let a cluster read as zeros of which only a part shall, where the rest does so anyway."""
-        size = self._header.cluster_size
-        start = offset - offset % size
-        end = min(start + size, self.size)
-        if self.disk.mapping.extended or self.disk.mapping.status(start, end - start)[0] is not Kind.BACKING:
-            return False
-        if not self._is_zero_below(start, offset) or not self._is_zero_below(offset + length, end):
-            return False
-        return bool(self.disk.updater.zero_some(start, size, False))
-
-    def _is_zero_below(self, start: int, end: int) -> bool:
-        """Whether zeros show in a range that this image does not have."""
-        below = self.disk.backing
-        while below is not None and start < min(end, below.size):
-            extent = chain_status(below, start, min(end, below.size) - start)
-            if not extent.zero:
-                return False
-            start += extent.length
-        return True
-
-    def _end(self, end: int) -> int:
-        """Return `end`, or the end of the last cluster for the end of the disk: nothing is behind that."""
-        return -(-end // self._header.cluster_size) * self._header.cluster_size if end == self.size else end
-
-    def _zero_version_2(self, offset: int, length: int, unmap: bool) -> None:
-        """Without zero clusters, zeros have to be written, unless there is nothing below that would show."""
-        end = offset + length
-        if unmap and not self._may_show_another:
-            start, stop = self._whole_clusters(offset, end)
-            if start < stop:
-                self._write_unless_zero(offset, start)
-                self.forget(start, stop - start, Reason.REQUEST)
-                offset = min(stop, end)
-        self._write_unless_zero(offset, end)
-
-    @property
-    def _may_show_another(self) -> bool:
-        """Whether another image shows where this one has nothing: now, or when it is opened as its header says."""
-        return self.disk.backing is not None or self._header.backing_file is not None
-
-    def _write_unless_zero(self, offset: int, end: int) -> None:
-        """Write zeros where there is data, a cluster or less at a time."""
-        for kind, _, size in list(self.disk.mapping.extents(offset, end - offset)) if offset < end else []:
-            if self._may_show_another or kind is not Kind.BACKING:
-                self._write_zeros(offset, size)
-            offset += size
-
-    def _write_zeros(self, offset: int, length: int) -> None:
-        zeros = memoryview(bytes(min(length, _ZEROS)))
-        end = offset + length
-        while offset < end:
-            count = min(len(zeros), end - offset)
-            self._write(offset, count, (zeros[:count],))
-            offset += count
-
-    def _whole_clusters(self, offset: int, end: int) -> tuple[int, int]:
-        cluster_size = self._header.cluster_size
-        return -(-offset // cluster_size) * cluster_size, self._end(end) // cluster_size * cluster_size
-
-    def forget(self, offset: int, length: int, reason: Reason = Reason.OTHER) -> None:
-        """Let whole clusters be as if they had never been written, wherever they are: what is below shows again."""
-        end = offset + length
-        while offset < end:
-            self.disk.make_room()
-            offset += self.disk.updater.forget_some(offset, end - offset, reason)
+        zeroing.write_zeroes(self.disk, offset, length, unmap and self.unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Give whole clusters back, where that was asked for; they read as zeros then."""
@@ -456,14 +352,9 @@ class Qcow2Node(Node):
         self.check_write(offset, length)
         if not self.unmap or self._raw_data:
             return
-        start, stop = self._whole_clusters(offset, offset + length)
-        if start >= stop:
-            return
-        self._begin_change(offset, length)
-        if self._header.version >= 3:
-            self._zero(start, min(stop, self.size) - start, True)
-        elif self.disk.backing is None:
-            self.forget(start, stop - start, Reason.REQUEST)
+        if zeroing.has_whole_clusters(self.disk, offset, length):
+            self._begin_change(offset, length)
+            zeroing.discard(self.disk, offset, length)
 
     @property
     def has_raw_data(self) -> bool:
@@ -472,7 +363,7 @@ class Qcow2Node(Node):
 
     def write_tail(self, offset: int, data: bytes) -> None:
         """Write, also behind the end of the disk, where its last cluster goes on.  Raises OSError."""
-        self._write(offset, len(data), (memoryview(data),))
+        self.disk.write(offset, (memoryview(data),))
 
     # ---- Stable storage
 
@@ -622,18 +513,18 @@ class Qcow2Node(Node):
 
     def read_vmstate(self, offset: int, buffers: Buffers) -> None:
         """Fill the buffers with the state of a VM that is kept behind the end of the disk.  Raises OSError."""
-        vmstate.read(self, offset, buffers)
+        vmstate.read(self.disk, offset, buffers)
 
     def write_vmstate(self, offset: int, buffers: Buffers) -> None:
         """Write the state of a VM behind the end of the disk; the next snapshot takes it along.  Raises OSError."""
         self._check_operation()
         self.disk.image.check_changeable()
-        vmstate.write(self, offset, buffers, self._write)
+        vmstate.write(self.disk, offset, buffers)
 
     def drop_vmstate(self, size: int) -> None:
         """Forget the `size` bytes of VM state behind the end of the disk; snapshots keep theirs.  Raises OSError."""
         self._check_operation()
-        vmstate.drop(self, size)
+        vmstate.drop(self.disk, size)
 
 
 def _comes_from(node: Node, parent: Node) -> bool:

@@ -47,7 +47,7 @@ def _shrink(node: Qcow2Node, size: int) -> None:
     kept = bitmaps.load_all(disk)
     disk.changing_data()
     # What is cut off, and the state of a VM behind it, goes first: nothing of it may show after another change.
-    node.forget(start, len(image.l1) * disk.mapping.table_span() - start, Reason.RESIZE)
+    node.disk.forget(start, len(image.l1) * disk.mapping.table_span() - start, Reason.RESIZE)
     for number in range(disk.l1_entries(size), len(image.l1)):
         disk.mapping.drop_table(number, disk.refcounts, Reason.RESIZE)
     disk.settle()
@@ -88,7 +88,7 @@ def _grow(node: Qcow2Node, old: int, size: int, preallocation: Preallocation) ->
     behind = vmstate.start(disk)
     span = disk.mapping.table_span()
     if len(disk.image.l1) * span > behind:
-        node.forget(behind, len(disk.image.l1) * span - behind)
+        node.disk.forget(behind, len(disk.image.l1) * span - behind)
     disk.grow_l1(entries)
     if node.has_raw_data and disk.data.length() < size:
         disk.data.truncate(size)

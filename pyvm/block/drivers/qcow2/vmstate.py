@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.structures import MAX_L1_BYTES, MAX_SIZE
 from pyvm.block.vectors import Buffers, total
-
-if TYPE_CHECKING:
-    from pyvm.block.drivers.qcow2.driver import Qcow2Node
 
 
 def start(disk: Disk) -> int:
@@ -31,24 +26,22 @@ def _place(disk: Disk, offset: int, length: int) -> int:
     return first
 
 
-def read(node: Qcow2Node, offset: int, buffers: Buffers) -> None:
+def read(disk: Disk, offset: int, buffers: Buffers) -> None:
     """Fill the buffers with what is kept at `offset` of the state.  Raises OSError."""
-    disk = node.disk
     disk.image.check_usable()
     length = total(buffers)
     disk.reader.readv(_place(disk, offset, length), length, buffers)
 
 
-def drop(node: Qcow2Node, size: int) -> None:
+def drop(disk: Disk, size: int) -> None:
     """Forget the first `size` bytes of the state: the disk does not need them.  Raises OSError."""
-    cluster = node.cluster_size
-    node.forget(start(node.disk), -(-size // cluster) * cluster)
-    node.disk.settle()
+    cluster = disk.header.cluster_size
+    disk.forget(start(disk), -(-size // cluster) * cluster)
+    disk.settle()
 
 
-def write(node: Qcow2Node, offset: int, buffers: Buffers, write_disk: Callable[[int, int, Buffers], None]) -> None:
-    """Write the state at `offset`; `write_disk` writes behind the end of the disk as well.  Raises OSError."""
-    disk = node.disk
+def write(disk: Disk, offset: int, buffers: Buffers) -> None:
+    """Write the state at `offset`.  Raises OSError."""
     length = total(buffers)
     if not length:
         return
@@ -57,4 +50,4 @@ def write(node: Qcow2Node, offset: int, buffers: Buffers, write_disk: Callable[[
     if entries * 8 > MAX_L1_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     disk.grow_l1(entries)
-    write_disk(first, length, buffers)
+    disk.write(first, buffers)
