@@ -5,6 +5,7 @@ pyvm runs in this process and QEMU beside it; neither runs its guest.
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -94,6 +95,8 @@ OURS_DIFFER = {
     "rtc-time", "date", "heads", "cyls", "secs",
 }  # fmt: skip
 """Properties whose values are not the same."""
+BAR = re.compile(r"/(virtio-pci|[a-z-]+-msix)\[\d\]/(addr|container)$")
+"""Where a BAR is: pyvm's own firmware has placed it before the first instruction, QEMU's does so afterwards."""
 
 
 def test_the_trees_have_the_same_paths_and_values(pair: tuple[Machine, Qemu]) -> None:
@@ -112,7 +115,7 @@ def test_the_trees_have_the_same_paths_and_values(pair: tuple[Machine, Qemu]) ->
                 assert kind == theirs[name], (path, name)
             if kind.startswith("child<"):
                 walk(f"{path.rstrip('/')}/{name}")
-            elif name not in OURS_DIFFER and not name.startswith("child["):
+            elif name not in OURS_DIFFER and not name.startswith("child[") and not BAR.search(f"{path}/{name}"):
                 arguments = {"path": path, "property": name}
                 assert machine.ask("qom-get", arguments) == qemu.ask("qom-get", arguments), (path, name)
                 compared += 1

@@ -105,7 +105,7 @@ class Direct:
             buffer = bytearray(max(_BUFFER, self._unit))
         position: int | None = 0
         while position is not None:
-            host, room = self._reserve(batch.room)
+            host, room = self._reserve(max(position, batch.start), batch.room)
             position, runs, failure = self._target.copy_pieces(batch.pieces, position, host, room, self._unit, buffer)
             if failure is not None:
                 is_write, number = failure
@@ -116,11 +116,11 @@ class Direct:
                 batch.room -= self._keep(host, sum(length for _, length in runs))
         self._buffers.append(buffer)
 
-    def _reserve(self, length: int) -> tuple[int, int]:
+    def _reserve(self, start: int, length: int) -> tuple[int, int]:
         if self._filler is None:
             return self._base, 0
         with self._lock:
-            host, room = self._filler.reserve(length)
+            host, room = self._filler.reserve(start, length)
             self._reserved[host] = room
             return host, room
 

@@ -25,11 +25,15 @@ class Filler:
         unlike = header.external_data or header.extended_l2 or image.encrypted or image.backing is not None
         return not unlike and not image.dirty_bitmaps and not any(image.disk.mapping.l1)
 
-    def reserve(self, length: int) -> tuple[int, int]:
-        """Return where there is room for data, and for how much of `length`, in whole clusters.  Raises OSError."""
+    def reserve(self, start: int, length: int) -> tuple[int, int]:
+        """Return where there is room for data, and for how much of `length`, in whole clusters.  Raises OSError.
+
+        It begins at `start` on the disk, and the table of that is before it in the file.
+        """
         disk = self._disk
         disk.changing_data()
         disk.make_room()
+        disk.mapping.find_for_change(start >> self._bits, disk.refcounts)
         offset, clusters = disk.refcounts.allocate(length >> self._bits)
         return offset, clusters << self._bits
 
