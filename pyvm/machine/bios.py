@@ -72,7 +72,7 @@ class BuiltInBios:
                 ),
                 console_on_serial=config.text_console,
                 cpus=config.smp.cpus,
-                option_roms=[OptionRom(rom.name, rom.content, rom.bootindex) for rom in config.option_roms],
+                option_roms=[OptionRom(rom.content, bootindex=rom.bootindex) for rom in config.option_roms],
                 card_places=card_places,
             )
         )

@@ -15,7 +15,7 @@ from pyvm.devices.properties import DeviceModel, in_use, not_found
 from pyvm.errors import ConfigError
 from pyvm.firmware.bios.machine import BiosDisk, DiskKind
 from pyvm.machine import cmos
-from pyvm.machine.plug.boot_places import boot_index
+from pyvm.machine.plug.boot_places import boot_index, place_of
 from pyvm.records import field, record
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Disks:
         address = None if function is None else function.slot << 3 | function.fn
         index = boot_index(values)
         if index is not None:
-            place = "" if function is None else f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
+            place = "" if function is None else place_of(function)
             path = _BOOT_PATHS[interface].format(place=place, channel=channel, unit=unit, lun=lun)
             self._boot_paths.append((index, path))
         name = backend.name or (backend.node.name if backend.node is not None else "")

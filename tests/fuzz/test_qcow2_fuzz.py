@@ -6,7 +6,6 @@ nothing in it.  PYVM_FUZZ_IMAGES says how many images, PYVM_FUZZ_SEED with which
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import random
@@ -25,6 +24,7 @@ from pyvm.block.drivers.qcow2 import bitmaps
 from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
 from pyvm.block.errors import BlockError
 from pyvm.block.open import open_image
+from pyvm.migration.page_scan import touched
 
 IMAGES = int(os.environ.get("PYVM_FUZZ_IMAGES", "150"))
 SEED = int(os.environ.get("PYVM_FUZZ_SEED", "1"))
@@ -184,13 +184,10 @@ def contents(path: Path) -> tuple[int, str]:
     """Return how long a file is, and a digest of its data: a repair may have let it grow by a large hole."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        end = 0
-        with contextlib.suppress(OSError):  # there is no more data
-            while True:
-                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
-                end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-                digest.update(b"%d:" % start + os.pread(file.fileno(), end - start, start))
-        return os.fstat(file.fileno()).st_size, digest.hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        for start, end in touched(file.fileno(), size):
+            digest.update(b"%d:" % start + os.pread(file.fileno(), end - start, start))
+        return size, digest.hexdigest()
 
 
 def use(path: Path, chance: random.Random, read_only: bool) -> None:

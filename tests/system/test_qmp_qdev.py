@@ -125,6 +125,11 @@ def test_an_id_that_is_no_string_names_nothing() -> None:
         assert machine.execute("qom-list", path="/machine/peripheral") == [{"name": "type", "type": "string"}]
 
 
+@pytest.mark.parametrize("name", ["", "/machine/peripheral"])
+def test_what_is_no_device_cannot_go(machine: Machine, name: str) -> None:
+    assert machine.error("device_del", id=name) == f"{name} is not a hotpluggable device"
+
+
 def test_a_device_without_a_driver() -> None:
     assert shared().error("device_add", id="x") == "Parameter 'driver' is missing"
 

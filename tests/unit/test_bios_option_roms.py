@@ -27,7 +27,7 @@ CARD = 0x1234_8086
 
 def roms(*contents: bytes, indices: Sequence[int | None] = ()) -> list[OptionRom]:
     places = [*indices, *[None] * len(contents)]
-    return [OptionRom(f"rom{number}", data, places[number]) for number, data in enumerate(contents)]
+    return [OptionRom(data, bootindex=places[number]) for number, data in enumerate(contents)]
 
 
 def started(*contents: bytes, indices: Sequence[int | None] = (), **values: object) -> tuple[Rig, Registers]:

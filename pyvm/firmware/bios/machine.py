@@ -60,10 +60,10 @@ class BiosDisk:
 
 @record(frozen=True)
 class OptionRom:
-    """A ROM that the BIOS runs, one of no device."""
+    """A ROM that the BIOS runs; `address` is that of its PCI function, 0 for one of no device."""
 
-    name: str
     data: bytes
+    address: int = 0
     bootindex: int | None = None
 
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from pyvm.firmware.bios import data_area as area
 from pyvm.firmware.bios.core import Core
+from pyvm.firmware.bios.machine import OptionRom
 from pyvm.firmware.bios.pci import CLASS_REVISION, HEADER_TYPE, VENDOR_ID, Pci
 from pyvm.firmware.bios.pmm import MemoryManager
 from pyvm.firmware.bios.registers import FLAG_FIXED, FLAG_INTERRUPTS, Registers
@@ -63,15 +64,6 @@ _DISPLAY_CLASS: Final = 0x03
 
 NO_CARD: Final = 0xFFFF
 """What BX and DX say on entry: no ISA card by Plug and Play, and no port to ask one."""
-
-
-@record(frozen=True)
-class Source:
-    """A ROM before it is copied; `address` is that of its PCI function."""
-
-    data: bytes
-    address: int = 0
-    bootindex: int | None = None
 
 
 @record(frozen=True)
@@ -153,7 +145,7 @@ class OptionRoms:
         self._core = core
         self._pci = pci
         self.memory_manager = MemoryManager(core)
-        self._found: list[Source] | None = None
+        self._found: list[OptionRom] | None = None
 
     def initialise(self) -> None:
         """Forget all ROMs; at each reset."""
@@ -163,13 +155,12 @@ class OptionRoms:
     # -- where they come from ---------------------------------------------------------------------------------------
 
     @property
-    def _sources(self) -> list[Source]:
+    def _sources(self) -> list[OptionRom]:
         if self._found is None:
-            user = (Source(rom.data, bootindex=rom.bootindex) for rom in self._core.machine.option_roms)
-            self._found = [*self._cards(), *user][:MOST]
+            self._found = [*self._cards(), *self._core.machine.option_roms][:MOST]
         return self._found
 
-    def _cards(self) -> Iterator[Source]:
+    def _cards(self) -> Iterator[OptionRom]:
         places = self._core.machine.card_places
         for address in list(self._pci.functions()):
             if self._pci.read(address, HEADER_TYPE, 1) & 0x7F:
@@ -180,7 +171,7 @@ class OptionRoms:
             if bar & _ROM_ADDRESS:
                 image = pc_image(self._read_rom(address, bar), self._pci.read(address, VENDOR_ID, 4))
                 if image is not None:
-                    yield Source(image, address, places.get(address))
+                    yield OptionRom(image, address, places.get(address))
 
     def _read_rom(self, address: int, bar: int) -> bytes:
         """Return what is in a device's ROM, which is switched on for that long."""

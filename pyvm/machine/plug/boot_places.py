@@ -40,10 +40,14 @@ def cards(bus: PciBus, devices: Iterable[PluggedDevice]) -> Iterator[tuple[int, 
             yield index, function
 
 
+def place_of(function: PciFunction) -> str:
+    """Return where a PCI function is, as Open Firmware paths say it."""
+    return f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
+
+
 def card_path(function: PciFunction) -> str:
     """Return the Open Firmware path by which firmware in the guest knows a network card."""
-    place = f"{function.slot:x}" + (f",{function.fn:x}" if function.fn else "")
-    return f"/pci@i0cf8/ethernet@{place}/ethernet-phy@0"
+    return f"/pci@i0cf8/ethernet@{place_of(function)}/ethernet-phy@0"
 
 
 def read_rom(values: dict[str, Any]) -> tuple[bytes, int | None] | None:

@@ -211,8 +211,10 @@ class Hotplug:
                 found = tree.resolve(name)
             except QmpError:
                 raise device_not_found(name) from None
-        else:
+        elif name:
             found = tree.plugged.named().get(name)
+        else:
+            found = tree.plugged.with_id  # a path without a name
         if found is None:
             raise device_not_found(name)
         return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from pyvm.machine.host_address import HostAddressError, HostPlace, find, physical
+from pyvm.machine.host_address import HostAddressError, find, physical
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
 
@@ -15,9 +16,16 @@ COMMANDS = CommandTable()
 _UINT64 = (1 << 64) - 1
 
 
-def _place(shell: Shell, gpa: int) -> HostPlace:
+def _show(shell: Shell, address: int, kind: str, host_address: Callable[[int], int]) -> str:
+    """Show what `host_address` makes of the place of a physical address in this process."""
+    gpa = address & _UINT64
     shell.machine_part("board")  # a machine without one has no memory
-    return find(cast("Pc", shell.machine), gpa)
+    try:
+        place = find(cast("Pc", shell.machine), gpa)
+        found = host_address(place.address)
+    except HostAddressError as error:
+        return f"{error}\n"
+    return f"Host {kind} address for {gpa:#x} ({place.name}) is {found:#x}\n"
 
 
 @COMMANDS.command(
@@ -28,12 +36,7 @@ def _place(shell: Shell, gpa: int) -> HostPlace:
 )
 def gpa2hva(shell: Shell, address: int) -> str:
     """Show where a physical address is in this process."""
-    gpa = address & _UINT64
-    try:
-        place = _place(shell, gpa)
-    except HostAddressError as error:
-        return f"{error}\n"
-    return f"Host virtual address for {gpa:#x} ({place.name}) is {place.address:#x}\n"
+    return _show(shell, address, "virtual", lambda found: found)
 
 
 @COMMANDS.command(
@@ -44,10 +47,4 @@ def gpa2hva(shell: Shell, address: int) -> str:
 )
 def gpa2hpa(shell: Shell, address: int) -> str:
     """Show where a physical address is in the host's memory."""
-    gpa = address & _UINT64
-    try:
-        place = _place(shell, gpa)
-        found = physical(place.address)
-    except HostAddressError as error:
-        return f"{error}\n"
-    return f"Host physical address for {gpa:#x} ({place.name}) is {found:#x}\n"
+    return _show(shell, address, "physical", physical)

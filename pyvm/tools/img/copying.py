@@ -175,7 +175,7 @@ class Copier:
             return
         if task.content is not Content.DATA and not (self._compress is not None and self._is_written(task.content)):
             return
-        length = task.end - task.start
+        length = task.length
         try:
             task.buffer = self._buffers.pop()
         except IndexError:

@@ -93,7 +93,10 @@ def _read_header(file: Node) -> _Header:
 
 def read_names(file: Node) -> Names:
     """Return what other files the image names.  Raises BlockError, and OSError."""
-    header = _read_header(file)
+    return _names(file, _read_header(file))
+
+
+def _names(file: Node, header: _Header) -> Names:
     if not header.features & Feature.BACKING_FILE:
         return Names()
     end = header.backing_offset + header.backing_length
@@ -112,7 +115,7 @@ class QedNode(MappedNode):
     def __init__(self, file: Node, settings: Settings, backing: Node | None) -> None:
         super().__init__(file, settings, backing)
         header = _read_header(file)
-        self.header = read_names(file)
+        self.header = _names(file, header)
         self._size = header.size
         self._block = header.cluster
         self._per_table = header.table * header.cluster // _ENTRY

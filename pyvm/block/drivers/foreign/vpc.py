@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 # cookie, features, file format version, data offset, time stamp, creator application, its version, its system,
 # original size, current size, cylinders, heads, sectors per track, type
 _FOOTER = struct.Struct(">8s8xQ4x4s4x4x8xQHBBI")
-_COOKIE = b"conectix"
+COOKIE = b"conectix"
 # cookie, offset of what follows, table offset, header version, table entries, block size
 _DYNAMIC = struct.Struct(">8s8xQ4xII")
-_DYNAMIC_COOKIE = b"cxsparse"
-_FIXED_TYPE, _DYNAMIC_TYPE = 2, 3
+DYNAMIC_COOKIE = b"cxsparse"
+FIXED_TYPE, DYNAMIC_TYPE = 2, 3
 _UNUSED = 0xFFFFFFFF
-_MOST_SECTORS = 0xFF000000
+MOST_SECTORS = 0xFF000000
 _MOST_BY_GEOMETRY = 65535 * 16 * 255
 """Where the geometry says this, the disk has at least as many sectors."""
 _EXACT_CREATORS = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS")
@@ -61,7 +61,7 @@ class VpcNode(MappedNode):
         super().__init__(file, settings)
         footer, is_fixed = self._read_footer()
         self._size = footer.disk_size
-        if self._size > _MOST_SECTORS * SECTOR:
+        if self._size > MOST_SECTORS * SECTOR:
             raise BlockError(f"VHD image of {self._size} bytes is larger than the format allows")
         self._entries: Numbers | None = None
         if is_fixed:
@@ -73,15 +73,15 @@ class VpcNode(MappedNode):
     def _read_footer(self) -> tuple[_Footer, bool]:
         """Return the footer, of which a dynamic image has a copy at its start."""
         head = self._file.head(_FOOTER.size)
-        if head.startswith(_COOKIE) and len(head) == _FOOTER.size:
+        if head.startswith(COOKIE) and len(head) == _FOOTER.size:
             footer = _Footer(*_FOOTER.unpack(head))
-            if footer.kind not in (_FIXED_TYPE, _DYNAMIC_TYPE):
+            if footer.kind not in (FIXED_TYPE, DYNAMIC_TYPE):
                 raise BlockError(f"VHD image of type {footer.kind} is not supported (only fixed and dynamic ones)")
             return footer, False
         start = self._file.length() - SECTOR
         if start >= 0:
             footer = _Footer(*_FOOTER.unpack(self._file.read(start, _FOOTER.size)))
-            if footer.cookie == _COOKIE and footer.kind == _FIXED_TYPE:
+            if footer.cookie == COOKIE and footer.kind == FIXED_TYPE:
                 return footer, True
         raise BlockError("invalid VPC image")
 
@@ -90,7 +90,7 @@ class VpcNode(MappedNode):
             raise BlockError("invalid VPC image")
         header = self._file.read(footer.data_offset, _DYNAMIC.size)
         cookie, self._table, entries, block = _DYNAMIC.unpack(header)
-        if cookie != _DYNAMIC_COOKIE:
+        if cookie != DYNAMIC_COOKIE:
             raise BlockError("invalid VPC image")
         if not is_power_of_two(block) or block < _MIN_BLOCK:
             raise BlockError(f"Invalid block size {block}")

@@ -80,6 +80,11 @@ class Disk:
         self._cleaned = time.monotonic()
 
     @property
+    def size(self) -> int:
+        """Length of the disk in bytes."""
+        return self.header.size & -SECTOR
+
+    @property
     def data(self) -> Node:
         """Where the guest's data is."""
         return self.reader.data
@@ -150,11 +155,6 @@ class Disk:
             image.map_range(Kind.SNAPSHOT_TABLE, header.snapshots_offset, self.snapshots_bytes)
         if header.bitmaps is not None and self.bitmaps:
             image.map_range(Kind.BITMAP_DIRECTORY, header.bitmaps[2], header.bitmaps[1])
-
-    @property
-    def size(self) -> int:
-        """Length of the disk in bytes."""
-        return self.header.size & -SECTOR
 
     # ---- Changes
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from pyvm.block.drivers.foreign.creation import SECTOR, Opening, Options, Write, round_up, start_over
+from pyvm.block.drivers.foreign.vpc import COOKIE, DYNAMIC_COOKIE, DYNAMIC_TYPE, FIXED_TYPE, MOST_SECTORS
 from pyvm.block.errors import BlockError
 
 # cookie, features, version, offset of what follows, time stamp, creator, its version, its system, original size,
@@ -29,9 +30,7 @@ _EPOCH = 946684800
 """The year 2000."""
 _CREATOR, _EXACT_CREATOR = b"pyvm", b"qem2"
 """The second is one that readers know: they take the size as it is, where otherwise the geometry tells it."""
-_FIXED_TYPE, _DYNAMIC_TYPE = 2, 3
 _BLOCK = 2 << 20
-_MOST_SECTORS = 0xFF000000
 _MOST_CYLINDERS, _MOST_HEADS, _MOST_PER_TRACK = 65535, 16, 255
 
 
@@ -73,8 +72,8 @@ def _fit(size: int, is_forced: bool) -> _Geometry:
         wanted = min(sectors, _LARGEST.sectors)
         geometry = next(fit for extra in count() if (fit := _geometry(wanted + extra)).sectors >= wanted)
     if geometry == _LARGEST:
-        if sectors > _MOST_SECTORS:
-            raise BlockError(f"Disk size is too large, max size is {_MOST_SECTORS * SECTOR >> 30} GiB")
+        if sectors > MOST_SECTORS:
+            raise BlockError(f"Disk size is too large, max size is {MOST_SECTORS * SECTOR >> 30} GiB")
         if is_forced and size % SECTOR:
             raise BlockError("The requested image size cannot be represented in CHS geometry")
     elif geometry.sectors * SECTOR != size:
@@ -89,9 +88,9 @@ def _checked(data: bytes, place: int) -> bytes:
 
 def _footer(size: int, geometry: _Geometry, *, is_fixed: bool, is_forced: bool) -> bytes:
     data = _FOOTER.pack(
-        b"conectix", _RESERVED, _VERSION, _NOTHING if is_fixed else SECTOR, int(time.time()) - _EPOCH,
+        COOKIE, _RESERVED, _VERSION, _NOTHING if is_fixed else SECTOR, int(time.time()) - _EPOCH,
         _EXACT_CREATOR if is_forced else _CREATOR, _VERSION, b"Wi2k", size, size, *geometry,
-        _FIXED_TYPE if is_fixed else _DYNAMIC_TYPE, 0, uuid4().bytes,
+        FIXED_TYPE if is_fixed else DYNAMIC_TYPE, 0, uuid4().bytes,
     )  # fmt: skip
     return _checked(data.ljust(SECTOR, b"\0"), 64)
 
@@ -112,7 +111,7 @@ def plan(options: Options, opening: Opening) -> Write:
             entries = -(-size // _BLOCK)
             place = SECTOR + _DYNAMIC_SIZE
             table = round_up(4 * entries, SECTOR)
-            header = _DYNAMIC.pack(b"cxsparse", _NOTHING, place, _VERSION, entries, _BLOCK, 0)
+            header = _DYNAMIC.pack(DYNAMIC_COOKIE, _NOTHING, place, _VERSION, entries, _BLOCK, 0)
             start_over(file, place + table + SECTOR)
             file.write(0, footer + _checked(header.ljust(_DYNAMIC_SIZE, b"\0"), 36))
             file.write(place, b"\xff" * table + footer)
