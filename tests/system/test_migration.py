@@ -72,11 +72,13 @@ def tune(machine: Machine, **parameters: Any) -> None:
     machine.qmp("migrate-set-parameters", **{name.replace("_", "-"): value for name, value in parameters.items()})
 
 
-def until(condition: Callable[[], Any], what: str) -> None:
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Ask until the answer is true, and return it."""
     end = time.monotonic() + DEADLINE
-    while not condition():
+    while not (answer := condition()):
         assert time.monotonic() < end, f"{what} has not come"
         time.sleep(0.01)
+    return answer
 
 
 def status(machine: Machine) -> str:
@@ -446,32 +448,58 @@ def test_threads_end_with_their_migrations(bench: Bench) -> None:
     until(lambda: not left(), "the end of all threads")
 
 
+def forward(source: socket.socket, target: socket.socket, before: Callable[[], None]) -> None:
+    """Hand on what comes, until nothing does; `before` is called before each piece."""
+    while piece := source.recv(1 << 16):
+        before()
+        target.sendall(piece)
+    target.shutdown(socket.SHUT_WR)
+
+
 def test_a_guest_that_writes_too_much_is_held_up(bench: Bench) -> None:
-    """A device writes as fast as the bandwidth allows to send; when that is raised, the migration comes to its end."""
+    """A device writes whenever something was sent; when it stops, the migration comes to its end."""
     source, target = bench.machine(), bench.machine("-incoming", f"unix:{bench.path('m')}")
     switch(source, auto_converge=True)
     tune(source, max_bandwidth=4 << 20, downtime_limit=1)
     done = threading.Event()
 
     def write() -> None:
-        while not done.wait(0.01):
-            fill(source, {page: os.urandom(64) for page in range(0x300, 0x600)})
+        if not done.is_set():
+            fill(source, {0x300: os.urandom(1 << 20)})
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        source.qmp("cont")
-        source.qmp("migrate", uri=f"unix:{bench.path('m')}")
-        until(lambda: source.qmp("query-migrate").get("cpu-throttle-percentage", 0) >= 30, "the throttle")
-        figures = source.qmp("query-migrate")
-        assert figures["ram"]["dirty-pages-rate"] > 0
-        assert figures["ram"]["dirty-sync-count"] > 3
-        assert figures["expected-downtime"] > 1
-    finally:
-        done.set()
-        writer.join()
-    tune(source, max_bandwidth=1 << 33, downtime_limit=1000)
-    assert "cpu-throttle-percentage" not in ended(source)
+    def relay() -> None:
+        outgoing, _ = listener.accept()
+        with outgoing, socket.socket(socket.AF_UNIX) as incoming:
+            incoming.connect(bench.path("m"))
+            answers = threading.Thread(target=forward, args=(incoming, outgoing, lambda: None))
+            answers.start()
+            forward(outgoing, incoming, write)
+            answers.join()
+
+    def throttled() -> dict[str, Any] | None:
+        figures: dict[str, Any] = source.qmp("query-migrate")
+        assert figures["status"] in ("setup", "active"), figures
+        return figures if figures.get("cpu-throttle-percentage", 0) >= 30 else None
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(bench.path("relay"))
+        listener.listen()
+        listener.settimeout(DEADLINE)
+        between = threading.Thread(target=relay)
+        between.start()
+        try:
+            write()
+            source.qmp("cont")
+            source.qmp("migrate", uri=f"unix:{bench.path('relay')}")
+            figures = until(throttled, "the throttle")
+            assert figures["ram"]["dirty-pages-rate"] > 0
+            assert figures["ram"]["dirty-sync-count"] > 3
+            assert figures["expected-downtime"] > 1
+        finally:
+            done.set()
+        tune(source, max_bandwidth=1 << 33, downtime_limit=1000)
+        assert "cpu-throttle-percentage" not in ended(source)
+        between.join()
     until(lambda: run_state(target) == "paused", "the machine")
     assert memory(target) == memory(source)
 
