@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# How long an example takes says how busy the machine is: tests run side by side.
-settings.register_profile("pyvm", deadline=None)
+# How long an example takes, or to think of one, says how busy the machine is: tests run side by side.
+settings.register_profile("pyvm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pyvm")
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start have the signals that a background job, or nohup, was told to ignore.
+
+    A program inherits what is ignored, and a shell cannot trap it.  What is caught here is as good as ignored here,
+    and begins as usual there.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_finish() -> None:

@@ -20,7 +20,7 @@ from pyvm.cpu.registers import RegisterState
 from tests.unit.engine_rig import CODE, HOLE, IDT, PAGE_TABLES, RAM, Devices, Rig
 
 CASE_SECONDS = 0.03
-PATIENCE = 5.0
+PATIENCE = 60.0
 CHUNK = 96
 SECOND_CODE = 0x6000
 

@@ -44,7 +44,7 @@ from tests.unit.monitor_support import Wire
 
 COMMANDS = 60
 """Commands of one case."""
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that one command may take."""
 LIMIT_BYTES = 1 << 30
 """How far the process's memory may grow."""

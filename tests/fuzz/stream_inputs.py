@@ -44,7 +44,7 @@ from tests.system.machine_rig import Machine
 DEVICES = ("-vga", "std", "-device", "virtio-serial-pci", "-device", "virtio-balloon-pci")
 OPTIONS = ("-smp", "2", *DEVICES, "-incoming", "defer")
 PAGE = 4096
-PATIENCE = 20.0
+PATIENCE = 60.0
 ANSWER_SECONDS = 0.2
 """How long a peer waits for an answer, which it may have forgotten to earn, before it hangs up."""
 TOKEN = bytes(16)

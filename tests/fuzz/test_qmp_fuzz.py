@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("PYVM_FUZZ_SECONDS", "10"))
 FIXED_SEED = 1
 QEMU = shutil.which("qemu-system-x86_64")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def hunt(directory: Path, seed: int, seconds: float) -> None:

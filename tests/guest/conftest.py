@@ -14,6 +14,9 @@ from pyvm import Machine
 from pyvm.pytest_plugin import unwatch, watch
 from tests.guest.support import Process
 
+LONGEST = 900
+"""Seconds that a test may take where the host has much else to do: more than a few boots, each of which may be slow."""
+
 GuestFactory = Callable[..., Machine]
 ProcessFactory = Callable[..., Process]
 
@@ -23,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.guest)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LONGEST))
 
 
 @pytest.fixture(scope="session")

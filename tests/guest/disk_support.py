@@ -17,9 +17,10 @@ from pathlib import Path
 from pyvm.agent import AgentClient
 from tests.guest.conftest import ProcessFactory
 from tests.guest.support import SOON, Process, agent_options, until
+from tests.unit.listeners import listens
 from tests.unit.qcow2_images import empty_image
 
-LOGIN = 240.0
+LOGIN = 400.0
 """Seconds until the login prompt, on a CI machine with much else to do."""
 PROMPT = "pyvm-disk login: "
 GRUB_LINES = ("Loading Linux", "Loading initial ramdisk")
@@ -69,7 +70,7 @@ class Line:
     """Somebody at the other end of a serial line, which is a socket."""
 
     def __init__(self, path: Path) -> None:
-        until(path.exists, "the serial line's socket")
+        until(lambda: listens(path), "the serial line's socket")
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
         self.text = ""

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.guest.support import until
+from tests.unit.listeners import listens
 
 ROOT = Path(__file__).parents[2]
 NEW_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
@@ -77,7 +78,7 @@ class Libvirt:
                 start_new_session=True,
             )
         self.socket = directory / "run" / "libvirt" / "libvirt-sock"
-        until(lambda: self.socket.exists() or self._daemon.poll() is not None, "the daemon's socket")
+        until(lambda: listens(self.socket) or self._daemon.poll() is not None, "the daemon's socket")
         assert self._daemon.poll() is None, (directory / "output").read_text()
 
     def _become_another_host(self) -> None:

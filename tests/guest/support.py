@@ -17,6 +17,7 @@ from images.build import Image
 from pyvm import Machine
 from pyvm.agent import AgentFailure
 from pyvm.qmp_client import QmpClient
+from tests.unit.listeners import listens
 
 PYVM = (sys.executable, "-m", "pyvm")
 BOOT = 120.0
@@ -131,7 +132,7 @@ class Process:
     def qmp(self) -> QmpClient:
         """A client of the monitor, connected when it is first asked for."""
         if self._qmp is None:
-            until(lambda: self.qmp_path.exists() or self.process.poll() is not None, "the QMP socket")
+            until(lambda: listens(self.qmp_path) or self.process.poll() is not None, "the QMP socket")
             self._qmp = QmpClient.connect(str(self.qmp_path))
             self._qmp_log = self._qmp.log
         return self._qmp

@@ -95,12 +95,16 @@ class TestGuest:
         assert {"tsc", "hpet", "acpi_pm"} <= set(available.split())
 
     def test_time_advances_as_on_the_host(self, vm: Machine) -> None:
-        host, guest = time.time_ns(), vm.agent.get_time()
+        def look() -> tuple[int, int, int]:
+            """Return the guest's time, and the host's before and behind it."""
+            return time.time_ns(), vm.agent.get_time(), time.time_ns()
+
+        early, guest, late = look()
         # The guest takes whole seconds from the RTC as it boots.
-        assert abs(guest - host) < 5e9
+        assert abs(guest - late) < 5e9
         vm.run("sleep 2")
-        passed_host, passed_guest = time.time_ns() - host, vm.agent.get_time() - guest
-        assert passed_guest == pytest.approx(passed_host, abs=0.1e9)
+        later_early, later_guest, later_late = look()
+        assert later_early - late - 0.1e9 < later_guest - guest < later_late - early + 0.1e9
         uptime = [float(vm.run("cut -d ' ' -f 1 /proc/uptime").text) for _ in range(2)]
         assert uptime[1] >= uptime[0] > 2
 
@@ -109,12 +113,18 @@ class TestGuest:
             "a=$(cut -d ' ' -f 1 /proc/uptime); for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done;"
             "echo $a; cut -d ' ' -f 1 /proc/uptime"
         )
-        start, end = map(float, vm.run(script).text.split())
-        assert 0.5 <= end - start < 3
+
+        def at_once() -> bool:
+            """A busy host may be late now and then."""
+            start, end = map(float, vm.run(script).text.split())
+            assert end - start >= 0.5
+            return end - start < 3
+
+        until(at_once, "ten short sleeps")
 
     def test_stopped_guest_has_stopped_time(self, vm: Machine) -> None:
-        before = float(vm.run("cut -d ' ' -f 1 /proc/uptime").text)
         start = time.monotonic()
+        before = float(vm.run("cut -d ' ' -f 1 /proc/uptime").text)
         vm.pause()
         assert vm.qmp("query-status") == {"running": False, "singlestep": False, "status": "paused"}
         time.sleep(3)
@@ -156,15 +166,19 @@ class TestGuest:
             assert name in memory, name
 
     def test_rtc_is_read_and_set(self, vm: Machine) -> None:
-        shown = int(vm.run("cat /sys/class/rtc/rtc0/since_epoch").text)
-        assert abs(shown - time.time()) < 3
+        def shows_the_time_of_the_host(early: float) -> bool:
+            shown = int(vm.run("cat /sys/class/rtc/rtc0/since_epoch").text)
+            return early - 3 < shown < time.time() + 3
+
+        assert shows_the_time_of_the_host(time.time())
         vm.monitor.events()
         vm.run("date -u -s '2031-02-03 04:05:06' && hwclock -w -u")
         vm.wait_event("RTC_CHANGE", SOON)
         assert vm.run("cat /sys/class/rtc/rtc0/date").text == "2031-02-03"
         assert vm.run("cat /sys/class/rtc/rtc0/time").text.startswith("04:05:")
+        now = time.time()
         vm.agent.set_time(time.time_ns())
-        assert abs(int(vm.run("cat /sys/class/rtc/rtc0/since_epoch").text) - time.time()) < 3
+        assert shows_the_time_of_the_host(now)
 
     def test_rtc_alarm_comes(self, vm: Machine) -> None:
         before = sum(interrupts(vm)["8"])

@@ -22,6 +22,7 @@ from pyvm.agent import AgentClient
 from pyvm.qmp_client import QmpClient, QmpDisconnected
 from tests.guest.conftest import ProcessFactory
 from tests.guest.support import BOOT, PYVM, SOON, Process, agent_options, boot_options, until
+from tests.unit.listeners import listens
 
 
 class Terminal:
@@ -199,7 +200,7 @@ class TestLife:
     def test_qmp_listens_without_being_told(self, pyvm: ProcessFactory, tmp_path: Path) -> None:
         path = tmp_path / "q.sock"
         pyvm("-S", "-qmp", f"unix:{path}", qmp=False)
-        until(path.exists, "the socket")
+        until(lambda: listens(path), "the socket")
         for _ in range(2):
             with QmpClient.connect(str(path)) as qmp:
                 assert qmp.command("query-status")["status"] == "prelaunch"

@@ -29,6 +29,8 @@ while [ ! -e /tmp/stop ]; do
     [ $((n % 5)) = 0 ] && rm -f f$((n * 7 % 23))
     [ $((n % 11)) = 0 ] && sync
 done
+cd /
+touch /tmp/ended
 """
 
 
@@ -138,5 +140,5 @@ def test_a_backup_is_what_the_disk_was(writing: Machine, disk: Path, tmp_path: P
 
 def stop(vm: Machine) -> str:
     """End the load; return a digest of all files."""
-    vm.run("touch /tmp/stop; while pidof dd >/dev/null; do sleep 0.1; done; sync")
+    vm.run("touch /tmp/stop; until [ -e /tmp/ended ]; do sleep 0.1; done; sync")
     return vm.run("cat /mnt/f* | sha256sum").text

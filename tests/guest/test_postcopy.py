@@ -61,7 +61,7 @@ def test_memory_follows_a_guest_at_work(guest: GuestFactory, tmp_path: Path) -> 
 def follow(vm: Machine, target: Machine, uri: str) -> None:
     for machine in (vm, target):
         switch(machine, postcopy_ram=True)
-    vm.qmp("migrate-set-parameters", max_bandwidth=8 << 20)
+    vm.qmp("migrate-set-parameters", max_bandwidth=2 << 20)
     vm.qmp("migrate", uri=uri)
     until(lambda: figures(vm)["normal"] > 500, "some pages, many of which are written again")
     vm.qmp("migrate-start-postcopy")

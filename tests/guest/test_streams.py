@@ -172,7 +172,10 @@ class TestVolume:
 
     def test_serial_line_into_the_guest(self, agent: AgentClient, sockets: Path, content: bytes) -> None:
         with connect(sockets / "tty") as connection:
-            command = f"stty -F /dev/ttyS1 raw -echo 115200; echo go >/dev/ttyS1; head -c {SERIAL} </dev/ttyS1 | md5sum"
+            # What comes while nobody has the line open, or reads for long, is lost.
+            command = (
+                f"exec 3<>/dev/ttyS1; stty raw -echo 115200 <&3; (echo go >&3; exec head -c {SERIAL} <&3) | md5sum"
+            )
             program = Background(agent, command)
             read_until(connection, b"go")
             time.sleep(0.5)
@@ -256,8 +259,9 @@ class TestPeers:
             return [device["frontend-open"] for device in vm.qmp("query-chardev") if device["label"] == "data"]
 
         until(lambda: connected() == [False], "the end of what an earlier test ran")
-        program = Background(agent, f"exec 3<{PORT}; sleep 1.5; echo closed")
+        program = Background(agent, f"exec 3<{PORT}; until [ -e /tmp/seen ]; do sleep 0.1; done; echo closed")
         until(lambda: connected() == [True], "the guest's opening of the port")
+        agent.run("touch /tmp/seen")
         program.output()
         until(lambda: connected() == [False], "the guest's closing of the port")
 

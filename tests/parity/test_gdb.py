@@ -19,9 +19,10 @@ import pytest
 
 from pyvm.monitor.gdb.packets import PacketReader, Signal, frame
 from tests.baremetal import programs
+from tests.unit.listeners import listens
 
 PYVM = [str(Path(sys.executable).parent / "pyvm")]
-SECONDS = 60
+SECONDS = 120
 
 pytestmark = [
     pytest.mark.parity,
@@ -43,7 +44,7 @@ def _machine(emulator: list[str], image: Path, path: Path) -> Iterator[None]:
     with subprocess.Popen([*emulator, *options], stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + SECONDS
-            while not path.exists():
+            while not listens(path):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

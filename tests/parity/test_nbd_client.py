@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -67,7 +68,11 @@ class Servers:
 
     def stop(self) -> None:
         if hasattr(self, "pid"):
+            process = os.pidfd_open(self.pid)
             os.kill(self.pid, signal.SIGKILL)
+            # It is no child of ours, and holds its image until it is gone.
+            assert select.select([process], [], [], 60)[0]
+            os.close(process)
             del self.pid
         while self.running:
             process = self.running.pop()

@@ -71,6 +71,7 @@ def _action(first: str, code: bytes, device: str, *options: str) -> Case:
     return Case(code, first, ("-device", device, *options), ("query-status",))
 
 
+PROBE: Message = {"execute": "query-name", "id": "probe"}
 KEY: Message = {"execute": "send-key", "arguments": {"keys": [{"type": "qcode", "data": "a"}]}}
 CASES: dict[str, Case] = {
     "soft off": Case(S5, "SHUTDOWN"),
@@ -166,19 +167,26 @@ class Conversation:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _listen(self, until: str | None) -> bool:
-        """Take messages up to an event, or until it is quiet; return False at the end of the conversation."""
+        """Take messages up to an event, or until it is quiet; return False at the end of the conversation.
+
+        A busy host makes quiet as well: what counts is that the emulator then still answers.
+        """
         end = time.monotonic() + PATIENCE
+        probed = False
         while time.monotonic() < end:
             while b"\n" in self._rest:
                 line, _, self._rest = self._rest.partition(b"\n")
                 message = json.loads(line)
                 message.pop("timestamp", None)
+                if message.get("id") == PROBE["id"]:
+                    return True
                 if "QMP" not in message:
                     self.heard.append(message)
                 if until is not None and message.get("event") == until:
                     return True
-            if until is None and not select.select([self._socket], [], [], QUIET)[0]:
-                return True
+            if until is None and not probed and not select.select([self._socket], [], [], QUIET)[0]:
+                self._send(PROBE)
+                probed = True
             try:
                 data = self._socket.recv(65536)
             except ConnectionResetError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import socket
 import struct
@@ -68,6 +69,16 @@ class Emulator:
                 return message
             self.events.append((message["event"], message.get("data")))
 
+    def settled_clients(self, viewers: list[Peer]) -> int:
+        """Return how many viewers there are, when those are forgotten whose connections have ended."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            count = len(self.ask("query-vnc")["return"]["clients"])
+            if count == sum(not viewer.gone for viewer in viewers):
+                return count
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def viewer(self, name: str = "vnc") -> Peer:
         peer = Peer(self._connect(name))
         self._open.append(peer.socket)
@@ -102,6 +113,16 @@ class Peer:
     def say(self, data: bytes) -> Peer:
         self.socket.sendall(data)
         return self
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended, for one who has read all that came."""
+        if not select.select([self.socket], [], [], 0)[0]:
+            return False
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except ConnectionResetError:
+            return True
 
     def enter(self, *, shared: bool = True) -> bytes:
         """Come in without a password; return what the server says of itself."""
@@ -243,7 +264,7 @@ def test_policies_and_their_events(tmp_path: Path, share: str) -> None:
             seen.append(len(viewer.enter(shared=shared)))
             viewers.append(viewer)
             time.sleep(0.2)
-            seen.append(len(emulator.ask("query-vnc")["return"]["clients"]))
+            seen.append(emulator.settled_clients(viewers))
         return seen
 
     (qemu, told), (pyvm, tells) = both(tmp_path, f"-device VGA -vnc unix:$D/vnc,share={share}", talk)

@@ -99,9 +99,10 @@ class Server:
 
     def descendants(self, process: int) -> Iterator[int]:
         """Yield the processes that serve connections."""
-        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-            yield from self.descendants(int(child))
-            yield int(child)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+                yield from self.descendants(int(child))
+                yield int(child)
 
     @property
     def host_key(self) -> str:
@@ -375,7 +376,7 @@ def test_silent_server(serve: Callable[[Any], LibraryServer], path: Path) -> Non
 
     class Silent(asyncssh.SFTPServer):
         async def read(self, file_obj: object, offset: int, size: int) -> bytes:
-            await asyncio.get_running_loop().run_in_executor(None, enough.wait, 30)
+            await asyncio.get_running_loop().run_in_executor(None, enough.wait, 60)
             return b""
 
     node = serve(Silent).open(path, timeout=0.05)

@@ -23,7 +23,7 @@ from tests.system.machine_rig import BASE, Machine
 
 CODE = 0x8000
 NUMBERS = {register.name: number for number, register in enumerate(REGISTERS)}
-SECONDS = 10
+SECONDS = 60
 
 
 class Wire(Chardev):

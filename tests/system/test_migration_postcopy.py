@@ -60,7 +60,7 @@ def on_the_way(bench: Bench, *, runs: bool = True, **parameters: Any) -> tuple[M
     if runs:
         source.qmp("cont")
         target.qmp("cont")
-    tune(source, max_bandwidth=100_000, **parameters)
+    tune(source, max_bandwidth=20_000, **parameters)
     source.qmp("migrate", uri=f"unix:{bench.path('m')}")
     until(lambda: status(source) == "active", "the start")
     return source, target
@@ -184,7 +184,7 @@ def test_a_machine_is_saved_as_it_was(bench: Bench) -> None:
     source, path = bench.machine(), bench.path("stream")
     switch(source, background_snapshot=True)
     fill(source, content())
-    tune(source, max_bandwidth=100_000)
+    tune(source, max_bandwidth=20_000)
     source.qmp("cont")
     source.qmp("migrate", uri=f"exec:cat >{path}")
     until(lambda: status(source) == "active", "the start")

@@ -15,7 +15,7 @@ from pyvm.block.create import create_image
 from pyvm.qmp_client import QmpError
 
 SIZE = 4 << 20
-PATIENCE = 30.0
+PATIENCE = 90.0
 CAPABILITIES = ("events", "dirty-bitmaps")
 
 

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from tests.unit.listeners import listens
+
 qmp = pytest.importorskip("qemu.qmp")
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 SHELL = Path(sys.executable).with_name("qmp-shell")
 BASE = ("-S", "-nodefaults", "-display", "none", "-m", "16")
 
@@ -45,8 +47,8 @@ def machine(*options: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def listening(path: Path) -> Path:
     end = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} does not appear"
+    while not listens(path):
+        assert time.monotonic() < end, f"nobody listens at {path.name}"
         time.sleep(0.01)
     return path
 

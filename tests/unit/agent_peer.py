@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -35,12 +36,13 @@ class Peer:
         self._connection.close()
 
     def _serve(self) -> None:
-        buffer = b""
-        while data := self._connection.recv(65536):
-            buffer += data
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                self._take(line)
+        with contextlib.suppress(ConnectionError):  # a client may go before it has all answers
+            buffer = b""
+            while data := self._connection.recv(65536):
+                buffer += data
+                *lines, buffer = buffer.split(b"\n")
+                for line in lines:
+                    self._take(line)
 
     def _take(self, line: bytes) -> None:
         if b"\xff" in line:
@@ -69,7 +71,7 @@ class Pairs:
     def __init__(self) -> None:
         self._made: list[tuple[AgentClient, Peer]] = []
 
-    def __call__(self, handlers: dict[str, Handler] | None = None, timeout: float = 10.0) -> tuple[AgentClient, Peer]:
+    def __call__(self, handlers: dict[str, Handler] | None = None, timeout: float = 60.0) -> tuple[AgentClient, Peer]:
         ours, theirs = socket.socketpair()
         self._made.append((AgentClient(ours, timeout), Peer(theirs, handlers or {})))
         return self._made[-1]

@@ -24,7 +24,7 @@ GDT = 0x500
 IDT = 0x1000
 PAGE_TABLES = 0x10000
 TSS = 0x600
-DEADLINE = 10.0
+DEADLINE = 60.0
 """Seconds after which a run that should have ended has failed."""
 
 CODE16, DATA16 = 0x9B00, 0x9300

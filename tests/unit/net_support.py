@@ -27,7 +27,7 @@ DNS6 = bytes.fromhex("fec00000000000000000000000000003")
 GATEWAY = bytes((10, 0, 2, 2))
 DNS = bytes((10, 0, 2, 3))
 LOOPBACK = "127.0.0.1"
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Peer(NetClient):
@@ -92,9 +92,15 @@ class Loop(MainLoop):
             self.loop.run_until_complete(asyncio.wait_for(wait(), PATIENCE))
 
     def settle(self) -> None:
-        """Do what is to be done soon."""
+        """Do what is to be done soon, and what follows from it."""
+
+        async def wait() -> None:
+            await asyncio.sleep(0.002)
+            for _ in range(10):  # that time may be over before anything was done
+                await asyncio.sleep(0)
+
         with self.lock:
-            self.loop.run_until_complete(asyncio.sleep(0.002))
+            self.loop.run_until_complete(wait())
 
 
 class Guest(Peer):
@@ -174,7 +180,7 @@ def listener(host: str = LOOPBACK) -> Iterator[socket.socket]:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         made.bind((host, 0))
         made.listen()
-        made.settimeout(5)
+        made.settimeout(PATIENCE)
         yield made
 
 

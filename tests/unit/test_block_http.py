@@ -291,7 +291,7 @@ def test_body_longer_than_it_says_it_is(node: HttpNode, server: Server) -> None:
 
 def test_silent_server(server: Server) -> None:
     let_go = threading.Event()
-    server.behave = lambda handler: let_go.wait(30)
+    server.behave = lambda handler: let_go.wait(60)
     node = HttpNode.__new__(HttpNode)
     with pytest.raises(BlockError, match="Timeout was reached"):
         node.__init__(server.url, HttpOptions(timeout=0.05))  # type: ignore[misc]

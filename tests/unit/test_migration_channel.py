@@ -12,7 +12,7 @@ import pytest
 
 from pyvm.migration.channel import Channel, ChannelError
 
-SOON = 20.0
+SOON = 60.0
 MUCH = bytes(range(256)) * (1 << 14)
 
 Pair = tuple[Channel, Channel]

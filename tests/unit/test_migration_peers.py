@@ -27,7 +27,7 @@ from pyvm.migration.stream import (
 )
 from pyvm.migration.transport import Listening, Target, parse_uri
 
-PATIENCE = 10
+PATIENCE = 60
 
 
 def pair() -> tuple[socket.socket, Channel]:
@@ -132,7 +132,7 @@ def test_a_connection_that_does_not_say_what_it_is_can_be_given_up(tmp_path: Any
 def wait_for(get: Callable[[], Any]) -> Any:
     """Return what is there soon."""
     event = threading.Event()
-    for _ in range(1000):
+    for _ in range(PATIENCE * 100):
         if (found := get()) is not None:
             return found
         event.wait(0.01)

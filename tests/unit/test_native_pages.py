@@ -28,7 +28,7 @@ ALL = b"\xff" * (PAGES // 8)
 FEW = b"\xff" + bytes(PAGES // 8 - 1)
 """Some pages, which go into a socket whose other end nobody reads."""
 TOKEN = bytes(range(16))
-PATIENCE = 20.0
+PATIENCE = 60.0
 RESUMING = 0xFFFF_FFFF
 
 
@@ -89,7 +89,7 @@ class Taker:
 
     def becomes(self, state: str) -> str:
         """Wait until it is in a state; return the error."""
-        for _ in range(2000):
+        for _ in range(6000):
             found, error = self.taker.look()
             if found == state:
                 return error
@@ -285,7 +285,7 @@ def test_a_hostile_source_breaks_nothing_but_its_connection(records: list[bytes]
 
 def settle(taker: Taker) -> None:
     """Wait until a connection that has ended is noticed."""
-    for _ in range(2000):
+    for _ in range(12000):
         if taker.taker.look()[0] in ("paused", "complete", "failed"):
             return
         threading.Event().wait(0.005)

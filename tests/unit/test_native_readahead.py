@@ -15,7 +15,7 @@ _LONG_AGO = 10**9
 
 def is_read(path: Path) -> bool:
     """Return whether somebody reads the file soon, which the host notes."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if path.stat().st_atime_ns != _LONG_AGO:
             return True

@@ -14,7 +14,7 @@ from pyvm.errors import ConfigError
 from pyvm.net.client import Offloads
 from pyvm.net.make import NetHost, make_netdev
 from pyvm.net.registry import NetSet
-from tests.unit.net_support import Loop, Peer
+from tests.unit.net_support import PATIENCE, Loop, Peer
 
 FRAME = (b"\xff" * 6 + bytes.fromhex("020000000001") + b"\x88\xb5").ljust(60, b"t")
 ETHERTYPE = 0x88B5
@@ -61,7 +61,7 @@ def test_frames_pass_both_ways(host: NetHost, queues: int, header: bool) -> None
     peer.tell_offloads(Offloads(checksum=True, tso4=True))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE)) as outside:
         outside.bind((peer.name, ETHERTYPE))
-        outside.settimeout(5)
+        outside.settimeout(PATIENCE)
         for queue in range(queues):
             assert peer.send(FRAME, None, queue)
             assert outside.recv(2000) == FRAME

@@ -22,6 +22,7 @@ from tests.unit.net_support import (
     GATEWAY6,
     GUEST_IP6,
     GUEST_MAC,
+    PATIENCE,
     Guest,
     TcpClient,
     listener,
@@ -254,7 +255,7 @@ def test_a_guest_asks_for_name_server_domains_and_boot_file() -> None:
 def test_datagrams_reach_the_host_and_come_back() -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server, user_network() as guest:
         server.bind((LOOPBACK6, 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         port = server.getsockname()[1]
         guest.udp(GATEWAY6, port, b"question", 5353)
         data, sender = server.recvfrom(100)
@@ -271,7 +272,7 @@ def test_the_name_server_stands_for_the_hosts_whatever_version_that_has(tmp_path
     path.write_text("nameserver 127.0.0.1\n")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         with user_network(resolver=HostResolver(str(path))) as guest:
             guest.udp(DNS6, server.getsockname()[1], b"who is?", 5353)
             _, sender = server.recvfrom(100)

@@ -12,6 +12,7 @@ from pyvm.net import packets as p
 from pyvm.net.client import GSO_TCPV4, NEEDS_CSUM, Offload, Offloads
 from tests.unit.net_support import (
     GATEWAY,
+    PATIENCE,
     TcpClient,
     listener,
     options,
@@ -24,7 +25,7 @@ def test_a_guest_connects_sends_and_receives() -> None:
         client = TcpClient(guest, GATEWAY, server.getsockname()[1])
         client.open()
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         with connection:
             client.write(b"GET /")
             assert connection.recv(100) == b"GET /"
@@ -125,7 +126,7 @@ def test_what_comes_twice_or_too_early_is_not_taken() -> None:
         client = TcpClient(guest, GATEWAY, server.getsockname()[1])
         client.open()
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         with connection:
             client.emit(p.TCP_ACK, b"late", sequence=client.sequence + 4)
             client.poll()
@@ -164,7 +165,7 @@ def test_a_slow_host_closes_the_window_toward_the_guest() -> None:
         client = TcpClient(guest, GATEWAY, server.getsockname()[1])
         client.open(b"\x02\x04\x05\xb4\x01\x03\x03\x07")
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         sent = b""
         with connection:
             client.poll()
@@ -211,7 +212,7 @@ def test_a_guest_that_never_answers_is_given_up() -> None:
         client = TcpClient(guest, GATEWAY, server.getsockname()[1])
         client.open()
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         with connection:
             connection.sendall(b"m" * 100)
             client.wait(lambda: client.data)
@@ -226,7 +227,7 @@ def test_a_reset_of_the_guest_reaches_the_host() -> None:
         client = TcpClient(guest, GATEWAY, server.getsockname()[1])
         client.open()
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         with connection:
             client.emit(p.TCP_RST, sequence=client.sequence - 70000)  # not in the window: forged
             assert len(guest.network.tcp.rows()) == 1

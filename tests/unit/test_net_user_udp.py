@@ -17,6 +17,7 @@ from tests.unit.net_support import (
     GUEST_IP,
     GUEST_MAC,
     LOOPBACK,
+    PATIENCE,
     options,
     user_network,
 )
@@ -25,7 +26,7 @@ from tests.unit.net_support import (
 def test_datagrams_reach_the_host_and_come_back() -> None:
     with user_network() as guest, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((LOOPBACK, 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         port = server.getsockname()[1]
         guest.udp(GATEWAY, port, b"question", 5353)
         data, sender = server.recvfrom(100)
@@ -38,7 +39,7 @@ def test_datagrams_reach_the_host_and_come_back() -> None:
 def test_long_datagrams_come_in_fragments_both_ways() -> None:
     with user_network() as guest, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((LOOPBACK, 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         long = bytes(range(256)) * 16
         datagram = p.udp_datagram(GUEST_IP, 1, GATEWAY, server.getsockname()[1], long)
         for offset in (1480, 0, 2960):
@@ -57,7 +58,7 @@ def test_long_datagrams_come_in_fragments_both_ways() -> None:
 def test_a_stranger_does_not_reach_a_guests_port() -> None:
     with user_network() as guest, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((LOOPBACK, 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         guest.udp(GATEWAY, server.getsockname()[1], b"x", 5353)
         _, (_, port) = server.recvfrom(100)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -82,7 +83,7 @@ def test_a_port_where_nobody_listens_is_reported() -> None:
 def test_names_are_resolved_by_the_hosts_server(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((LOOPBACK, 0))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         path = tmp_path / "resolv.conf"
         path.write_text("# comment\nnameserver ::1\nnameserver 127.0.0.1\n")
         assert HostResolver(str(path)).server == LOOPBACK
@@ -114,7 +115,7 @@ def test_a_forward_leads_datagrams_to_the_guest_and_back() -> None:
         ((kind, _, (_, port), target, _, _),) = guest.network.udp.rows()
         assert (kind, target) == ("UDP[HOST_FORWARD]", (GUEST_IP, 53))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             client.sendto(b"question", (LOOPBACK, port))
             guest.loop.until(lambda: guest.frames)
             ((source, source_port, own, data),) = guest.datagrams()
