@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pyvm.native import Vector
+from pyvm.native import Vector, send_chains
 from pyvm.records import record
 
 PAGE_SIZE = 4096
@@ -176,6 +176,16 @@ class GuestMemory:
         `linked` says that they are in the split format, and a list; otherwise they are in the packed format.
         """
         return Vector.from_table(self._bytes, self._places, table, linked, self.size)
+
+    def send_chains(
+        self, table: memoryview, avail: memoryview, used: memoryview, position: tuple[int, int], fd: int
+    ) -> tuple[int, int]:
+        """Send what a split virtqueue's driver made available to a socket, and put it into the used ring.
+
+        `position` is how far both rings are done.  Returns how many chains were, and how many bytes of the next one
+        the socket took; what is not an ordinary chain of readable buffers is left for others to look at.
+        """
+        return send_chains(self._bytes, self._places, table, avail, used, position, fd)
 
     def written(self, gpa: int, length: int) -> None:
         """Say that `length` bytes at `gpa` were changed through a view."""

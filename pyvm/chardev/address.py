@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from pyvm.chardev.base import ChardevError
 from pyvm.records import record
@@ -189,18 +190,16 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and remove the socket's file, unless somebody else's has replaced it."""
+        path, self.unlink = self.unlink, None
+        if path is not None:
+            # While the socket is open, no other file has the number of its file.
+            with suppress(OSError):  # removed already
+                found = os.lstat(path)
+                if (found.st_dev, found.st_ino) == self.identity:
+                    os.unlink(path)
         for listening in self.sockets:
             listening.close()
         self.sockets.clear()
-        path, self.unlink = self.unlink, None
-        if path is None:
-            return
-        try:
-            found = os.lstat(path)
-            if (found.st_dev, found.st_ino) == self.identity:
-                os.unlink(path)
-        except OSError:
-            pass  # removed already
 
 
 def listen(address: UnixAddress | InetAddress) -> Listener:

@@ -145,6 +145,13 @@ class Chardev(ABC):
             self._log(data[:taken])
         return taken
 
+    def send_fd(self) -> int:
+        """Return a socket to which the front end may send by itself what it would :meth:`write`; -1 where it may not.
+
+        It must not block there, and offers to write() what the socket did not take.
+        """
+        return -1
+
     @abstractmethod
     def _write(self, data: Buffer) -> int:
         """Do the work of :meth:`write`."""

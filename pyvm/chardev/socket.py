@@ -14,9 +14,8 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.chardev.address import (
     FdAddress,
@@ -38,6 +37,9 @@ from pyvm.chardev.options import SocketOptions
 from pyvm.chardev.stream import READ_SIZE, StreamChardev
 from pyvm.chardev.telnet import Telnet
 from pyvm.mainloop import MainLoop
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 MAX_FDS = 16
 """Most descriptors taken from one message; the kernel drops further ones."""
@@ -214,7 +216,7 @@ class SocketChardev(StreamChardev):
         elif isinstance(address, UnixAddress):
             self._connect_first([(socket.AF_UNIX, address.encode())], None)  # type: ignore[list-item]
 
-    def _resolved(self, found: Future[list[Resolved]] | Any) -> None:
+    def _resolved(self, found: Future[list[Resolved]]) -> None:
         if self._closed or found.cancelled():
             return
         try:
@@ -365,6 +367,10 @@ class SocketChardev(StreamChardev):
             self._write(b"")
         if not self._half_pair:
             super()._writable()
+
+    def send_fd(self) -> int:
+        """Return the connection, where bytes go through it as they are and nothing waits to be sent before."""
+        return -1 if self._telnet is not None or self._writing or self._log_fd >= 0 else self._out_fd
 
     def _send(self, data: Buffer) -> int:
         assert self._socket is not None

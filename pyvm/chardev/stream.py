@@ -4,8 +4,8 @@ Host to guest: at most as much is read as the front end can take; when it can ta
 watched, until :meth:`accept_input`.  Guest to host: bytes go straight to the kernel; a short count makes the writable
 event watched.
 
-Watching begins in any thread that holds the machine lock, but ends only in the main loop: asyncio looks a descriptor's
-callback up before it takes the lock, and a callback that another thread exchanged meanwhile would be lost.
+Watching begins in any thread that holds the machine lock, but ends only in the main loop: it may be about to tell of a
+descriptor, and is not to tell of another one that has got its number meanwhile.
 """
 
 from __future__ import annotations

@@ -298,6 +298,10 @@ class WebSocketChardev(SocketChardev):
             self._writing = True
             self._loop.add_writer(self._out_fd, self._writable)
 
+    def send_fd(self) -> int:
+        """Return -1: bytes go into frames."""
+        return -1
+
     def _send(self, data: Buffer) -> int:
         self._flush()
         if self._pending:

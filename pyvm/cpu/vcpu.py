@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pyvm.devices.lapic import Lapic
     from pyvm.memory import DeviceRam, IoRegion, IoSpace
+    from pyvm.native import LapicVectors
 
 TSC_HZ = 1_000_000_000
 MSR_APIC_BASE = 0x1B
@@ -34,6 +35,10 @@ _LOW_PCI_HOLE_END = 1 << 32
 MAX_BREAKPOINTS = 1024
 MAX_WATCHPOINTS = 28
 WATCH_READ, WATCH_WRITE = 1, 2
+
+
+NothingThere = Callable[[str, int, int], None]
+"""Takes what a guest did where there is nothing, ``read`` or ``write``, at which address, and with how many bytes."""
 
 
 def apic_ids(count: int, topology: Topology) -> list[int]:
@@ -91,10 +96,8 @@ class LapicPort:
     def __init__(self, engine: Any, index: int) -> None:
         self._engine = engine
         self._index = index
-
-    def set_interrupt(self, pending: bool) -> None:
-        """Drive INTR."""
-        self._engine.interrupt(self._index, pending)
+        self.vectors: LapicVectors = engine.vectors(index)
+        """The interrupts of the local APIC, which drive INTR."""
 
     def nmi(self) -> None:
         """Deliver an NMI."""
@@ -119,6 +122,7 @@ class _Callbacks:
         self._port_find = ports.find
         self.lapics: Mapping[int, Lapic] = {}
         self.current: Callable[[], int] = lambda: 0
+        self.on_nothing: NothingThere | None = None
 
     def port_read(self, port: int, size: int) -> int | memoryview:
         region = self._port_find(port)
@@ -149,7 +153,11 @@ class _Callbacks:
             if gpa & ~0xFFF == APIC_PAGE:
                 return lapic.read(gpa & 0xFFF, size)
             region = self._memory_find(gpa)
-            return 0xFFFFFFFFFFFFFFFF if region is None else region.load(gpa - region.base, size)
+            if region is not None:
+                return region.load(gpa - region.base, size)
+            if self.on_nothing is not None:
+                self.on_nothing("read", gpa, size)
+            return 0xFFFFFFFFFFFFFFFF
 
     def mmio_write(self, gpa: int, size: int, value: int) -> None:
         with self._lock:
@@ -159,6 +167,8 @@ class _Callbacks:
             region = self._memory_find(gpa)
             if region is not None:
                 region.store(gpa - region.base, size, value)
+            elif self.on_nothing is not None:
+                self.on_nothing("write", gpa, size)
 
     def acknowledge(self, vcpu: int) -> int | None:
         with self._lock:
@@ -309,6 +319,15 @@ class VcpuSet:
     def attach_lapics(self, lapics: Mapping[int, Lapic]) -> None:
         """Connect the local APICs, one for each place that ever had a vCPU; the mapping may grow."""
         self._callbacks.lapics = lapics
+
+    @property
+    def on_nothing(self) -> NothingThere | None:
+        """What is told of accesses to addresses at which there is nothing; called with the machine lock held."""
+        return self._callbacks.on_nothing
+
+    @on_nothing.setter
+    def on_nothing(self, listener: NothingThere | None) -> None:
+        self._callbacks.on_nothing = listener
 
     @property
     def count(self) -> int:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 BROADCAST = 0xFFFF_FFFF
 """The destination that means every local APIC."""
+_MAX_ROUTES = 256
 _BROADCAST_8BIT = 0xFF  # what xAPIC registers, redirection entries and MSI addresses have room for
 
 # MSI address and data.
@@ -73,6 +74,7 @@ class ApicBus:
 
     def __init__(self) -> None:
         self._lapics: dict[int, ApicReceiver] = {}
+        self._routes: dict[tuple[int, int], tuple[ApicReceiver, int]] = {}
         self.on_eoi: Callable[[int], None] = lambda vector: None
         """Told the vector when a local APIC ends a level-triggered interrupt: the input of the I/O APIC."""
 
@@ -81,11 +83,17 @@ class ApicBus:
         if lapic.apic_id in self._lapics:
             raise ValueError(f"APIC ID {lapic.apic_id} is in use")
         self._lapics[lapic.apic_id] = lapic
+        self.forget_routes()
         self._lapics = dict(sorted(self._lapics.items()))
 
     def detach(self, lapic: ApicReceiver) -> None:
         """Take a local APIC away, as when its processor is unplugged."""
         del self._lapics[lapic.apic_id]
+        self.forget_routes()
+
+    def forget_routes(self) -> None:
+        """Look for the receivers of messages anew: a local APIC answers to other destinations now."""
+        self._routes.clear()
 
     def deliver(
         self, destination: int, logical: bool, mode: DeliveryMode, vector: int, level_triggered: bool = False
@@ -94,14 +102,15 @@ class ApicBus:
 
         `destination` is a physical APIC ID, a logical destination where `logical`, or :data:`BROADCAST`.
         """
-        if not logical and destination != BROADCAST:
-            lapic = self._lapics.get(destination)
-            return lapic is not None and lapic.receive(mode, vector, level_triggered)
+        return self._send(self._receivers(destination, logical), mode, vector, level_triggered)
+
+    def _receivers(self, destination: int, logical: bool) -> Sequence[ApicReceiver]:
         if destination == BROADCAST:
-            targets = list(self._lapics.values())
-        else:
-            targets = [lapic for lapic in self._lapics.values() if lapic.matches_logical(destination)]
-        return self._send(targets, mode, vector, level_triggered)
+            return list(self._lapics.values())
+        if logical:
+            return [lapic for lapic in self._lapics.values() if lapic.matches_logical(destination)]
+        lapic = self._lapics.get(destination)
+        return () if lapic is None else (lapic,)
 
     def broadcast(self, mode: DeliveryMode, vector: int, *, exclude: ApicReceiver | None = None) -> bool:
         """Send an edge-triggered message to all local APICs but `exclude`; return whether any accepted it."""
@@ -123,16 +132,25 @@ class ApicBus:
 
     def msi(self, address: int, data: int) -> None:
         """Send the message that a write of `data` to `address` stands for; other addresses are ignored."""
+        route = self._routes.get((address, data))
+        if route is not None:
+            route[0].receive(DeliveryMode.FIXED, route[1], False)
+            return
         if address >> 20 != MSI_BASE:
             return
         level_triggered = bool(data & MSI_LEVEL_TRIGGERED)
         if level_triggered and not data & MSI_LEVEL_ASSERT:
             return
-        self.deliver(
-            widen_destination(address >> 12 & 0xFF),
-            # As processors do, whatever the redirection hint says: Linux relies on it.
-            bool(address & MSI_LOGICAL),
-            DELIVERY_MODES[data >> 8 & 7],
-            data & 0xFF,
-            level_triggered,
-        )
+        destination = widen_destination(address >> 12 & 0xFF)
+        # As processors do, whatever the redirection hint says: Linux relies on it.
+        logical = bool(address & MSI_LOGICAL)
+        mode, vector = DELIVERY_MODES[data >> 8 & 7], data & 0xFF
+        self.deliver(destination, logical, mode, vector, level_triggered)
+        if mode == DeliveryMode.FIXED and not level_triggered:
+            self._note_route((address, data), self._receivers(destination, logical), vector)
+
+    def _note_route(self, message: tuple[int, int], receivers: Sequence[ApicReceiver], vector: int) -> None:
+        if len(receivers) == 1:
+            if len(self._routes) == _MAX_ROUTES:
+                self._routes.clear()
+            self._routes[message] = receivers[0], vector

@@ -4,8 +4,9 @@ Specification: Intel 64 and IA-32 Architectures Software Developer's Manual, vol
 registers (see `pyvm.devices.lapic_regs`) are in a page at 0xfee00000, where every processor sees its own local APIC, or
 in MSRs 0x800-0x83f.  It presents itself as an integrated APIC of version 0x14 with six LVT entries, as QEMU's does.
 
-IRR, ISR and TMR are integers of 256 bits, so the highest vector is `bit_length() - 1`.  The processor priority is kept
-up to date rather than computed at each look.  The processor hears of changes only, by :meth:`LapicCpu.set_interrupt`.
+IRR, ISR, TMR and the priorities are in :class:`pyvm.native.LapicVectors`, which tells the processor whether to take an
+interrupt.  While guest code runs, the vCPU thread takes interrupts from there, and ends those that are edge-triggered,
+without the machine lock; all else is done here.
 
 INTR of the 8259A pair is at LINT0.  On the bootstrap processor LINT0 comes out of reset as a PC's firmware leaves it:
 unmasked in ExtINT mode ("virtual wire"), so that operating systems that know no APIC get their interrupts.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyvm.clock import Clock
 from pyvm.devices import lapic_regs as reg
@@ -24,12 +25,19 @@ from pyvm.devices.lapic_regs import LapicState
 from pyvm.devices.lapic_timer import TIMER_MODES, LapicTimer
 from pyvm.state import StateError
 
+if TYPE_CHECKING:
+    from pyvm.native import LapicVectors
+
+_VECTORS_SIZE = 256 // 8
+_EOI_NOWHERE, _EOI_BY_PAGE, _EOI_BY_MSR = range(3)
+
 
 class LapicCpu(Protocol):
     """The processor that a local APIC drives."""
 
-    def set_interrupt(self, pending: bool) -> None:
-        """Say whether an interrupt waits that the processor would take with IF set; called on changes."""
+    @property
+    def vectors(self) -> LapicVectors:
+        """Its interrupts; they say to the processor whether one waits that it would take with IF set."""
 
     def nmi(self) -> None:
         """Raise a non-maskable interrupt."""
@@ -63,12 +71,12 @@ class Lapic:
         self._apic_id = apic_id
         self._bus = bus
         self._cpu = cpu
+        self._vectors = cpu.vectors
         self._extint_acknowledge = extint_acknowledge
         self._x2apic_offered = x2apic
         self._bsp = apic_id == 0 if bsp is None else bsp
         self._timer = LapicTimer(clock, self._timer_expired, tsc_hz)
         self._lint0_level = False
-        self._signalled = False
         self._readers = self._make_readers()
         self._writers = self._make_writers()
         self._clear()
@@ -80,9 +88,9 @@ class Lapic:
         readers: dict[int, Callable[[], int]] = {
             reg.ID: lambda: self._apic_id if self._x2apic else (self._apic_id & 0xFF) << 24,
             reg.VERSION: lambda: reg.VERSION_VALUE,
-            reg.TPR: lambda: self._tpr,
+            reg.TPR: lambda: self._vectors.tpr,
             reg.APR: self.arbitration_priority,
-            reg.PPR: lambda: self._ppr,
+            reg.PPR: lambda: self._vectors.ppr,
             reg.RRD: lambda: 0,
             reg.LDR: lambda: self._logical_id,
             reg.DFR: lambda: self._dfr,
@@ -96,16 +104,16 @@ class Lapic:
             reg.EOI: lambda: 0,
         }
         for word in range(8):
-            readers[reg.ISR + 0x10 * word] = partial(self._read_vectors, "_isr", word)
-            readers[reg.TMR + 0x10 * word] = partial(self._read_vectors, "_tmr", word)
-            readers[reg.IRR + 0x10 * word] = partial(self._read_vectors, "_irr", word)
+            readers[reg.ISR + 0x10 * word] = partial(self._read_vectors, "isr", word)
+            readers[reg.TMR + 0x10 * word] = partial(self._read_vectors, "tmr", word)
+            readers[reg.IRR + 0x10 * word] = partial(self._read_vectors, "irr", word)
         for lvt in reg.LVTS:
             readers[lvt] = partial(self._read_lvt, lvt)
         return readers
 
     def _read_vectors(self, bank: str, word: int) -> int:
-        vectors: int = getattr(self, bank)
-        return vectors >> 32 * word & 0xFFFFFFFF
+        vectors: bytes = getattr(self._vectors, bank)
+        return int.from_bytes(vectors[4 * word : 4 * word + 4], "little")
 
     def _read_lvt(self, lvt: int) -> int:
         return self._lvt[lvt]
@@ -135,18 +143,16 @@ class Lapic:
 
     def _clear(self) -> None:
         """Set all registers but the ID and the base to their values after INIT."""
-        self._tpr = 0
-        self._ppr = 0
+        self._vectors.clear()
         self._ldr = 0
         self._dfr = reg.DFR_RESET
         self._svr = reg.SVR_RESET
-        self._isr = self._tmr = self._irr = 0
         self._esr = 0
         self._errors = 0
         self._icr = 0
         self._lvt = dict.fromkeys(reg.LVTS, reg.LVT_MASKED)
         self._extint_message = False
-        self._extint = False
+        self._bus.forget_routes()
         self._timer.reset()
 
     def reset(self) -> None:
@@ -155,25 +161,25 @@ class Lapic:
         self._set_base(self._base_after_reset())
         self._lvt[reg.LVT_LINT0] = self._lint0_after_reset()
         self._update_lint0(rising=False)
-        self._update()
+        self._vectors.update()
 
     def init_reset(self) -> None:
         """Do what INIT does: as reset, but APIC ID, base and mode stay, and all of the LVT is masked."""
         self._clear()
         self._update_lint0(rising=False)
-        self._update()
+        self._vectors.update()
 
     def save(self) -> LapicState:
         """Return a copy of the state."""
         return LapicState(
             apic_base=self._base,
-            tpr=self._tpr,
+            tpr=self._vectors.tpr,
             ldr=self._ldr,
             dfr=self._dfr,
             svr=self._svr,
-            isr=self._isr,
-            tmr=self._tmr,
-            irr=self._irr,
+            isr=int.from_bytes(self._vectors.isr, "little"),
+            tmr=int.from_bytes(self._vectors.tmr, "little"),
+            irr=int.from_bytes(self._vectors.irr, "little"),
             esr=self._esr,
             errors=self._errors,
             icr=self._icr,
@@ -188,24 +194,19 @@ class Lapic:
         state.check()
         self._check(state)
         self._set_base(state.apic_base)
-        self._tpr = state.tpr
         self._ldr = state.ldr
         self._dfr = state.dfr
+        self._bus.forget_routes()
         self._svr = state.svr
-        self._isr = state.isr
-        self._tmr = state.tmr
-        self._irr = state.irr
         self._esr = state.esr
         self._errors = state.errors
         self._icr = state.icr
         self._lvt = dict(zip(reg.LVTS, state.lvt, strict=True))
         self._lint0_level = state.lint0
         self._extint_message = state.extint_message
-        self._extint = self._extint_waits()
         self._timer.load(state.timer)
-        self._update_ppr()
-        self._signalled = self._is_pending()
-        self._cpu.set_interrupt(self._signalled)
+        irr, isr, tmr = (bank.to_bytes(_VECTORS_SIZE, "little") for bank in (state.irr, state.isr, state.tmr))
+        self._vectors.load(irr, isr, tmr, state.tpr, self._extint_waits())
 
     def _check(self, state: LapicState) -> None:
         base = state.apic_base
@@ -250,14 +251,16 @@ class Lapic:
             self._clear()
         self._set_base(value)
         self._update_lint0(rising=False)
-        self._update()
+        self._vectors.update()
         return True
 
     def _set_base(self, value: int) -> None:
         self._base = value
+        self._bus.forget_routes()
         self._enabled = bool(value & reg.BASE_ENABLE)
         self._x2apic = bool(value & reg.BASE_X2APIC)
         self._mmio = self._enabled and not self._x2apic
+        self._vectors.eoi = _EOI_BY_PAGE if self._mmio else _EOI_BY_MSR if self._x2apic else _EOI_NOWHERE
 
     @property
     def accepts_fixed(self) -> bool:
@@ -314,41 +317,26 @@ class Lapic:
             self._writers[offset](value)
         return True
 
-    def _update_ppr(self) -> None:
-        in_service = self._isr.bit_length() - 1
-        tpr = self._tpr
-        self._ppr = tpr if tpr >> 4 >= in_service >> 4 else in_service & 0xF0
-
-    def _is_pending(self) -> bool:
-        return self._extint or (self._irr.bit_length() - 1) >> 4 > self._ppr >> 4
-
-    def _update(self) -> None:
-        pending = self._extint or (self._irr.bit_length() - 1) >> 4 > self._ppr >> 4
-        if pending != self._signalled:
-            self._signalled = pending
-            self._cpu.set_interrupt(pending)
-
     def arbitration_priority(self) -> int:
         """Return APR: the lower, the readier to take a lowest-priority interrupt."""
-        requested = max(self._irr.bit_length() - 1, 0) >> 4
-        in_service = max(self._isr.bit_length() - 1, 0) >> 4
-        task = self._tpr >> 4
+        tpr = self._vectors.tpr
+        requested, in_service = (_highest(bank) >> 4 for bank in (self._vectors.irr, self._vectors.isr))
+        task = tpr >> 4
         if task >= requested and task > in_service:
-            return self._tpr
+            return tpr
         return max(task & in_service, requested) << 4
 
     def read_cr8(self) -> int:
         """Return CR8: the upper half of TPR."""
-        return self._tpr >> 4
+        return self._vectors.tpr >> 4
 
     def write_cr8(self, value: int) -> None:
         """Write CR8, 0..15."""
         self._write_tpr((value & 0xF) << 4)
 
     def _write_tpr(self, value: int) -> None:
-        self._tpr = value & 0xFF
-        self._update_ppr()
-        self._update()
+        self._vectors.tpr = value & 0xFF
+        self._vectors.update()
 
     def acknowledge(self) -> int | None:
         """The processor takes an interrupt: return its vector.
@@ -356,33 +344,22 @@ class Lapic:
         That is the spurious vector where the waiting interrupt was masked by priority in the meantime, and None where
         nothing waits any more.
         """
-        vector = self._irr.bit_length() - 1
-        if vector >> 4 > self._ppr >> 4:
-            bit = 1 << vector
-            self._irr ^= bit
-            self._isr |= bit
-            self._ppr = vector & 0xF0  # higher than TPR, or it would not have been delivered
-            self._update()
+        vectors = self._vectors
+        vector = vectors.acknowledge()
+        if vector is not None:
             return vector
-        if self._extint:
+        if vectors.extint:
             if self._extint_message:
                 self._extint_message = False
-                self._extint = self._extint_waits()
+                vectors.extint = self._extint_waits()
             taken = self._extint_acknowledge()
-            self._update()
+            vectors.update()
             return taken
-        return self._svr & 0xFF if vector >= 0 else None
+        return self._svr & 0xFF if any(vectors.irr) else None
 
     def _write_eoi(self, value: int) -> None:
-        in_service = self._isr
-        if not in_service:
-            return
-        vector = in_service.bit_length() - 1
-        bit = 1 << vector
-        self._isr = in_service ^ bit
-        self._update_ppr()
-        self._update()
-        if self._tmr & bit:
+        vector = self._vectors.end()
+        if vector is not None:
             self._end_level(vector)
 
     def _end_level(self, vector: int) -> None:
@@ -425,8 +402,8 @@ class Lapic:
         elif mode == DeliveryMode.STARTUP:
             self._cpu.startup(vector)
         elif mode == DeliveryMode.EXTINT:
-            self._extint_message = self._extint = True
-            self._update()
+            self._extint_message = self._vectors.extint = True
+            self._vectors.update()
         else:
             return False  # this machine has no system management mode
         return True
@@ -438,13 +415,7 @@ class Lapic:
         if vector < reg.FIRST_LEGAL_VECTOR:
             self._error(reg.ESR_RECEIVE_ILLEGAL_VECTOR)
             return False
-        bit = 1 << vector
-        self._irr |= bit
-        if level_triggered:
-            self._tmr |= bit
-        elif self._tmr & bit:
-            self._tmr ^= bit
-        self._update()
+        self._vectors.accept(vector, level_triggered)
         return True
 
     def _write_icr_low(self, value: int) -> None:
@@ -482,9 +453,11 @@ class Lapic:
 
     def _write_ldr(self, value: int) -> None:
         self._ldr = value & 0xFF000000
+        self._bus.forget_routes()
 
     def _write_dfr(self, value: int) -> None:
         self._dfr = value & reg.DFR_WRITABLE | ~reg.DFR_WRITABLE & 0xFFFFFFFF
+        self._bus.forget_routes()
 
     def _write_svr(self, value: int) -> None:
         self._svr = value & reg.SVR_WRITABLE
@@ -516,7 +489,7 @@ class Lapic:
                 value |= self._lvt[lvt] & reg.LVT_REMOTE_IRR
             self._lvt[lvt] = value
             self._update_lint0(rising=False)
-            self._update()
+            self._vectors.update()
             return
         self._lvt[lvt] = value
         if lvt == reg.LVT_TIMER:
@@ -534,7 +507,7 @@ class Lapic:
         if level != self._lint0_level:
             self._lint0_level = level
             self._update_lint0(rising=level)
-            self._update()
+            self._vectors.update()
 
     def _extint_waits(self) -> bool:
         """Return whether the processor should make INTA cycles; without an enabled APIC LINT0 is its INTR pin."""
@@ -546,7 +519,7 @@ class Lapic:
 
     def _update_lint0(self, *, rising: bool) -> None:
         """Act on LINT0's level and entry; `rising` where the level just became active."""
-        self._extint = self._extint_waits()
+        self._vectors.extint = self._extint_waits()
         entry = self._lvt[reg.LVT_LINT0]
         if not self._lint0_level or entry & reg.LVT_MASKED or not self._enabled:
             return
@@ -585,3 +558,8 @@ class Lapic:
     @tsc_offset.setter
     def tsc_offset(self, value: int) -> None:
         self._timer.tsc_offset = value
+
+
+def _highest(bank: bytes) -> int:
+    """Return the highest vector of a bank; 0 where it is empty."""
+    return max(int.from_bytes(bank, "little").bit_length() - 1, 0)

@@ -129,13 +129,17 @@ void callback_mmio_write(void *uc, uint64_t offset, unsigned size, uint64_t valu
     Engine *engine = current_engine;
     if (!engine || engine->uc != uc) return;
     engine_count(engine, COUNT_MMIO);
+    uint64_t gpa = (uintptr_t)base + offset;
+    if (lapic_ends_by_page(engine, gpa, size)) return;
     if (size < 8) value &= (UINT64_C(1) << 8 * size) - 1;
-    call_integer(engine, engine->callbacks.mmio_write, (uint64_t[]){(uintptr_t)base + offset, size, value}, 3, 0, NULL);
+    call_integer(engine, engine->callbacks.mmio_write, (uint64_t[]){gpa, size, value}, 3, 0, NULL);
 }
 
 /* Returns the vector of the interrupt that the current vCPU takes, or -1 where none is left. */
 int callback_acknowledge(Engine *engine) {
     bool none;
+    int known = lapic_acknowledge(engine);
+    if (known >= 0) return known;
     uint64_t vector = call_integer(engine, engine->callbacks.acknowledge, (uint64_t[]){(uint64_t)engine->current}, 1, 0, &none);
     return none ? -1 : (int)(vector & 0xff);
 }
@@ -152,6 +156,7 @@ bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value) {
 bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value) {
     bool none;
     engine_count(engine, COUNT_MSR);
+    if (lapic_ends_by_msr(engine, index, value)) return true;
     call_integer(engine, engine->callbacks.msr_write, (uint64_t[]){(uint64_t)engine->current, index, value}, 3, 0, &none);
     return !none;
 }

@@ -27,6 +27,13 @@ PyObject *engine_dirty_start(EngineObject *self, PyObject *buffer);
 PyObject *engine_dirty_stop(EngineObject *self, PyObject *unused);
 PyObject *engine_dirty_take(EngineObject *self, PyObject *target);
 
+/* lapic.c */
+PyObject *engine_vectors(EngineObject *self, PyObject *index);
+
+/* timerfd.c */
+PyObject *timer_open(PyObject *module, PyObject *unused);
+PyObject *timer_set(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
 /* debug_calls.c */
 PyObject *engine_set_breakpoints(EngineObject *self, PyObject *addresses);
 PyObject *engine_set_watchpoints(EngineObject *self, PyObject *watchpoints);

@@ -37,6 +37,7 @@ typedef struct {
     atomic_int sipi_vector; /* -1: none */
     bool nmi_pending;
     Pace pace;
+    struct LapicVectors *vectors; /* of its local APIC; NULL where only the interpreter knows them */
 } Vcpu;
 
 /* A run of guest RAM or ROM, or of device registers, as it was mapped into Unicorn. */
@@ -346,6 +347,11 @@ bool callback_msr_read(Engine *engine, uint32_t index, uint64_t *value);
 bool callback_msr_write(Engine *engine, uint32_t index, uint64_t value);
 uint64_t callback_cr8_read(Engine *engine);
 void callback_cr8_write(Engine *engine, uint64_t value);
+
+/* lapic.c */
+int lapic_acknowledge(Engine *engine);
+bool lapic_ends_by_page(Engine *engine, uint64_t gpa, unsigned size);
+bool lapic_ends_by_msr(Engine *engine, uint32_t index, uint64_t value);
 
 /* debug.c */
 void debug_before_translation(Engine *engine, int block_flags);

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include "calls.h"
+#include "lapic.h"
+#include "outring.h"
 #include "pageobjects.h"
 #include "pieces.h"
 #include "spans.h"
@@ -143,6 +145,7 @@ static int engine_init(EngineObject *self, PyObject *args, PyObject *kwargs) {
 static int engine_traverse(EngineObject *self, visitproc visit, void *arg) {
     PyObject **callbacks = (PyObject **)&self->engine.callbacks;
     for (size_t i = 0; i < sizeof self->engine.callbacks / sizeof *callbacks; i++) Py_VISIT(callbacks[i]);
+    for (int i = 0; i < self->engine.vcpu_count; i++) Py_VISIT(self->engine.vcpus[i].vectors);
     Py_VISIT(self->engine.failure);
     return 0;
 }
@@ -150,6 +153,7 @@ static int engine_traverse(EngineObject *self, visitproc visit, void *arg) {
 static int engine_clear(EngineObject *self) {
     PyObject **callbacks = (PyObject **)&self->engine.callbacks;
     for (size_t i = 0; i < sizeof self->engine.callbacks / sizeof *callbacks; i++) Py_CLEAR(callbacks[i]);
+    for (int i = 0; i < self->engine.vcpu_count; i++) lapic_vectors_part(&self->engine.vcpus[i]);
     Py_CLEAR(self->engine.failure);
     return 0;
 }
@@ -461,6 +465,7 @@ static PyMethodDef engine_methods[] = {
     {"stop", (PyCFunction)engine_stop, METH_NOARGS, "stop()\n\nLet run() return soon; from any thread."},
     {"set_clock", (PyCFunction)engine_set_clock, METH_O, "set_clock(ns)\n\nGuest time less host monotonic time, for the TSC."},
     {"interrupt", (PyCFunction)engine_interrupt, METH_VARARGS, "interrupt(vcpu, level)\n\nDrive INTR of a vCPU; any thread."},
+    {"vectors", (PyCFunction)engine_vectors, METH_O, "vectors(vcpu) -> LapicVectors\n\nWhich drive its INTR."},
     {"nmi", (PyCFunction)engine_nmi, METH_VARARGS, "nmi(vcpu)\n\nAn NMI edge; from any thread."},
     {"init", (PyCFunction)engine_initialize, METH_VARARGS, "init(vcpu)\n\nINIT; from any thread."},
     {"startup", (PyCFunction)engine_startup, METH_VARARGS, "startup(vcpu, vector)\n\nSIPI; from any thread."},
@@ -558,6 +563,12 @@ static PyMethodDef module_methods[] = {
     {"copy_pieces", pieces_copy, METH_VARARGS,
      "copy_pieces(pieces, position, target, place, room, unit, buffer) -> (position, runs, failure)\n\nCopy a disk from "
      "files, in 64-bit words (start, end, fd, place in it), but for units of zeros."},
+    {"open_timer", timer_open, METH_NOARGS, "open_timer() -> fd\n\nA timer, which is readable once its time has come."},
+    {"set_timer", (PyCFunction)(void (*)(void))timer_set, METH_FASTCALL,
+     "set_timer(fd, deadline)\n\nBe readable at so many ns of the monotonic clock; None: never."},
+    {"send_chains", outring_send, METH_VARARGS,
+     "send_chains(ram, blocks, table, avail, used, (next_avail, next_used), fd) -> (chains, bytes of one more)\n\nSend what"
+     " is available in a split virtqueue to a socket, as much as that takes."},
     {"splice", spans_splice, METH_VARARGS,
      "splice(way_out, way_in, source, start, target, offset, length) -> count\n\nCopy bytes between files through a pipe; "
      "fewer only where the source ends.  Raises OSError: something may be left in the pipe then."},
@@ -573,7 +584,7 @@ static struct PyModuleDef module = {
 };
 
 PyMODINIT_FUNC PyInit_native(void) {
-    PyTypeObject *const types[] = {&engine_type, &vector_type, &pagetaker_type, &pageserver_type, &pagekeeper_type};
+    PyTypeObject *const types[] = {&engine_type, &vector_type, &lapic_vectors_type, &pagetaker_type, &pageserver_type, &pagekeeper_type};
     PyObject *self = PyModule_Create(&module);
     for (size_t i = 0; self && i < sizeof types / sizeof *types; i++)
         if (PyModule_AddType(self, types[i])) Py_CLEAR(self);

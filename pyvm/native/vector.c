@@ -44,8 +44,8 @@ static void vector_dealloc(Vector *self) {
 
 /* ---- Making */
 
-static bool fits(const Vector *self, uint64_t offset, uint64_t length) {
-    return offset <= (uint64_t)self->ram.len && length <= (uint64_t)self->ram.len - offset;
+bool vector_fits(const Py_buffer *ram, const Piece *piece) {
+    return piece->offset <= (uint64_t)ram->len && piece->length <= (uint64_t)ram->len - piece->offset;
 }
 
 static PyObject *vector_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
@@ -64,20 +64,19 @@ static PyObject *vector_new(PyTypeObject *type, PyObject *args, PyObject *keywor
             Py_CLEAR(self);
         } else if (!PyArg_ParseTuple(piece, "KKK", &gpa, &offset, &length)) {
             Py_CLEAR(self);
-        } else if (!fits(self, offset, length)) {
-            PyErr_Format(PyExc_ValueError, "Vector: a piece at %llu is not in the buffer", offset);
-            Py_CLEAR(self);
         } else {
             self->pieces[i] = (Piece){gpa, offset, length};
             self->bytes += length;
+            if (vector_fits(&self->ram, &self->pieces[i])) continue;
+            PyErr_Format(PyExc_ValueError, "Vector: a piece at %llu is not in the buffer", offset);
+            Py_CLEAR(self);
         }
     }
     Py_DECREF(pieces);
     return (PyObject *)self;
 }
 
-/* Find where a range lies in the buffer, in one of the blocks (gpa, size, offset). */
-static bool place(PyObject *blocks, Piece *piece) {
+bool vector_place(PyObject *blocks, Piece *piece) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(blocks); i++) {
         PyObject *block = PyTuple_GET_ITEM(blocks, i);
         if (!PyTuple_Check(block) || PyTuple_GET_SIZE(block) != 3) return false;
@@ -116,8 +115,8 @@ static bool read_table(const Py_buffer *table, PyObject *blocks, bool linked, ui
         if (!linked) last = i + 1 == count;
         Piece piece = {.gpa = descriptor.gpa, .length = descriptor.length};
         int kind = descriptor.words[0] & DESC_F_WRITE ? 1 : 0;
-        if (piece.length > left || (!kind && used[1]) || !place(blocks, &piece)) return false;
-        if (!fits(half[kind], piece.offset, piece.length)) return false;
+        if (piece.length > left || (!kind && used[1]) || !vector_place(blocks, &piece)) return false;
+        if (!vector_fits(&half[kind]->ram, &piece)) return false;
         left -= piece.length;
         half[kind]->pieces[used[kind]++] = piece;
         half[kind]->bytes += piece.length;

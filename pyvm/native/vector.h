@@ -4,6 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct {
@@ -18,5 +19,11 @@ typedef struct {
 } Vector;
 
 extern PyTypeObject vector_type;
+
+/* Find where the guest's range lies in the buffer, in one of the blocks (gpa, size, offset). */
+bool vector_place(PyObject *blocks, Piece *piece);
+
+/* Whether a piece is in the buffer. */
+bool vector_fits(const Py_buffer *ram, const Piece *piece);
 
 #endif

@@ -29,6 +29,7 @@ from pyvm.monitor.hmp.monitor import OUTPUT_LIMIT, HumanMonitor
 from pyvm.monitor.hmp.registers import show
 from pyvm.monitor.hmp.table import CommandTable
 from pyvm.monitor.machine import VcpuInfo
+from pyvm.native import LapicVectors
 from pyvm.runstate import RunState
 from tests.system import machine_rig
 from tests.unit.monitor_support import NO_UUID, Bench, FakeBalloon, Wire
@@ -500,7 +501,7 @@ def test_registers_in_long_mode() -> None:
 
 
 class _Cpu:
-    def set_interrupt(self, pending: bool) -> None: ...
+    vectors = LapicVectors(lambda pending: None)
 
     def nmi(self) -> None: ...
 

@@ -18,7 +18,7 @@ def unix_client(path: str) -> socket.socket:
     except OSError:
         client.close()
         raise
-    client.settimeout(30)
+    client.settimeout(60)
     return client
 
 

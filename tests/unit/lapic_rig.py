@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyvm.devices.apic_bus import ApicBus, DeliveryMode
 from pyvm.devices.lapic import Lapic
+from pyvm.native import LapicVectors
 from tests.unit.late_clock import LateClock
 
 MASKED = 1 << 16
@@ -18,6 +19,7 @@ class Cpu:
         self.pending = False
         self.changes: list[bool] = []
         self.events: list[object] = []
+        self.vectors = LapicVectors(self.set_interrupt)
 
     def set_interrupt(self, pending: bool) -> None:
         """Note a change."""

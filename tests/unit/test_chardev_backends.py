@@ -311,7 +311,7 @@ def test_serial_errors_and_speeds(loop: MainLoop) -> None:
 def peer() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.bind(("127.0.0.1", 0))
-        made.settimeout(30)
+        made.settimeout(60)
         yield made
 
 
@@ -368,7 +368,7 @@ def test_udp_survives_a_peer_that_is_not_there(loop: MainLoop, peer: socket.sock
         settle(loop)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(address)
-        again.settimeout(30)
+        again.settimeout(60)
         front.send(b"back")
         data, source = again.recvfrom(100)
         assert data == b"back"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvm.chardev.address import FdAddress, InetAddress, UnixAddress
+from pyvm.chardev.address import FdAddress, InetAddress, Listener, UnixAddress, listen
 from pyvm.chardev.base import ChardevError, ChardevEvent
 from pyvm.chardev.options import SocketOptions
 from pyvm.chardev.socket import SocketChardev
@@ -40,6 +40,26 @@ def test_the_socket_file_is_private_and_goes_with_its_owner(loop: MainLoop, path
     device.close()
     assert not os.path.exists(path)
     device.close()
+
+
+def test_the_file_of_the_next_one_stays(path: str) -> None:
+    """Who listens there next may have come as soon as this one did not listen any more."""
+
+    class Leaving(socket.socket):
+        def close(self) -> None:
+            super().close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            successors.append(listen(UnixAddress(path)))
+
+    successors: list[Listener] = []
+    listener = listen(UnixAddress(path))
+    (old,) = listener.sockets
+    listener.sockets[:] = [Leaving(fileno=old.detach())]
+    listener.close()
+    unix_client(path).close()
+    successors[0].close()
+    assert not os.path.exists(path)
 
 
 def test_a_stale_file_is_replaced_and_a_live_one_is_not(loop: MainLoop, path: str) -> None:

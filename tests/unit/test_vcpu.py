@@ -18,7 +18,7 @@ from pyvm.state import StateError
 SIZE = 4 << 20
 FLAT_CODE = (8, 0, 0xFFFFFFFF, 0xC09B00)
 FLAT_DATA = (16, 0, 0xFFFFFFFF, 0xC09300)
-SECONDS = 10
+SECONDS = 60
 
 
 class Apic:
@@ -201,10 +201,12 @@ def test_interrupts_by_the_port_of_a_local_apic(machine: Machine) -> None:
         machine.cpus.start(0)
     while not machine.cpus.counters()["halt"]:
         time.sleep(0.001)
-    port.set_interrupt(True)
+    port.vectors.extint = True  # so that the local APIC is asked which
+    port.vectors.update()
     assert machine.happened.wait(SECONDS)
     assert ("ack",) in machine.apics[0].log
-    port.set_interrupt(False)
+    port.vectors.extint = False
+    port.vectors.update()
 
 
 def test_a_triple_fault_is_reported_and_the_machine_can_be_reset(machine: Machine) -> None:
@@ -279,7 +281,7 @@ def test_guest_time_is_what_start_says(machine: Machine) -> None:
     gpr = machine.cpus.registers(0)["gpr"]
     tsc = int.from_bytes(gpr[0:4], "little") | int.from_bytes(gpr[16:20], "little") << 32
     assert TSC_HZ == 10**9
-    assert 10**15 <= tsc < 10**15 + 20 * 10**9
+    assert 10**15 <= tsc < 10**15 + 2 * SECONDS * 10**9
 
 
 def test_saving_and_loading() -> None:

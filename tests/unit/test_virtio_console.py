@@ -400,7 +400,7 @@ def test_port_numbers() -> None:
     for port in ports:
         device.add_port(port)
     assert [port.nr for port in ports] == [1, 0, 2, 3]
-    with pytest.raises(ValueError, match="Maximum port limit"):
+    with pytest.raises(ValueError, match=r"Out-of-range port id specified, max\. allowed: 3"):
         device.add_port(ConsolePort())
 
 

@@ -134,8 +134,6 @@ class VirtioConsole(VirtioDevice[ConsoleState]):
         if nr == AUTOMATIC:
             first = 0 if port.console else 1
             nr = next((free for free in range(first, self.max_ports) if free not in self.ports), self.max_ports)
-            if nr == self.max_ports and self.max_ports > 1:
-                raise ValueError("virtio-serial-bus: Maximum port limit for this device reached")
         if nr >= self.max_ports:
             limit = self.max_ports - 1
             raise ValueError(f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {limit}")

@@ -185,6 +185,10 @@ class ConsolePort:
 
     def _move_chains(self) -> None:
         queue = self._output
+        if self._held is None and not self._consumed and self.chardev is not None:
+            fd = self.chardev.send_fd()
+            if fd >= 0:
+                self._consumed = queue.send(fd)
         while (chain := self._held or queue.pop()) is not None:
             if not self._move_chain(chain):
                 self._held = chain

@@ -70,6 +70,11 @@ class _NoRing:
         return False
 
     @staticmethod
+    def send(fd: int) -> int:
+        del fd
+        return 0
+
+    @staticmethod
     def rewind(chain: Chain) -> None:
         del chain
 
@@ -108,6 +113,7 @@ class VirtQueue:
         self.pop = ring.pop
         self.push = ring.push
         self._flush_ring = ring.flush
+        self.send = ring.send
         self.rewind = ring.rewind
         self.empty = ring.empty
 

@@ -81,6 +81,12 @@ class Ring(Protocol):
     def flush(self) -> bool:
         """Show the driver what was pushed; return whether it wants an interrupt for it."""
 
+    def send(self, fd: int) -> int:
+        """Send available chains to a socket and push them; return how many bytes it took of one that is still there.
+
+        The ring may leave any chain for others to look at.
+        """
+
     def rewind(self, chain: Chain) -> None:
         """Put back `chain` and all that were popped after it, none of them pushed yet."""
 

@@ -180,6 +180,16 @@ class SplitRing(RingMemory):
             return (used - avail[self._used_event] - 1) & U16 < count
         return not avail[_FLAGS] & AVAIL_F_NO_INTERRUPT
 
+    def send(self, fd: int) -> int:
+        """Send available chains to a socket and push them; return how many bytes it took of one that is still there."""
+        chains, rest = self.memory.send_chains(
+            self._table, self._avail, self._used, (self.next_avail, self.next_used), fd
+        )
+        self.next_avail = (self.next_avail + chains) & U16
+        self.next_used = (self.next_used + chains) & U16
+        self._unflushed += chains
+        return rest
+
     def rewind(self, chain: Chain) -> None:
         """Put back `chain` and all that were popped after it, none of them pushed yet."""
         self.next_avail = chain.position
