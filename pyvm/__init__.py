@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pyvm.annotations import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyvm.api import Machine, MachineError

@@ -152,9 +152,9 @@ class Machine:
     def __init__(self, *arguments: str, agent: bool = True, **options: OptionValue) -> None:
         self.arguments = [*arguments, *option_words(options)]
         self._with_agent = agent
-        config = parse_arguments(self.arguments)
+        self._asked_for = parse_arguments(self.arguments)
         for name in ("daemonize", "pidfile"):
-            if getattr(config, name):
+            if getattr(self._asked_for, name):
                 raise ConfigError(f"-{name} is for the command pyvm, not for a machine within a script")
         self._more: dict[str, Any] = {}
         """Members of the configuration that no option can say."""
@@ -176,7 +176,9 @@ class Machine:
         if self._pc is not None:
             raise MachineError("the machine was started already")
         from pyvm.machine import Pc
+        from pyvm.native import barrier
 
+        barrier()  # the first one takes the kernel many milliseconds once the process has threads
         plugs = Plugs()
         try:
             config = self._plugged(plugs)
@@ -197,7 +199,7 @@ class Machine:
 
     def _plugged(self, plugs: Plugs) -> MachineConfig:
         """Return the machine asked for, with its console, agent port and a monitor connected to `plugs`."""
-        given = parse_arguments(self.arguments)
+        given = self._asked_for
         words = [*self.arguments, "-mon", f"chardev={plugs.chardev_id('qmp')},mode=control"]
         words += plugs.add("qmp")
         has_serial = any(word in ("-serial", "--serial") for word in self.arguments)

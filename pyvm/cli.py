@@ -92,25 +92,16 @@ def _run(config: MachineConfig) -> int:
 
         enter(config.sandbox)
     config.ready = parent_ready
+    from pyvm.native import barrier
+
+    barrier()  # the first one takes the kernel many milliseconds once the process has threads
     if config.restore is not None or config.loadvm is not None:
         from pyvm.machine.saved.ahead import read_saved
 
         read_saved(config)
-    _import_asyncio()
     from pyvm.machine import run
 
     return run(config)
-
-
-def _import_asyncio() -> None:
-    """Import asyncio without its own TLS, which nothing here uses: that would load OpenSSL at every start."""
-    if "ssl" in sys.modules:
-        return
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # this is how Python is told that a module is not there
-    try:
-        import asyncio  # noqa: F401
-    finally:
-        del sys.modules["ssl"]
 
 
 def _name_process(name: str) -> None:

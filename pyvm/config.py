@@ -60,6 +60,8 @@ class BoardConfig:
     """A key of MACHINE_TYPES: the name without aliases."""
     acpi: bool = True
     hpet: bool = True
+    fd_bootchk: bool = True
+    """Whether a floppy disk boots only if its boot sector has the signature of one."""
     memory_backend: str | None = None
     """ID of the memory backend object that is the main memory."""
 
@@ -344,6 +346,8 @@ class MachineConfig:
     fw_cfg: list[FwCfgConfig] = field(default_factory=list)
     option_roms: list[OptionRomConfig] = field(default_factory=list)
     smbios: SmbiosFields | None = None
+    acpi_tables: list[bytes] = field(default_factory=list)
+    """Whole tables that the guest finds beside those of the machine."""
     """What the guest is to read in the tables that name the machine."""
     passed_fds: list[PassedFdConfig] = field(default_factory=list)
     numa: list[NumaConfig] = field(default_factory=list)

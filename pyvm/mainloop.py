@@ -1,4 +1,4 @@
-"""The main loop: asyncio under the machine lock.
+"""The main loop: an event loop under the machine lock.
 
 All device, block and monitor state is guarded by one lock.  The main loop holds it whenever it runs Python and drops
 it while it sleeps; the vCPU thread holds it except while guest code runs.  So a callback here may touch any device.
@@ -9,46 +9,24 @@ and wakes nobody before it is due.
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import os
-import selectors
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from pyvm.clock import NANOSECONDS, RunningClock
-
-_CLOCK_MONOTONIC = 1
-_TFD_TIMER_ABSTIME = 1
-_TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-class _TimerSpec(ctypes.Structure):
-    _fields_ = (("interval", _Timespec), ("value", _Timespec))
+from pyvm.clock import RunningClock
+from pyvm.eventloop import EventLoop, Handle
+from pyvm.native import open_timer, set_timer
 
 
 class TimerFd:
     """A file descriptor that becomes readable at a time of the host's monotonic clock."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._spec = _TimerSpec()
-        self.fd: int = self._libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_FLAGS)
-        if self.fd < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+        self.fd = open_timer()
 
     def set(self, deadline: int | None) -> None:
         """Become readable at `deadline` ns of the monotonic clock, at once where that is past; None: never."""
-        seconds, nanoseconds = (0, 0) if deadline is None else divmod(max(deadline, 1), NANOSECONDS)
-        self._spec.value.seconds = seconds
-        self._spec.value.nanoseconds = nanoseconds
-        self._libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None)
+        set_timer(self.fd, deadline)
 
     def acknowledge(self) -> None:
         """Become unreadable until the next deadline."""
@@ -62,49 +40,13 @@ class TimerFd:
         os.close(self.fd)
 
 
-class _LockedSelector(selectors.BaseSelector):
-    """A selector that drops the machine lock while it sleeps.
-
-    Registration from another thread is safe: it happens under the lock, and epoll takes it up while somebody waits.
-    A key that was unregistered, or registered anew, between the wake-up and the lock is left out or looked up again.
-    """
-
-    def __init__(self, lock: threading.RLock) -> None:
-        self._lock = lock
-        self._inner = selectors.DefaultSelector()
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._inner.register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._inner.unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._inner.modify(fileobj, events, data)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._lock.release()
-        try:
-            ready = self._inner.select(timeout)
-        finally:
-            self._lock.acquire()
-        current = self._inner.get_map()
-        return [(current[key.fd], events) for key, events in ready if key.fd in current]
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._inner.get_map()
-
-    def close(self) -> None:
-        self._inner.close()
-
-
 class MainLoop:
     """The event loop of one machine: file descriptors, guest timers, and calls from the vCPU thread."""
 
     def __init__(self, clock: RunningClock) -> None:
         self.lock = threading.RLock()
         self.clock = clock
-        self.loop = asyncio.SelectorEventLoop(_LockedSelector(self.lock))
+        self.loop = EventLoop(self.lock)
         self._timerfd = TimerFd()
         self._timerfd_deadline: int | None = None
         self.loop.add_reader(self._timerfd.fd, self._timers_due)
@@ -130,7 +72,7 @@ class MainLoop:
         """Run a callback in the main loop, soon; from any thread."""
         self.loop.call_soon_threadsafe(callback, *args)
 
-    def call_later(self, seconds: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: object) -> Handle:
         """Run a callback after `seconds` of host time; from the main loop only."""
         return self.loop.call_later(seconds, callback, *args)
 

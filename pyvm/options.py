@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
 
+from pyvm.annotations import Any, Literal
 from pyvm.errors import ConfigError
 from pyvm.sizes import UINT64_MAX, read_number, read_size
 

@@ -8,7 +8,8 @@ records takes a little longer.  Where records are made while the guest runs, a d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform, overload
+
+from pyvm.annotations import Any, TypeVar, dataclass_transform, overload
 
 _Class = TypeVar("_Class", bound=type)
 _Record = TypeVar("_Record")

@@ -6,11 +6,10 @@ padding) with another secret, the master key.
 
 from __future__ import annotations
 
-import binascii
 import os
 from collections.abc import Mapping
-from typing import Any
 
+from pyvm.annotations import Any
 from pyvm.errors import ConfigError
 
 PROPERTIES = ("data", "file", "format", "keyid", "iv")
@@ -95,6 +94,8 @@ def _content(given: Mapping[str, str]) -> bytes:
 
 
 def _decode(text: bytes) -> bytes:
+    import binascii
+
     if not _BASE64.issuperset(text):
         raise ConfigError("Base64 data contains invalid characters")
     try:

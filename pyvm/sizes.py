@@ -5,17 +5,13 @@ Readers return None for what is no number: each place that reads has an error te
 
 from __future__ import annotations
 
-import re
-
 INT64_MAX = (1 << 63) - 1
 UINT64_MAX = (1 << 64) - 1
 _SUFFIXES = "BKMGTPE"
 _LONGEST = 400
 """Characters; numbers that go on for longer are no use to anybody, and take time to read."""
-_SIZE = re.compile(
-    r"\s*\+?(?:(?P<hex>0[xX][0-9a-fA-F]+)|(?P<whole>[0-9]+)(?:\.(?P<fraction>[0-9]*))?)(?P<suffix>[a-zA-Z]?)"
-)
-_NUMBER = re.compile(r"\s*(?P<sign>[+-]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))")
+_SIZE = r"\s*\+?(?:(?P<hex>0[xX][0-9a-fA-F]+)|(?P<whole>[0-9]+)(?:\.(?P<fraction>[0-9]*))?)(?P<suffix>[a-zA-Z]?)"
+_NUMBER = r"\s*(?P<sign>[+-]?)(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))"
 
 
 def read_size(text: str, unit: str = "B") -> int | None:
@@ -23,7 +19,13 @@ def read_size(text: str, unit: str = "B") -> int | None:
 
     Without a suffix it is in `unit`s.  A size that does not fit in 64 bits is 2^64.
     """
-    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
+    # Most are as plain as that, and to import what others need takes its time.
+    digits, suffix = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, unit)
+    if digits.isdecimal() and text.isascii() and len(text) <= _LONGEST and suffix in _SUFFIXES:
+        return min(int(digits) << 10 * _SUFFIXES.index(suffix), UINT64_MAX + 1)
+    import re
+
+    match = re.fullmatch(_SIZE, text) if len(text) <= _LONGEST else None
     if match is None:
         return None
     suffix = match["suffix"].upper() or unit
@@ -42,7 +44,11 @@ def read_size(text: str, unit: str = "B") -> int | None:
 
 def read_number(text: str) -> int | None:
     """Return a whole number, with a sign or without, in C's notations: decimal, 0x and hexadecimal, 0 and octal."""
-    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST else None
+    if text.isdecimal() and text.isascii() and text[0] != "0" and len(text) <= _LONGEST:
+        return int(text)
+    import re
+
+    match = re.fullmatch(_NUMBER, text) if len(text) <= _LONGEST else None
     if match is None:
         return None
     if match["hex"]:

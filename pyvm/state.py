@@ -129,6 +129,14 @@ def optional(inner: Any) -> Any:
     return _Field(None, lambda path, value: None if value is None else check(path, value))
 
 
+def optional_record(find: Callable[[], type[State]]) -> Any:
+    """A field holding None, its default, or a record of the class that `find` returns, not called before there is one.
+
+    So what few machines have need not be imported for the others.
+    """
+    return _Field(None, lambda path, value: None if value is None else _check_record(find())(path, value))
+
+
 def array(inner: Any, length: int) -> Any:
     """A field holding just `length` items as the field `inner` describes them."""
     first: Any = inner.default()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 
 Address = str | tuple[str, int] | socket.socket
 """``/path``, ``unix:/path``, ``tcp:host:port``, (host, port), ``vsock:/path:port`` (the unix socket of a guest's
 virtio-vsock device, and the port at which its agent listens), or a connected socket, which the client then owns."""
 
 _GREETING_LIMIT = 32
+_IN_LINE_SECONDS = 0.02
 
 
 def connect(address: str | tuple[str, int], timeout: float | None) -> socket.socket:
@@ -28,13 +30,20 @@ def connect(address: str | tuple[str, int], timeout: float | None) -> socket.soc
 
 def _connect_unix(path: str, timeout: float | None) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
         connection.settimeout(timeout)
-        connection.connect(path)
+        while True:
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:  # others wait in line: a port serves one client after the other
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError from None
+                time.sleep(_IN_LINE_SECONDS)
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _connect_vsock(path: str, port: int, timeout: float | None) -> socket.socket:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def give_disks_up(storage: Storage) -> None:
     """Write everything back, and let other processes have the images.  Raises BlockError, with nothing changed."""
     graph = storage.graph
-    storage.drain()
+    storage.settle()
     with storage.quiet():
         for node in _roots(storage):
             if not node.read_only and not node.inactive:

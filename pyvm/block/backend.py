@@ -13,11 +13,12 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Literal
 
 from pyvm.block.accounting import BlockStats, Operation
 from pyvm.block.context import Context, InlineContext
+from pyvm.block.draining import drained_for
 from pyvm.block.drivers.throttle import ThrottleNode
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph, User
@@ -104,8 +105,7 @@ class BlockBackend:
         self._read_only = read_only
         self._draining = 0
         self._completing = False  # whether a device hears of a read that was carried out at once
-        self._at_hand: Callable[[int, Buffers], bool] | None = None
-        """Reads what needs no waiting, where the node can tell."""
+        self._at_hand: Callable[[int, Buffers], bool] | None = None  # reads what needs no waiting
         self.overlaps = False  # whether reads and writes may be on their way together, as others carry them out
         self.on_eject: list[Callable[[], None]] = []  # called once when the medium goes, before it does
         self._graph = graph
@@ -353,14 +353,15 @@ class BlockBackend:
     def drain(self, cancel: bool = False) -> None:
         """Return when nothing is in flight; with `cancel`, what is held back after an error ends with ECANCELED.
 
-        Limits do not hold while this waits.
+        Limits do not hold while this waits.  Jobs on the medium pause with `cancel`.
         """
-        if self.in_flight:
-            self._settle()
-        if cancel:
-            held, self.held = self.held, deque()
-            for request in held:
-                request.done(errno.ECANCELED)
+        with drained_for(self._graph, self._node) if cancel else nullcontext():
+            if self.in_flight:
+                self._settle()
+            if cancel:
+                held, self.held = self.held, deque()
+                for request in held:
+                    request.done(errno.ECANCELED)
 
     def _settle(self) -> None:
         node = self._node

@@ -8,7 +8,8 @@ they do after an error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+from pyvm.annotations import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -99,7 +98,7 @@ def _begin(work: Work) -> bool | None:
     try:
         return work.run()
     except Exception:  # noqa: BLE001 - a broken driver must not take the thread with it
-        traceback.print_exc(file=sys.stderr)
+        _complain()
         work.fail()
         return False
 
@@ -108,8 +107,15 @@ def _finish(work: Work) -> None:
     try:
         work.finish()
     except Exception:  # noqa: BLE001 - as above
-        traceback.print_exc(file=sys.stderr)
+        _complain()
         work.fail()
+
+
+def _complain() -> None:
+    """Show the exception that is being handled."""
+    from traceback import print_exc
+
+    print_exc(file=sys.stderr)
 
 
 class InlineContext:

@@ -10,8 +10,8 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, Any, Literal, NamedTuple
 from pyvm.block.errors import BlockError
 from pyvm.records import field, record
 
@@ -122,6 +122,8 @@ class Creation:
     """Normalised: sizes and numbers are int, truth values bool."""
     secrets: Secrets | None = None
     """What options about encryption name."""
+    durable: bool = True
+    """Whether it is on the disk when it is made; a temporary image need not be."""
 
     def describe(self) -> str:
         """Return the line that QEMU prints before it makes the image."""
@@ -137,7 +139,7 @@ class Creation:
     def run(self) -> None:
         """Make the image.  Raises BlockError."""
         if self.format == "qcow2":
-            _create_qcow2(self.filename, self.size, self.options, self.secrets)
+            _create_qcow2(self.filename, self.size, self.options, self.secrets, self.durable)
         elif self.format == "luks":
             _create_luks(self.filename, self.size, self.options, self.secrets)
         else:
@@ -155,14 +157,15 @@ def create_image(
     check_backing: bool = True,
     announce: Callable[[str], None] | None = None,
     secrets: Secrets | None = None,
+    durable: bool = True,
 ) -> Creation:
     """Make an image of `size` bytes, or of the backing file's size; `announce` is given QEMU's line before.
 
-    With `check_backing` the backing file has to be there and is opened.  `secrets` are those that options name.  Raises
-    BlockError.
+    With `check_backing` the backing file has to be there and is opened.  `secrets` are those that options name.  With
+    `durable` it is on the disk then; a qcow2 image that is gone with this process need not be.  Raises BlockError.
     """
     creation = plan_image(filename, format, size, options, backing_file, backing_format, check_backing=check_backing)
-    creation.secrets = secrets
+    creation.secrets, creation.durable = secrets, durable
     if announce is not None:
         announce(creation.describe())
     creation.run()
@@ -220,7 +223,7 @@ def normalise_amendment(format: str, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _typed(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    from pyvm.block.drivers.qcow2.creation import parse_flag, parse_number, parse_size
+    from pyvm.block.option_values import parse_flag, parse_number, parse_size
 
     parsers: dict[Type, Callable[[Any, str], Any]] = {
         "str": lambda value, _: str(value),
@@ -283,6 +286,16 @@ def open_new(filename: str) -> int:
 
 def _create_file(filename: str, options: Mapping[str, Any]) -> None:
     """Make an empty file, or empty one that is there.  Raises BlockError."""
+    if ":" in filename:
+        from pyvm.block.remote_files import clear, open_remote
+
+        remote = open_remote(filename)
+        if remote is not None:
+            try:
+                clear(remote, filename)
+            finally:
+                remote.close()
+            return
     descriptor = open_new(filename)
     try:
         _set_hint(descriptor, options.get("extent_size_hint", _DEFAULT_HINT))
@@ -297,11 +310,17 @@ def _create_file(filename: str, options: Mapping[str, Any]) -> None:
         node.close()
 
 
-def _open_file(filename: str) -> Any:
+def _open_file(filename: str, durable: bool = True) -> Any:
+    if ":" in filename:
+        from pyvm.block.remote_files import open_remote
+
+        remote = open_remote(filename)
+        if remote is not None:
+            return remote
     from pyvm.block.drivers.file import FileNode
     from pyvm.block.node import storage_access
 
-    return FileNode(local_path(filename), access=storage_access(False), unmap=True)
+    return FileNode(local_path(filename), access=storage_access(False), unmap=True, no_flush=not durable)
 
 
 def _set_nocow(descriptor: int) -> None:
@@ -336,7 +355,7 @@ def _create_raw(filename: str, size: int, options: Mapping[str, Any]) -> None:
     node = _open_file(filename)
     try:
         # Disks have whole sectors.
-        node.truncate(-(-size // 512) * 512, preallocation=preallocation)
+        node.truncate(-(-size // 512) * 512, preallocation=preallocation, exact=False)
     finally:
         node.close()
 
@@ -355,7 +374,7 @@ def _create_luks(filename: str, size: int, options: Mapping[str, Any], secrets: 
     try:
         length = len(header) + -(-size // 512) * 512
         # There is nothing but data that could be preallocated.
-        file.truncate(length, preallocation="off" if preallocation == "metadata" else preallocation)
+        file.truncate(length, preallocation="off" if preallocation == "metadata" else preallocation, exact=False)
         file.write(0, header)
         file.flush()
     except OSError as error:
@@ -364,22 +383,21 @@ def _create_luks(filename: str, size: int, options: Mapping[str, Any], secrets: 
         file.close()
 
 
-def _create_qcow2(filename: str, size: int, options: Mapping[str, Any], secrets: Secrets | None) -> None:
+def _create_qcow2(filename: str, size: int, options: Mapping[str, Any], secrets: Secrets | None, durable: bool) -> None:
     from pyvm.block.drivers.qcow2.creation import read_options, write_empty
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
 
     wanted = read_options(options, size)
     passphrase, crypto = None, b""
     if wanted.encrypt is not None:
-        from pyvm.block.luks import find_passphrase, format_volume
+        from pyvm.block.drivers.qcow2.encryption import make_volume
         from pyvm.secrets import Secrets
 
-        passphrase = find_passphrase(secrets or Secrets(), wanted.encrypt.key_secret)
-        crypto = format_volume(wanted.encrypt, passphrase)
+        crypto, passphrase = make_volume(wanted.encrypt, secrets or Secrets())
     _create_file(filename, options)
     if wanted.data_file:
         _create_file(wanted.data_file, {})
-    file = _open_file(filename)
+    file = _open_file(filename, durable)
     data = None
     try:
         header = write_empty(file, wanted, crypto)

@@ -54,7 +54,7 @@ class Naming:
         """The plain name, or else the options in one."""
         if self.plain:
             return self.plain
-        from pyvm.monitor.json_writer import encode
+        from pyvm.json.writer import encode
 
         text = "json:" + encode(self.options).decode("ascii").rstrip("\r\n")
         return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - len(_CUT)] + _CUT
@@ -141,7 +141,7 @@ def _significant(node: Node) -> Tree:
     for key in wire_order(flat):  # as QEMU comes to them when it copies them
         value = flat[key]
         if key in wanted or any(name.endswith(".") and key.startswith(name) for name in wanted):
-            found[key] = value
+            found[key] = node.texts.get(key, value)
     return found
 
 

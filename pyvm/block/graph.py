@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, NamedTuple
 from pyvm.block.errors import BlockError
 from pyvm.block.node import (
     ALL_PERMISSIONS,
@@ -28,6 +28,7 @@ from pyvm.records import record
 from pyvm.secrets import Secrets
 
 if TYPE_CHECKING:
+    from pyvm.block.draining import Worker
     from pyvm.block.throttling import ThrottleGroups
     from pyvm.clock import Clock
 
@@ -71,6 +72,12 @@ class BlockGraph:
         """By node name, the oldest first."""
         self.monitor_nodes: list[Node] = []
         """Those that the monitor holds."""
+        self.workers: list[Worker] = []
+        """Who works on nodes by himself, the oldest first."""
+        self.resting: list[Worker] | None = None
+        """Who goes on later, while several things are done for which nodes stand still."""
+        self.of_machine = False
+        """Whether nodes are disks of a machine, and not what a tool works on."""
         self.device_names: set[str] = set()
         """Names of drives, which share their name space with nodes."""
         self._clock = clock

@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from enum import Enum, IntFlag
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from pyvm.annotations import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 from pyvm.block.errors import BlockError
 from pyvm.block.vectors import Buffers
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DetectZeroes = Literal["off", "on", "unmap"]
 Preallocation = Literal["off", "metadata", "falloc", "full"]
+PREALLOCATIONS = ("off", "metadata", "falloc", "full")
 
 
 class Permission(IntFlag):
@@ -192,6 +193,8 @@ class Node(ABC):
         """The name that it was opened by; empty where its options say all."""
         self.options: dict[str, Any] = {}
         """The options that it was opened with, without those of its children."""
+        self.texts: dict[str, str] = {}
+        """As which text some of them were given; names of images show that."""
         self.implicit = False
         """Whether nobody asked for this filter by name: queries show the node below it in its place."""
         self.direct = False
@@ -333,6 +336,9 @@ class Node(ABC):
     def block_status(self, offset: int, length: int) -> Extent:
         """Return the first run of bytes from `offset` on, at most `length`, as this layer alone has it."""
         return Extent(min(length, self.size - offset), True, False, True, offset, self)
+
+    def check_status(self, offset: int, length: int) -> None:  # noqa: B027 - most answer
+        """Raise the OSError with which a filter answers what there is in a range, where it does."""
 
     def truncate(self, size: int, *, preallocation: Preallocation = "off", exact: bool = True) -> None:
         """Make the image `size` bytes long; new room reads as zeros.

@@ -11,31 +11,30 @@ import sys
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, Any, NamedTuple
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph
-from pyvm.block.node import UNUSED, Access, DetectZeroes, Node, backing_access, disk_access, storage_access
+from pyvm.block.node import UNUSED, Access, Node, backing_access, disk_access, storage_access
 from pyvm.block.option_trees import (
     OTHER_DATA,
-    first_name,
+    Inherited,
     identity_of,
     named,
     names_protocol,
     settle_read_only,
     structure,
+    take_own,
+    take_settings,
 )
 from pyvm.block.options import (
     DRIVERS,
-    GENERIC,
     Dialect,
     Driver,
-    Option,
     Settings,
     Tree,
     beside,
     check_tree,
-    convert,
     find_driver,
     parse_by,
     parse_filename,
@@ -97,18 +96,6 @@ def open_node(tree: Tree, graph: BlockGraph, *, dialect: Dialect = Dialect.JSON,
     return Opener(graph, dialect, warn=warn).open(None, checked)
 
 
-class _Inherited(NamedTuple):
-    """What children take over where nothing else is said."""
-
-    read_only: bool = False
-    auto_read_only: bool = False
-    force_share: bool = False
-    unmap: bool = False
-    direct: bool = False
-    no_flush: bool = False
-    aio: str | None = None
-
-
 class _Place(NamedTuple):
     """Where in a chain something is opened."""
 
@@ -155,7 +142,7 @@ class Opener:
         `access` is how it is going to be used, where no user of the graph says so later.
         """
         place = _Place(self._prefix, access or UNUSED)
-        node = self._open(filename, dict(tree), _Inherited(aio=aio), place)
+        node = self._open(filename, dict(tree), Inherited(aio=aio), place)
         if access is None:
             try:
                 self.graph.refresh()
@@ -166,7 +153,7 @@ class Opener:
 
     # ---- One node
 
-    def _open(self, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place) -> Node:
+    def _open(self, filename: str | None, tree: Tree, inherited: Inherited, place: _Place) -> Node:
         if filename is not None and filename.startswith("json:"):
             tree = {**parse_pseudo(filename), **tree}
             filename = None
@@ -178,62 +165,12 @@ class Opener:
             return self._open_format(driver, filename, tree, inherited, place)
         return self._open_format(None, filename, tree, inherited, place)
 
-    def _settings(self, tree: Tree, inherited: _Inherited, place: _Place) -> Settings:
+    def _settings(self, tree: Tree, inherited: Inherited, place: _Place) -> Settings:
         """Take what every node takes out of `tree`."""
-        cache = structure(tree.pop("cache", None), "cache", "object")
-        given = {key: tree.pop(key) for key in list(GENERIC) if key in tree}
-        for key in cache:
-            if key not in ("direct", "no-flush"):
-                tree[f"cache.{key}"] = cache[key]
-
-        def value(key: str, default: Any) -> Any:
-            return convert(given[key], GENERIC[key], self.dialect, key, key) if key in given else default
-
-        def cache_flag(key: str, default: bool) -> bool:
-            return bool(convert(cache[key], _BOOLEAN, self.dialect, f"cache.{key}", key)) if key in cache else default
-
-        name = value("node-name", None)
-        if name is not None:
-            self.graph.check_name(name)
-        discard = value("discard", "unmap" if inherited.unmap else "ignore")
-        detect: DetectZeroes = value("detect-zeroes", "off")
-        if detect == "unmap" and discard != "unmap":
-            raise BlockError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
-        settings = Settings(
-            name or place.name or self.graph.make_name(),
-            read_only=value("read-only", inherited.read_only),
-            auto_read_only=value("auto-read-only", inherited.auto_read_only),
-            force_share=value("force-share", inherited.force_share),
-            unmap=discard == "unmap",
-            direct=cache_flag("direct", inherited.direct),
-            no_flush=cache_flag("no-flush", inherited.no_flush),
-            detect_zeroes=detect,
-            access=place.access,
-            no_io=self._no_io,
-        )
-        settings.given = {key: value(key, None) for key in given if key != "node-name"}
-        settings.given.update(
-            {f"cache.{key}": cache_flag(key, False) for key in ("direct", "no-flush") if key in cache}
-        )
-        if settings.force_share and not settings.read_only:
-            raise BlockError("force-share=on can only be used with read-only images")
+        settings = take_settings(tree, inherited, self.dialect, self.graph.check_name)
+        settings.name = settings.name or place.name or self.graph.make_name()
+        settings.access, settings.no_io = place.access, self._no_io
         return settings
-
-    def _own_options(self, driver: Driver, tree: Tree) -> dict[str, Any]:
-        """Return the driver's own options in `tree`, of their types; refuse what is left."""
-        own = {}
-        for key, option in driver.options.items():
-            if option.kind not in ("node", "node-or-null", "nodes") and key in tree:
-                own[key] = convert(tree.pop(key), option, self.dialect, key, key)
-        for key, value in tree.items():
-            key = first_name(key, value)  # noqa: PLW2901 - as it was typed
-            if driver.kind == "protocol":
-                raise BlockError(f"Block protocol '{driver.name}' doesn't support the option '{key}'")
-            raise BlockError(f"Block format '{driver.name}' does not support the option '{key}'")
-        for key, option in driver.options.items():
-            if option.required and option.kind == "string" and key not in own:
-                raise BlockError(f"Parameter '{key}' is missing")
-        return own
 
     def _finish(
         self,
@@ -265,14 +202,14 @@ class Opener:
         node.auto_read_only, node.force_share = settings.auto_read_only, settings.force_share
         node.detect_zeroes = settings.detect_zeroes
         node.options = options
-        node.given = settings.given
+        node.given, node.texts = settings.given, settings.texts
         self.graph.add(node, rank)
         return node
 
     # ---- Protocols
 
     def _open_protocol(
-        self, driver: Driver, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place
+        self, driver: Driver, filename: str | None, tree: Tree, inherited: Inherited, place: _Place
     ) -> Node:
         settings = self._settings(tree, inherited, place)
         if filename is not None:
@@ -298,7 +235,7 @@ class Opener:
             settings.path = str(tree.get("filename", ""))
             if identity_of(settings.path) in place.above:
                 raise BlockError(f"'{settings.path}' is in its own backing chain")
-        own = self._own_options(driver, tree)
+        own = take_own(driver, tree, self.dialect, settings)
         node = self._finish(driver, settings, own, children, rank)
         if of_drive is not None:
             del node.options["aio"]  # nobody said that of this node
@@ -307,14 +244,14 @@ class Opener:
     # ---- Formats and filters
 
     def _open_format(
-        self, driver: Driver | None, filename: str | None, tree: Tree, inherited: _Inherited, place: _Place
+        self, driver: Driver | None, filename: str | None, tree: Tree, inherited: Inherited, place: _Place
     ) -> Node:
         """Open the node of a format or filter, or of the format that is found where `driver` is None."""
         if driver is not None and "file" not in driver.options and filename is None:
             settings = self._settings(tree, inherited, place)
             rank = self.graph.take_rank()
             children = self._other_children(driver, tree, self._below(settings, inherited), place)
-            return self._finish(driver, settings, self._own_options(driver, tree), children, rank)
+            return self._finish(driver, settings, take_own(driver, tree, self.dialect, settings), children, rank)
         settings = self._settings(tree, inherited, place)
         below = self._below(settings, inherited)
         file_tree = tree.pop("file", None)
@@ -343,7 +280,7 @@ class Opener:
         return node
 
     def _open_other_format(
-        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: _Inherited, place: _Place
+        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: Inherited, place: _Place
     ) -> Node:
         """Open an image in `file`, which it takes over, in any format but qcow2."""
         settings.path = file.path
@@ -352,7 +289,7 @@ class Opener:
             children = self._open_named(driver, file, tree, below, place)
         else:
             children = self._other_children(driver, tree, below, place)
-        own = self._own_options(driver, tree)
+        own = take_own(driver, tree, self.dialect, settings)
         node = self._finish(driver, settings, own, {"file": file.hold(), **children}, rank)
         if driver.read_only and not settings.read_only:
             # Only now: what is no image of the format at all is refused as such.
@@ -361,7 +298,7 @@ class Opener:
         file.release()
         return node
 
-    def _open_named(self, driver: Driver, file: Node, tree: Tree, below: _Inherited, place: _Place) -> dict[str, Node]:
+    def _open_named(self, driver: Driver, file: Node, tree: Tree, below: Inherited, place: _Place) -> dict[str, Node]:
         """Open the other files that an image names, by what they are to it."""
         read_names = getattr(import_module(driver.module), "read_names", None)
         if read_names is None:
@@ -386,9 +323,9 @@ class Opener:
             undo.pop_all()
         return children
 
-    def _below(self, settings: Settings, inherited: _Inherited) -> _Inherited:
+    def _below(self, settings: Settings, inherited: Inherited) -> Inherited:
         """Return what the children of a node take over."""
-        return _Inherited(
+        return Inherited(
             settings.read_only,
             settings.auto_read_only,
             settings.force_share,
@@ -398,7 +335,7 @@ class Opener:
             inherited.aio,
         )
 
-    def _other_children(self, driver: Driver, tree: Tree, below: _Inherited, place: _Place) -> dict[str, Node]:
+    def _other_children(self, driver: Driver, tree: Tree, below: Inherited, place: _Place) -> dict[str, Node]:
         """Open the children that a driver has beside, or instead of, its file."""
         children: dict[str, Node] = {}
         try:
@@ -422,13 +359,15 @@ class Opener:
             raise
         return children
 
-    def _open_other(self, label: str, value: Any, below: _Inherited, place: _Place) -> Node:
+    def _open_other(self, label: str, value: Any, below: Inherited, place: _Place) -> Node:
         if isinstance(value, str):
             return self.graph.find(value).hold()
         stored = place.stored and label.partition(".")[0] not in OTHER_DATA
         inner = _Place(self._child_name(place, label), UNUSED, place.above, stored)
         tree = structure(value, label, "BlockdevRef")
         filename = None
+        if "driver" not in tree and str(tree.get("filename", "")).startswith("json:"):
+            tree = {**parse_pseudo(tree.pop("filename")), **tree}
         if "driver" not in tree and isinstance(tree.get("filename"), str):
             filename = tree.pop("filename")
             if stored:
@@ -442,7 +381,7 @@ class Opener:
         driver: Driver | None,
         filename: str | None,
         file_tree: Tree | None,
-        below: _Inherited,
+        below: Inherited,
         settings: Settings,
         place: _Place,
     ) -> Node:
@@ -496,7 +435,7 @@ class Opener:
     # ---- qcow2, and what its header names
 
     def _open_qcow2(
-        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: _Inherited, place: _Place
+        self, driver: Driver, file: Node, settings: Settings, tree: Tree, below: Inherited, place: _Place
     ) -> Node:
         """Open an image in `file`, which it takes over."""
         from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
@@ -504,11 +443,13 @@ class Opener:
 
         backing_tree = tree.pop("backing", _NOTHING)
         data_tree = tree.pop("data-file", None)
-        own = self._own_options(driver, tree)
+        own = take_own(driver, tree, self.dialect, settings)
         header = read_header(file)
         passphrase = None
         if not settings.no_io:
-            passphrase = choose_passphrase(header, own.get("encrypt"), self.graph.secrets)
+            passphrase = choose_passphrase(
+                header, own.get("encrypt"), self.graph.secrets, machine=self.graph.of_machine
+            )
         rank = self.graph.take_rank()
         place = place._replace(above=(*place.above, file.identity))
         with ExitStack() as undo:
@@ -554,7 +495,7 @@ class Opener:
         return view
 
     def _open_data_file(
-        self, path: str | None, tree: Tree | str | None, below: _Inherited, settings: Settings, place: _Place
+        self, path: str | None, tree: Tree | str | None, below: Inherited, settings: Settings, place: _Place
     ) -> Node:
         if isinstance(tree, str):
             return self.graph.find(tree).hold()
@@ -574,7 +515,7 @@ class Opener:
             raise BlockError(f"'{own['filename']}' is its own data file")
         return self._open(None, {**own, "driver": protocol.name}, below, inner)
 
-    def _open_backing(self, file: Node, header: Any, tree: Any, below: _Inherited, place: _Place) -> Node | None:
+    def _open_backing(self, file: Node, header: Any, tree: Any, below: Inherited, place: _Place) -> Node | None:
         """Open what is below an image: as the options say, or else its header."""
         if self._no_backing or tree is None or (tree is _NOTHING and header.backing_file is None):
             return None
@@ -605,5 +546,4 @@ class Opener:
             raise BlockError(f"Could not open backing file: {error}") from None
 
 
-_BOOLEAN = Option("boolean")
 _NOTHING = object()

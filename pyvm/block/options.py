@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
 
+from pyvm.annotations import Any, Literal, NamedTuple
 from pyvm.block.errors import BlockError
 from pyvm.block.node import UNUSED, Access, DetectZeroes
 from pyvm.errors import ConfigError
@@ -189,7 +189,7 @@ _ROWS = (
         options={
             "file": _FILE,
             "target": _FILE,
-            "bitmap": Option(members={"node": Option(required=True), "name": Option(required=True)}),
+            "bitmap": Option("any", members={"node": Option(required=True), "name": Option(required=True)}),
             "on-cbw-error": _choice("break-guest-write", "break-snapshot"),
             "cbw-timeout": _INTEGER,
         },
@@ -328,6 +328,8 @@ class Settings:
     """How whoever opens it uses it, for now."""
     given: dict[str, Any] = field(default_factory=dict)
     """What of all this was said, by the options' names, with dots in them."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """As which text the driver's own options were given that are no texts."""
 
 
 # ---- Values
@@ -471,6 +473,8 @@ def named_child(name: str, options: Any) -> Any:
 
     The name is that of the child's file where a format was given.
     """
+    if name.startswith("json:") and (options is None or isinstance(options, dict)):
+        return {**parse_pseudo(name), **(options or {})}
     driver, own = parse_filename(name)
     if options is None:
         return {**own, "driver": driver.name}
@@ -529,40 +533,19 @@ def _local_driver(path: str) -> Driver:
     except (OSError, ValueError):
         return DRIVERS["file"]
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        return DRIVERS["host_cdrom" if _is_cdrom(path) else "host_device"]
+        from pyvm.block.probe import is_cdrom
+
+        return DRIVERS["host_cdrom" if is_cdrom(path) else "host_device"]
     return DRIVERS["file"]
-
-
-def _is_cdrom(path: str) -> bool:
-    """Whether the device answers as a CD-ROM drive."""
-    import fcntl
-    import os
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.ioctl(descriptor, _CDROM_DRIVE_STATUS, _CDSL_CURRENT)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-_CDROM_DRIVE_STATUS = 0x5326
-_CDSL_CURRENT = 0x7FFFFFFF
 
 
 def parse_pseudo(name: str) -> Tree:
     """Return the options that a ``json:{...}`` file name is.  Raises BlockError."""
-    from pyvm.monitor.errors import JsonParseError, QmpError
-    from pyvm.monitor.json import loads
+    from pyvm.json.reader import JsonError, loads
 
     try:
         value = loads(name.removeprefix("json:"))
-    except (QmpError, JsonParseError) as error:
+    except JsonError as error:
         raise BlockError(f"Could not parse the JSON options: {error}") from None
     if not isinstance(value, dict):
         raise BlockError("Invalid JSON object given")

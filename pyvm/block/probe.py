@@ -6,7 +6,6 @@ Only what the guest cannot have written may be believed: see :class:`pyvm.block.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Callable
 
@@ -27,13 +26,15 @@ _FIRST_BYTES = (
     (b"Bochs Virtual HD Image", "bochs"),
     (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
 )
-_VMDK_TEXT = re.compile(rb"(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n")
+_VMDK_TEXT = rb"(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n"
 """How the description of a disk begins: comments, empty lines, and its version."""
 _QCOW = struct.Struct(">4sI")
 _QCOW_MAGIC = b"QFI\xfb"
 _VDI = struct.Struct("<I")
 _VDI_OFFSET = 64
 _VDI_SIGNATURE = 0xBEDA107F
+_CDROM_DRIVE_STATUS = 0x5326
+_CDSL_CURRENT = 0x7FFFFFFF
 
 
 def probe_format(head: bytes, path: str = "") -> str:
@@ -45,8 +46,11 @@ def probe_format(head: bytes, path: str = "") -> str:
     for first, name in _FIRST_BYTES:
         if head.startswith(first):
             return name
-    if _VMDK_TEXT.match(head):
-        return "vmdk"
+    if b"version=" in head:
+        import re
+
+        if re.match(_VMDK_TEXT, head):
+            return "vmdk"
     if len(head) >= _VDI_OFFSET + _VDI.size and _VDI.unpack_from(head, _VDI_OFFSET)[0] == _VDI_SIGNATURE:
         return "vdi"
     return "dmg" if path.endswith(".dmg") else "raw"
@@ -70,3 +74,20 @@ def find_format(path: str, open_file: Callable[[str, int], int]) -> str:
         return "raw"
     finally:
         os.close(descriptor)
+
+
+def is_cdrom(path: str) -> bool:
+    """Whether the device answers as a CD-ROM drive."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(descriptor, _CDROM_DRIVE_STATUS, _CDSL_CURRENT)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
 
+from pyvm.annotations import TYPE_CHECKING, overload
 from pyvm.native import splice
 
 if TYPE_CHECKING:

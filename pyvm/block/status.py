@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from pyvm.annotations import NamedTuple
 from pyvm.block.node import Extent, Node
 
 
@@ -38,14 +37,26 @@ def backing_of(node: Node) -> Node | None:
     return skip_filters(layer.backing) if layer is not None else None
 
 
-def chain_status(node: Node, offset: int, length: int, base: Node | None = None) -> ChainExtent:
+def _below_filters(node: Node | None, offset: int, length: int, ask: bool) -> Node | None:
+    """Return the first node from `node` down that is no filter; filters that are asked may fail, with OSError."""
+    while node is not None and node.is_filter:
+        if ask:
+            node.check_status(offset, length)
+        node = node.file
+    return node
+
+
+def chain_status(
+    node: Node, offset: int, length: int, base: Node | None = None, *, ask_filters: bool = True
+) -> ChainExtent:
     """Return the first run of bytes from `offset` on, looking down the chain as far as the layer above `base`.
 
-    Raises OSError.  What is behind the end of a shorter backing file reads as zeros.
+    Raises OSError; filters have a say in that with `ask_filters`.  What is behind the end of a shorter backing file
+    reads as zeros.
     """
-    layer = skip_filters(node)
     end = skip_filters(base)
     length = min(length, node.size - offset)
+    layer = _below_filters(node, offset, length, ask_filters)
     depth = 0
     zero = end is None
     while layer is not None and layer is not end:
@@ -57,7 +68,7 @@ def chain_status(node: Node, offset: int, length: int, base: Node | None = None)
             return _found(extent, depth, layer)
         length = extent.length
         zero = end is None and layer.unallocated_is_zero
-        layer = backing_of(layer)
+        layer = _below_filters(layer.backing, offset, length, ask_filters)
         depth += 1
     # Nobody has it: zeros, unless there is a layer below `base` to look into.
     return ChainExtent(length, False, zero, depth - 1, False, None, None, None)

@@ -38,7 +38,6 @@ _ACCELERATORS = ("tcg", "kvm", "xen", "hax", "hvf", "nvmm", "whpx", "qtest")
 _FIXED_PROPERTIES: dict[str, tuple[str, ...]] = {
     "confidential-guest-support": (),
     "default-bus-bypass-iommu": ("off",),
-    "fd-bootchk": ("on",),
     "graphics": ("on", "off"),
     "hmat": ("off",),
     "i8042": ("on",),
@@ -88,6 +87,10 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
         from pyvm.commandline.option_roms import configure_option_roms
 
         configure_option_roms(line.groups["option-rom"], config)
+    if line.groups["acpitable"]:
+        from pyvm.commandline.acpi_tables import configure_acpi_tables
+
+        config.acpi_tables = configure_acpi_tables(line.groups["acpitable"])
     if line.groups["smbios"]:
         from pyvm.commandline.smbios import configure_smbios
 
@@ -128,13 +131,15 @@ def _checked_member(options: Options, group: str, member: str, value: object) ->
 
 
 def _machine_property(board: BoardConfig, options: Options, key: str) -> None:
-    known = key in ("acpi", "hpet", "memory-backend") or key in _FIXED_PROPERTIES
+    known = key in ("acpi", "fd-bootchk", "hpet", "memory-backend") or key in _FIXED_PROPERTIES
     if not known or (board.type == "none" and key in _PC_ONLY):
         raise options.error(f"Property '{board.type}-machine.{key}' not found")
     if key == "acpi":
         board.acpi = options.choice(key, ("on", "off", "auto"), "auto") != "off"
     elif key == "hpet":
         board.hpet = options.boolean(key)
+    elif key == "fd-bootchk":
+        board.fd_bootchk = options.boolean(key)
     elif key == "memory-backend":
         board.memory_backend = options.required(key)
     else:
@@ -268,6 +273,8 @@ def _configure_boot(line: CommandLine, config: MachineConfig) -> None:
     if config.daemonize:
         # A daemon's directory is the root, and a reset reads these files again.
         boot.kernel, boot.initrd = (path and os.path.abspath(path) for path in (boot.kernel, boot.initrd))
+    if "no-fd-bootchk" in line.flags and config.board.type != "none":
+        config.board.fd_bootchk = False
     options = line.last("boot-opts")
     boot.order = _drive_letters(options, "order") or boot.order
     boot.once = _drive_letters(options, "once")

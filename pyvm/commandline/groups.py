@@ -14,6 +14,12 @@ def _kinds(**names: str) -> dict[str, Kind]:
 
 def _groups() -> dict[str, Group]:
     groups = (
+        Group(
+            "acpitable",
+            "data",
+            _kinds(string="file data sig rev oem_id oem_table_id oem_rev asl_compiler_id asl_compiler_rev"),
+            strict=True,
+        ),
         Group("accel", "accel", _kinds(string="accel thread", number="tb-size", boolean="split-wx one-insn-per-tb")),
         Group("action", None, _kinds(string="reboot shutdown panic watchdog")),
         Group("add-fd", None, _kinds(string="opaque", number="fd set")),

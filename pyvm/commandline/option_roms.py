@@ -13,6 +13,8 @@ from pyvm.options import Options
 _MOST = 16
 _LARGEST = 16 << 20
 _LAST_INDEX = 0x7FFFFFFF
+_KERNEL_INDEX = 0
+"""A kernel is booted before everything that has a place in the order of booting."""
 
 
 def configure_option_roms(given: Sequence[Options], config: MachineConfig) -> None:
@@ -20,8 +22,8 @@ def configure_option_roms(given: Sequence[Options], config: MachineConfig) -> No
     config.option_roms = [_option_rom(options) for options in given]
     if len(given) > _MOST:
         raise given[_MOST].error("too many option ROMs")
-    if given and config.boot.kernel is not None:
-        raise given[0].error("option ROMs are run by a BIOS, and -kernel enters a kernel directly")
+    if config.boot.kernel is not None and any(rom.bootindex == _KERNEL_INDEX for rom in config.option_roms):
+        raise ConfigError(f"Two devices with same boot index {_KERNEL_INDEX}")
     names = [rom.name for rom in config.option_roms]
     for index, name in enumerate(names):
         if name in names[:index]:

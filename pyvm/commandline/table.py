@@ -73,6 +73,10 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
      "merge", "boot-opts", "which drives to boot from: a, b floppies, c disk, d CD-ROM, n network"),
     ("boot", "smbios", "file=FILE | type=NUMBER[,FIELD=VALUE...]", "add", "smbios",
      "what the guest reads in the tables that name the machine"),
+    ("boot", "no-fd-bootchk", "", "flag", "no-fd-bootchk", "boot floppy disks without a boot signature, too"),
+    ("boot", "acpitable",
+     "file|data=FILE[:FILE...][,sig=SIG][,rev=N][,oem_id=ID][,oem_table_id=ID][,oem_rev=N][,asl_compiler_id=ID]...",
+     "add", "acpitable", "an ACPI table for the guest: a whole one in files, or what is behind its header"),
     ("boot", "fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "add", "fw_cfg", "a file that the guest finds in fw_cfg"),
     ("boot", "option-rom", "[romfile=]FILE[,bootindex=N]", "add", "option-rom",
      "a ROM that the BIOS runs before it boots, or boots from at that place of the order"),
@@ -156,20 +160,22 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
     ("run", "compat", "[deprecated-input=accept][,...]", "merge", "compat", "only the defaults"),
 )  # fmt: skip
 
-# Options that change nothing which pyvm has: no user configuration, no firmware files, no keyboard layout to apply.
+# Options that change nothing which pyvm has: no user configuration, no firmware files, no keyboard layout to apply, no
+# device that cannot be migrated.
 _HARMLESS = {
     "no-user-config": "",
     "L": "DIRECTORY",
     "k": "LAYOUT",
     "async-teardown": "",
+    "only-migratable": "",
 }
 
 _MISSING_FLAGS = (
-    "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen no-fd-bootchk only-migratable "
+    "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen "
     "portrait singlestep usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "acpitable audio chroot dfilter dtb fsdev icount "
+    "audio chroot dfilter dtb fsdev icount "
     "iscsi mtdblock pflash plugin rotate runas sd seed spice "
     "tpmdev usbdevice virtfs xen-domid"
 )

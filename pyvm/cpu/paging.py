@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvm.memory import GuestMemoryError
+from pyvm.records import record
 
 if TYPE_CHECKING:
     from pyvm.cpu.registers import RegisterState
@@ -40,8 +40,7 @@ class TooManyTablesError(Exception):
     """The guest's page tables are more than anybody wants to walk."""
 
 
-@dataclass(frozen=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A run of linear addresses that stands for a run of physical ones; all in bytes."""
 
     linear: int
@@ -49,7 +48,7 @@ class Mapping:
     length: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Level:
     """How one level of tables is indexed."""
 
@@ -59,7 +58,7 @@ class _Level:
     """Whether an entry can map a page by itself."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Mode:
     """A paging mode: the size of an entry in bytes, and its levels from the root down."""
 

@@ -84,6 +84,9 @@ _RSDP = struct.Struct("<8sB6sBIIQB3x")
 _RSDP_CHECKSUM, _RSDP_RSDT, _RSDP_XSDT, _RSDP_EXTENDED_CHECKSUM = 8, 16, 24, 32
 
 
+_NAMED_BY_SLIC = frozenset({"FACP", "RSDT", "XSDT"})
+
+
 def checksum(data: bytes | bytearray) -> int:
     """Return the byte that makes the sum of `data` and itself 0 modulo 256."""
     return -sum(data) & 0xFF
@@ -137,12 +140,19 @@ class AcpiTables:
     """Where each table starts in the block, by signature, and the identifier under :data:`GENERATION_ID`."""
 
 
+def _oem(table: bytes) -> tuple[bytes, bytes]:
+    """Return the OEM ID and the table ID in the header of a table."""
+    fields = HEADER.unpack_from(table)
+    return fields[4], fields[5]
+
+
 class _Builder:
     def __init__(self, info: MachineInfo) -> None:
         self.block = TableBlock()
         self.offsets: dict[str, int] = {}
-        self._oem_id = info.oem_id.encode("ascii")
-        self._oem_table_id = info.oem_table_id.encode("ascii")
+        self._oem = info.oem_id.encode("ascii").ljust(6), info.oem_table_id.encode("ascii").ljust(8)
+        # Windows takes a SLIC only where the tables that it looks at have the same maker.
+        self._named_by_user = next((_oem(table) for table in info.acpi_tables if table[:4] == b"SLIC"), self._oem)
 
     def facs(self, table: bytes) -> None:
         """Add the FACS, which has no checksum and must be aligned."""
@@ -165,8 +175,7 @@ class _Builder:
             length,
             revision,
             0,
-            self._oem_id.ljust(6),
-            self._oem_table_id.ljust(8),
+            *(self._named_by_user if signature in _NAMED_BY_SLIC else self._oem),
             _OEM_REVISION,
             _COMPILER_ID,
             1,
@@ -175,6 +184,11 @@ class _Builder:
         self.block.data += header + body
         self.block.pointers += [Pointer(start + offset, size) for offset, size in pointers or []]
         self.block.checksums.append(Checksum(start + _CHECKSUM_OFFSET, start, length))
+
+    def add_finished(self, name: str, table: bytes) -> None:
+        """Add a table that has all that belongs to it, under a name that is its own."""
+        self.offsets[name] = len(self.block.data)
+        self.block.data += table
 
     def root(self, signature: str, members: list[str], size: int) -> None:
         """Add the RSDT or XSDT, whose entries have `size` bytes."""
@@ -211,6 +225,9 @@ def build(info: MachineInfo) -> AcpiTables:
         if info.affinity.distances:
             builder.add("SLIT", 1, slit(info.affinity))
             members.append("SLIT")
+    for number, table in enumerate(info.acpi_tables):
+        builder.add_finished(f"user {number}", table)
+        members.append(f"user {number}")
     builder.root("RSDT", members, 4)
     builder.root("XSDT", members, 8)
     return AcpiTables(_rsdp(info, builder.offsets), builder.block, builder.offsets)

@@ -119,6 +119,8 @@ class MachineInfo:
     system: SystemStrings = field(default_factory=SystemStrings)
     smbios: SmbiosFields = field(default_factory=SmbiosFields)
     """What the user wants to be read in the SMBIOS tables."""
+    acpi_tables: tuple[bytes, ...] = ()
+    """Whole tables of the user's."""
     oem_id: str = "BOCHS"
     oem_table_id: str = "BXPC"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.firmware.bios.bios import Bios
@@ -41,6 +41,7 @@ class BuiltInBios:
     """The services of one machine.
 
     `disks` are all drives that can be booted from, `card_places` the boot indices of PCI devices with a ROM for that.
+    `kernel` loads what is booted before all of them, and returns the registers with which it is entered.
     """
 
     def __init__(
@@ -50,9 +51,13 @@ class BuiltInBios:
         disks: Sequence[BiosDisk],
         e820: list[E820Entry],
         card_places: Mapping[int, int],
+        kernel: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         boot = config.boot
         self._vcpus = board.vcpus
+        self._kernel = kernel
+        self._entry: dict[str, Any] | None = None
+        """The registers with which the kernel is to be entered, once it has been loaded."""
         self._bios = Bios(
             BiosMachine(
                 memory=board.memory,
@@ -68,11 +73,13 @@ class BuiltInBios:
                     menu=boot.menu,
                     splash_time=boot.splash_time,
                     strict=boot.strict,
+                    check_floppies=config.board.fd_bootchk,
                     reboot_timeout=None if boot.reboot_timeout < 0 else boot.reboot_timeout,
                 ),
                 console_on_serial=config.text_console,
                 cpus=config.smp.cpus,
                 option_roms=[OptionRom(rom.content, bootindex=rom.bootindex) for rom in config.option_roms],
+                kernel=None if kernel is None else self._load_kernel,
                 card_places=card_places,
             )
         )
@@ -94,6 +101,10 @@ class BuiltInBios:
         """Serve a machine whose memory has the BIOS already."""
         self._vcpus.set_firmware(ROM_START, ROM_SIZE)
 
+    def _load_kernel(self) -> None:
+        assert self._kernel is not None
+        self._entry = self._kernel()
+
     def call(self, vcpu: int) -> None:
         """Run the service at whose entry point a vCPU is."""
         state = self._vcpus.registers(vcpu)
@@ -105,6 +116,10 @@ class BuiltInBios:
             **{name: state[name][0] for name in _SEGMENTS},
         )
         self._bios.call(registers)
+        if self._entry is not None:
+            entry, self._entry = self._entry, None
+            self._vcpus.set_registers(vcpu, entry)
+            return
         for index, name in enumerate(_NAMES):
             general[index] = getattr(registers, name) & 0xFFFFFFFF
         changed: dict[str, Any] = {

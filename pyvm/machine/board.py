@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvm.devices.acpi.pm import AcpiPm, SleepKind
@@ -113,12 +114,15 @@ class Board:
         self.ports = ports
         self.vcpus = vcpus
         self.components: dict[str, Component] = {}
+        self.device_memory = ExitStack()
+        """Gives back the memory of devices, which processors map."""
         self._events = events
         self._wire_interrupts()
         self._wire_timers(rtc_base, rtc_make_up, hpet)
         self._wire_pci()
         self._wire_isa()
         self.shadow = Shadow(vcpus, memory, mmio, self.host_bridge, firmware)
+        self.device_memory.callback(self.shadow.close)
         self.fw_cfg = FwCfg(memory)
         self._keep("fw_cfg", self.fw_cfg)
         ports.add(FW_CFG_PORT, 2, self.fw_cfg.read, self.fw_cfg.write, "fw_cfg", max_access=2)

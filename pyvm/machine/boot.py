@@ -15,13 +15,11 @@ from pyvm.config import ROM_FOLDER
 from pyvm.cpu.cpuid import PHYSICAL_ADDRESS_BITS, feature_words, signature
 from pyvm.devices.ide.piix3 import IDETIM
 from pyvm.errors import ConfigError
-from pyvm.firmware import cpu_setup, pci_setup
 from pyvm.firmware.affinity import Affinity
 from pyvm.firmware.bootstate import BootState, EntryMode, SegmentValue
 from pyvm.firmware.e820 import hardware_map, high_ram_end, low_ram_end
 from pyvm.firmware.errors import BootError
 from pyvm.firmware.machine_info import RESET_PORT, MachineInfo, Processor, SerialPort, SystemStrings
-from pyvm.firmware.pic_setup import pic_setup
 from pyvm.firmware.smbios_fields import SmbiosFields
 from pyvm.firmware.tables import FW_CFG_FILES, InstalledTables, Tables, waking_vector
 from pyvm.machine import cmos
@@ -119,19 +117,19 @@ class Boot:
     def run(self) -> None:
         """Make the reset machine ready for its kernel and load that; raises ConfigError.
 
-        A firmware file does this itself.  Without a kernel the BIOS looks for something to boot.
+        A firmware file does this itself.  Without a kernel the BIOS looks for something to boot, and with one it starts
+        only to run option ROMs before that.
         """
         board, boot = self.board, self.config.boot
         first, self._started = not self._started, True
-        cmos.describe_boot_order(board.rtc, boot.once if first and boot.once else boot.order)
+        self._describe_order(boot.once if first and boot.once else boot.order)
         try:
             self.tables.build()
         except BootError as error:
             raise ConfigError(str(error)) from None
         if boot.bios is not None or self.config.accelerator == "qtest":
             return
-        pci_setup.setup(board.pci, self.tables.info, board.ports.write)
-        self._set_up_processors()
+        self._set_up_hardware()
         try:
             self._installed = installed = self.tables.install(board.memory)
             self._restored = None
@@ -139,15 +137,46 @@ class Boot:
             if boot.kernel is None:
                 self._start_bios(installed.e820)
                 return
-            # Loaders and decompressors are not needed by a machine without a kernel.
-            from pyvm.firmware.loader import load_kernel
-
-            self._show_text_screen()
-            arguments = (boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
-            state = load_kernel(board.memory, *arguments, text_screen=self.display is not None)
+            if not self._has_roms():
+                self._show_text_screen()
+            # With option ROMs, too: what is wrong with a kernel is said at once.
+            registers = self._load_kernel(installed)
         except BootError as error:
-            raise ConfigError(_with_file(str(error), boot.kernel, boot.initrd)) from None
-        board.vcpus.set_registers(0, registers_of(state))
+            raise ConfigError(str(error)) from None
+        if self._has_roms():
+            self._start_bios(installed.e820)
+        else:
+            board.vcpus.set_registers(0, registers)
+
+    def _load_kernel(self, installed: InstalledTables) -> dict[str, Any]:
+        """Load the kernel; return the registers with which it is entered.  Raises BootError."""
+        # Loaders and decompressors are not needed by a machine without a kernel.
+        from pyvm.firmware.loader import load_kernel
+
+        boot = self.config.boot
+        assert boot.kernel is not None
+        arguments = (boot.kernel, boot.initrd, boot.append, installed.e820, installed.rsdp)
+        try:
+            state = load_kernel(self.board.memory, *arguments, text_screen=self.display is not None)
+        except BootError as error:
+            raise BootError(_with_file(str(error), boot.kernel, boot.initrd)) from None
+        return registers_of(state)
+
+    def _load_kernel_again(self) -> dict[str, Any]:
+        """The BIOS has run the option ROMs, which may have used the memory of the kernel."""
+        assert self.installed is not None
+        return self._load_kernel(self.installed)
+
+    def _has_roms(self) -> bool:
+        """Return whether there are option ROMs to run before a kernel is entered."""
+        if self.config.option_roms:
+            return True
+        cards = (device for device in self.plugger.plugged.devices if device.model.category != "Display")
+        return any(device.values.get("romfile") for device in cards)
+
+    def _has_bios(self) -> bool:
+        """Return whether it is the built-in BIOS that starts the machine."""
+        return self.config.boot.kernel is None or self._has_roms()
 
     def _place_generation_id(self) -> None:
         """Tell the device where its identifier goes, as a BIOS does that follows the table loader's script."""
@@ -160,7 +189,7 @@ class Boot:
         if self.config.boot.bios is not None:
             return
         self._installed, self._restored = None, Tables(self.tables.info)
-        if self.config.boot.kernel is None and (installed := self.installed) is not None:
+        if self._has_bios() and (installed := self.installed) is not None:
             self._bios_for(installed.e820).resume()
 
     @property
@@ -191,15 +220,19 @@ class Boot:
             from pyvm.machine.bios import BuiltInBios
 
             disks, places = self.plugger.disks.bootable, self.plugger.card_places()
-            self._bios = BuiltInBios(self.board, self.config, disks, e820, places)
+            kernel = None if self.config.boot.kernel is None else self._load_kernel_again
+            self._bios = BuiltInBios(self.board, self.config, disks, e820, places, kernel)
         return self._bios
 
     def set_order(self, letters: str) -> None:
         """Boot from these drives, as `-boot order=` names them, from the next reset on."""
         self.config.boot.order, self.config.boot.once = letters, None
-        cmos.describe_boot_order(self.board.rtc, letters)
+        self._describe_order(letters)
         if self._bios is not None:
             self._bios.set_boot_order(letters)
+
+    def _describe_order(self, letters: str) -> None:
+        cmos.describe_boot_order(self.board.rtc, letters, check_floppies=self.config.board.fd_bootchk)
 
     def devices_changed(self) -> None:
         """Let the BIOS look again at what it can boot from when it starts next."""
@@ -210,8 +243,12 @@ class Boot:
         if self._bios is not None:
             self._bios.call(vcpu)
 
-    def _set_up_processors(self) -> None:
+    def _set_up_hardware(self) -> None:
+        from pyvm.firmware import cpu_setup, pci_setup
+        from pyvm.firmware.pic_setup import pic_setup
+
         board = self.board
+        pci_setup.setup(board.pci, self.tables.info, board.ports.write)
         for port, value in (*pic_setup(_ALL_BUT_CASCADE, _ALL), (FAST_A20_PORT, _A20_OPEN)):
             board.ports.write(port, 1, value)
         cpu_setup.virtual_wire(board.lapics[0].write)
@@ -233,8 +270,7 @@ class Boot:
             board.ide.config_write(IDETIM, 4, timing)
             board.rtc.set_cmos(cmos.SHUTDOWN_STATUS, cmos.RESUME_FROM_RAM)
             return
-        pci_setup.setup(board.pci, self.tables.info, board.ports.write)
-        self._set_up_processors()
+        self._set_up_hardware()
         self._place_generation_id()
         self._show_text_screen()
         vector = waking_vector(board.memory, self.installed.facs) if self.installed else 0
@@ -303,4 +339,5 @@ def describe(board: Board, config: MachineConfig, *, vga: bool, affinity: Affini
         affinity=affinity or Affinity(),
         system=SystemStrings(version=config.board.type, uuid=uuid),
         smbios=config.smbios or SmbiosFields(),
+        acpi_tables=tuple(config.acpi_tables),
     )

@@ -10,9 +10,7 @@ import sys
 from pyvm.config import GlobalConfig, MachineConfig
 from pyvm.devices.properties import DeviceModel, parse_property
 from pyvm.errors import ConfigError
-from pyvm.machine.plug.models import DEVICE_MODELS
 from pyvm.options import parse_number
-from pyvm.qom.types import load
 
 POWER_CHIP = "PIIX4_PM"
 _SLEEP_STATES = ("disable_s3", "disable_s4")
@@ -29,13 +27,19 @@ def chip_number(config: MachineConfig, chip: str, name: str) -> int:
 
 def check_chip_globals(config: MachineConfig) -> None:
     """Raise ConfigError for a setting that a chip cannot have; warn of one for what does not exist."""
-    aliases = {alias for model in DEVICE_MODELS.values() for alias in model.aliases} if config.globals else set()
+    if not config.globals:
+        return
+    from pyvm.machine.plug.models import DEVICE_MODELS
+
+    aliases = {alias for model in DEVICE_MODELS.values() for alias in model.aliases}
     for item in config.globals:
         if item.driver not in DEVICE_MODELS and item.driver not in aliases:
             _check(item)
 
 
 def _check(item: GlobalConfig) -> None:
+    from pyvm.qom.types import load
+
     setting = f"{item.driver}.{item.property}={item.value}"
     kind = load().get(item.driver)
     if kind is None:

@@ -53,12 +53,12 @@ def describe_floppies(rtc: Rtc, types: tuple[int, int]) -> None:
     rtc.set_cmos(EQUIPMENT, _EQUIPMENT_FPU | _EQUIPMENT_MOUSE | _EQUIPMENT_FLOPPY[count])
 
 
-def describe_boot_order(rtc: Rtc, letters: str) -> None:
-    """Store the first three drives to boot from, as `-boot order=` names them."""
+def describe_boot_order(rtc: Rtc, letters: str, *, check_floppies: bool = True) -> None:
+    """Store the drives to boot from, as `-boot order=` names them, and whether floppies need a signature for that."""
     codes = [_BOOT_CODES[letter] for letter in letters if letter in _BOOT_CODES][:3]
     first, second, third = codes + [0] * (3 - len(codes))
     rtc.set_cmos(_BOOT_FIRST, second << 4 | first)
-    rtc.set_cmos(_BOOT_THIRD, third << 4)
+    rtc.set_cmos(_BOOT_THIRD, third << 4 | (not check_floppies))
 
 
 def _word(rtc: Rtc, index: int, value: int) -> None:

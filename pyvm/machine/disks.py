@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pyvm.block.backend import BlockBackend
 from pyvm.block.errors import BlockError
 from pyvm.config import DeviceConfig
-from pyvm.devices.properties import DeviceModel, in_use, not_found
+from pyvm.devices.properties import DeviceModel, not_found
 from pyvm.errors import ConfigError
 from pyvm.firmware.bios.machine import BiosDisk, DiskKind
 from pyvm.machine import cmos
@@ -45,6 +45,9 @@ _BOOT_PATHS = {
     "floppy": "/pci@i0cf8/isa@1/fdc@03f0/floppy@{unit}",
 }
 _BOOT_STRICT = "HALT"
+_AUTOMATICALLY = (
+    "because it has been automatically connected to another device (did you need 'if=none' in the drive options?)"
+)
 _PERIPHERAL = "/machine/peripheral/"
 
 
@@ -102,8 +105,12 @@ class Disks:
             raise not_found(model, "drive", name) from None
         except BlockError as error:
             raise ConfigError(str(error)) from None
-        if backend.device is not None:
-            raise in_use(model, "drive", name)
+        if backend.device is not None or any(drive and drive.backend is backend for drive in self._floppies):
+            drive = self.storage.drives.get(name)
+            automatic = drive is not None and drive.config.interface != "none"
+            raise ConfigError(
+                f"Drive '{name}' is already in use {_AUTOMATICALLY if automatic else 'by another device'}"
+            )
         if not removable and backend.node is None:
             raise ConfigError("Device needs media, but drive is empty")
         for policy in ("werror", "rerror"):
@@ -181,9 +188,8 @@ class Disks:
 
     def plug_ide(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
         """Put a disk or a CD-ROM drive on one of the two IDE channels."""
-        if device.bus is not None and device.bus not in IDE_BUSES:
-            raise ConfigError(f"Bus '{device.bus}' not found")
-        number, unit = self._ide_place(device.bus, values["unit"])
+        number = IDE_BUSES.index(device.bus or "")
+        unit = self._ide_unit(number, values["unit"])
         is_cd = model.name == "ide-cd"
         backend = self._backend(model, values, removable=is_cd, only_reads=is_cd, path=device.id or "")
         identity = {"serial": values["serial"], "model": values["model"], "version": values["ver"]}
@@ -194,17 +200,16 @@ class Disks:
         self._boot(kind, backend, values, "ide", self.board.ide, channel=number, unit=unit)
         return drive
 
-    def _ide_place(self, bus: str | None, wanted: int) -> tuple[int, int]:
-        numbers = range(len(IDE_BUSES)) if bus is None else (IDE_BUSES.index(bus),)
-        for number in numbers:
-            for unit in range(_UNITS) if wanted == _NEXT_FREE else (wanted,):
-                if unit >= _UNITS:
-                    raise ConfigError(f"Can't create IDE unit {unit}, bus supports only {_UNITS} units")
-                if not self.board.ide.channels[number].drives[unit].present:
-                    return number, unit
-        if wanted != _NEXT_FREE:
-            raise ConfigError(f"IDE unit {wanted} is in use")
-        raise ConfigError(f"Bus '{bus}' is full" if bus else "No free 'IDE' bus found for device")
+    def _ide_unit(self, channel: int, unit: int) -> int:
+        """Return the place on a channel for a drive that is to be `unit`; raises ConfigError where there is none."""
+        drives = self.board.ide.channels[channel].drives
+        if unit == _NEXT_FREE:
+            unit = int(drives[0].present)
+        if unit >= _UNITS:
+            raise ConfigError(f"Can't create IDE unit {unit}, bus supports only {_UNITS} units")
+        if drives[unit].present:
+            raise ConfigError(f"IDE unit {unit} is in use")
+        return unit
 
     @staticmethod
     def _ide_cd(backend: BlockBackend, values: dict[str, Any], identity: dict[str, Any]) -> Any:
@@ -235,14 +240,13 @@ class Disks:
 
     # ---- SCSI
 
-    def make_scsi_host(self, device: DeviceConfig, values: dict[str, Any]) -> VirtioScsi:
-        """Return a virtio SCSI host with an empty bus."""
+    def make_scsi_host(self, name: str, values: dict[str, Any]) -> VirtioScsi:
+        """Return a virtio SCSI host with an empty bus of that name."""
         from pyvm.devices.virtio.scsi import VirtioScsi, keywords
 
         iothread = values["iothread"] or None
         if iothread is not None and iothread not in self.storage.iothreads:
             raise ConfigError(f"Device '{iothread}' not found")
-        name = f"{device.id}.0" if device.id else f"scsi.{len(self.scsi_buses)}"
         host = VirtioScsi(bus_name=name, **keywords(values, cpus=self.config.smp.cpus))
         self.scsi_buses[name] = host.bus
         return host
@@ -251,11 +255,7 @@ class Disks:
         """Put a logical unit on a SCSI bus."""
         from pyvm.devices.scsi.properties import make_cd, make_disk
 
-        if device.bus is not None and device.bus not in self.scsi_buses:
-            raise ConfigError(f"Bus '{device.bus}' not found")
-        if not self.scsi_buses:
-            raise ConfigError(f"No 'SCSI' bus found for device '{model.name}'")
-        bus = self.scsi_buses[device.bus] if device.bus is not None else next(iter(self.scsi_buses.values()))
+        bus = self.scsi_buses[device.bus or ""]
         function, iothread = self._scsi_hosts[bus.name]
         is_cd = model.name == "scsi-cd"
         backend = self._backend(
@@ -300,8 +300,6 @@ class Disks:
 
     def plug_floppy(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> object:
         """Put a drive on the floppy controller."""
-        if device.bus not in (None, FLOPPY_BUS):
-            raise ConfigError(f"Bus '{device.bus}' not found")
         unit = values["unit"]
         if unit == _NEXT_FREE:
             unit = self._floppies.index(None) if None in self._floppies else len(self._floppies)
@@ -313,6 +311,10 @@ class Disks:
         self._floppies[unit] = _Floppy(backend, values["drive-type"])
         self._boot("floppy", backend, values, "floppy", None, unit=unit)
         return backend
+
+    def floppy_unit(self, drive: object) -> int:
+        """Return the number of a floppy drive on the controller, by what the drive was made into."""
+        return next(unit for unit, item in enumerate(self._floppies) if item is not None and item.backend is drive)
 
     def add_floppy_controller(self) -> FloppyController:
         """Solder on the floppy controller, with the drives that were plugged in."""
@@ -338,8 +340,8 @@ class Disks:
     # ---- Drives without a device
 
     def device_for(self, drive: DriveConfig) -> DeviceConfig | None:
-        """Return the device that a drive stands for; None where another device uses it, or none is to."""
-        if drive.interface == "none" or self.storage.drives[drive.id].backend.device is not None:
+        """Return the device that a drive stands for, with its bus where the board has it by itself; None for none."""
+        if drive.interface == "none":
             return None
         properties: dict[str, Any] = {"drive": drive.id}
         if drive.interface == "virtio":

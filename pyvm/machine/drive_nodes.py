@@ -56,7 +56,7 @@ def add_overlay(graph: BlockGraph, node: Node, name: str | None = None, *, disca
     except OSError as error:
         raise BlockError(f"Could not get temporary filename: {error.strerror}") from None
     try:
-        create_image(path, "qcow2", node.size, {})
+        create_image(path, "qcow2", node.size, {}, durable=False)
         tree: Tree = {
             "driver": "qcow2",
             "file": {"driver": "file", "filename": path, "locking": "off"},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvm.machine.pc import Pc
     from pyvm.machine.storage import Storage
     from pyvm.memory import GuestMemory
+    from pyvm.monitor.dispatcher import Dispatcher
     from pyvm.monitor.events import EventBus
     from pyvm.monitor.hmp.arguments import Format
 
@@ -48,6 +49,13 @@ class Inspection(ABC):
     @abstractmethod
     def _give_back(self, action: Callable[[], None]) -> None:
         """Have `action` called, with the lock held, when the machine is closed."""
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        """What carries out the commands of all monitors; made with the first one."""
+        from pyvm.monitor.dispatcher import Dispatcher
+
+        return Dispatcher(self._pc, self._pc.mainloop.loop.create_task, traces=self._pc.traces)
 
     @cached_property
     def shown_format(self) -> Format:

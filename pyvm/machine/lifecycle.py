@@ -42,6 +42,9 @@ class Hardware(Protocol):
     def pause(self) -> None:
         """The guest has stopped: devices leave its memory alone, and what they hold back is passed on."""
 
+    def stand_still(self) -> None:
+        """Whatever works on disks beside the guest pauses for a moment."""
+
     def resume(self) -> None:
         """The guest is about to run: devices go on with what waits."""
 
@@ -88,11 +91,12 @@ class Lifecycle:
             self._go()
 
     def vm_stop(self, state: RunState) -> None:
-        """Stop the guest and enter `state`; STOP is sent.  Nothing happens where the guest does not run."""
+        """Stop the guest and enter `state`; STOP is sent.  Where the guest does not run, only its disks stand still."""
         if self.states.running:
             self._halt()
             self.states.set(state)
             self._emit("STOP", None)
+        self._hardware.stand_still()
 
     def _go(self) -> None:
         self._hardware.resume()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.chardev.base import Chardev, ChardevError
-from pyvm.chardev.uri import ChardevReference, parse_uri
 from pyvm.errors import ConfigError, MissingError
 from pyvm.monitor.errors import DEVICE_NOT_FOUND, QmpError, device_not_found
 from pyvm.net.client import NetClient
@@ -60,6 +59,8 @@ class Network:
             client.is_netdev = item.listed
 
     def _find_chardev(self, text: str, label: str) -> Chardev:
+        from pyvm.chardev.uri import ChardevReference, parse_uri
+
         failed = ConfigError(f"Could not open guest forwarding device '{text}'")
         devices = self._pc.chardev_set
         try:

@@ -102,8 +102,7 @@ def put_on_top(storage: Storage, overlay: Node, below: Node, *, freeze: bool = T
         raise BlockError("The overlay does not support backing images")
     if overlay in all_below(below):
         raise BlockError(f"Making '{below.name}' a backing child of '{overlay.name}' would create a cycle")
-    storage.drain()
-    with storage.quiet():
+    with storage.drained(below), storage.quiet():
         if not below.read_only:
             below.flush()
         _move_users(storage, overlay, below)
@@ -140,7 +139,7 @@ def rename_backing(storage: Storage, device: str, root: Node, image: Node, backi
     if was_read_only:
         storage.set_read_only(image, False)
     try:
-        storage.drain()
+        storage.settle()
         with storage.quiet():
             image.change_backing(backing_file, image.driver)  # type: ignore[attr-defined]  # formats with backing files
             image.named_backing = backing_file

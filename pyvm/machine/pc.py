@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pyvm.block.draining import drained_once
 from pyvm.chardev.base import ChardevError
 from pyvm.chardev.registry import ChardevHost, ChardevSet
 from pyvm.cpu.cpuid import CpuModel, CpuModelError, Topology, build_model
@@ -40,11 +40,7 @@ from pyvm.mainloop import MainLoop
 from pyvm.memory import IoSpace
 from pyvm.migration.settings import MigrationSettings
 from pyvm.monitor.descriptors import FdSets
-from pyvm.monitor.dispatcher import Dispatcher
 from pyvm.monitor.events import EventBus
-from pyvm.monitor.machine import Balloon
-from pyvm.monitor.qmp import QmpMonitor
-from pyvm.monitor.schema import model as schema
 from pyvm.monitor.trace import TraceEvents, start_traces, trace_life
 from pyvm.records import replace
 from pyvm.runstate import RunState, ShutdownCause
@@ -55,7 +51,7 @@ if TYPE_CHECKING:
     from pyvm.devices.display.vga import Vga
     from pyvm.firmware.tables import Tables
     from pyvm.machine.sleep import Sleep
-    from pyvm.monitor.hmp.monitor import HumanMonitor
+    from pyvm.monitor.machine import Balloon
     from pyvm.vnc.displays import VncDisplays
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -82,7 +78,7 @@ class Pc(Persistence):
         self._resources = ExitStack()
         """What :meth:`close` gives back, the newest first."""
         self._resources.callback(self.mainloop.close)
-        self.traces = TraceEvents(lambda: schema.load().command_names)
+        self.traces = TraceEvents(lambda: self.dispatcher.schema.command_names)
         self._resources.callback(self.traces.close)
         self.input = InputRouter(self.clock, self._listens_to_input, trace=self.traces.emit)
         self.fdsets = FdSets()
@@ -141,9 +137,14 @@ class Pc(Persistence):
         self.ports = IoSpace("I/O")
         self.mmio = IoSpace("memory")
         self.cpus = self._make_vcpus()
+        device_memory = self._resources.enter_context(ExitStack())  # which the processors map
         self._resources.callback(self.cpus.release)
+        self.traces.on_items = self._log_guest
+        if self.traces.items:
+            self._log_guest()
         self._add_monitors()  # before the serial ports: the last one on a multiplexer gets the input first
         self.board = self._make_board()
+        device_memory.enter_context(self.board.device_memory)
         self._give_back(self.board.reset)  # drops the views that devices have of guest memory
         if config.board.type != "none":
             self.input.register(KeyboardInput(self.board.keyboard, self._woken_by_input))
@@ -268,6 +269,11 @@ class Pc(Persistence):
             raise ConfigError(f'chardev "{name}" not found')
         return chardev.port()
 
+    def _log_guest(self) -> None:
+        from pyvm.machine.guest_log import follow
+
+        follow(self)
+
     def _open_storage(self) -> Storage:
         events = StorageEvents(
             emit=self.events.emit, stop=self.lifecycle.request_io_error, call_soon=self.mainloop.call_soon
@@ -305,20 +311,10 @@ class Pc(Persistence):
         return plugger
 
     def _add_monitors(self) -> None:
-        self.dispatcher = dispatcher = Dispatcher(self, self.mainloop.loop.create_task, traces=self.traces)
         for monitor in self.config.monitors:
-            port = self._port(monitor.chardev)
-            made: QmpMonitor | HumanMonitor
-            try:
-                if monitor.mode == "control":
-                    made = QmpMonitor(port, dispatcher, self.events, self.mainloop, pretty=monitor.pretty)
-                else:
-                    from pyvm.monitor.hmp.monitor import HumanMonitor
+            from pyvm.machine.monitors import make_monitor
 
-                    made = HumanMonitor(port, dispatcher, self, self.mainloop)
-            except ValueError as error:
-                raise ConfigError(f"{monitor.origin}: {error}" if monitor.origin else str(error)) from None
-            self._give_back(made.close)
+            self._give_back(make_monitor(self, monitor, self._port(monitor.chardev)).close)
 
     # ---- Hardware, as the life cycle sees it
 
@@ -326,7 +322,7 @@ class Pc(Persistence):
         """Reset everything and run the firmware."""
         self.model.before_reset()
         log_reset(self)
-        with self.board.shadow.deferred():
+        with self.board.shadow.deferred(), drained_once(self.storage.graph):
             self.board.reset()
             self.cpus.reset()
             self._boot.run()
@@ -369,6 +365,10 @@ class Pc(Persistence):
         if self._complete:
             self._plugger.pause()
 
+    def stand_still(self) -> None:
+        """Have everything that works on disks beside the guest stand still for a moment: it was stopped."""
+        self.storage.drain()
+
     def resume(self) -> None:
         """The guest is about to run: devices go on with what waits."""
         self._rtc_base.about_to_run()
@@ -379,7 +379,9 @@ class Pc(Persistence):
     # ---- What the guest does
 
     def _cpu_failed(self, error: BaseException) -> None:
-        print("pyvm: the machine stops: " + "".join(traceback.format_exception(error)), file=sys.stderr, end="")
+        from traceback import format_exception
+
+        print("pyvm: the machine stops: " + "".join(format_exception(error)), file=sys.stderr, end="")
         self.lifecycle.request_internal_error()
 
     def _guest_resets(self) -> None:

@@ -65,6 +65,12 @@ class Shadow:
             vcpus.overlay(FOUR_GIB - self._file.size, self._file.size, self._file, writable=False)
         bridge.on_pam_change = self.update
 
+    def close(self) -> None:
+        """Give the ROM's memory back; the processors are gone."""
+        self._rom.close()
+        if self._file is not None:
+            self._file.close()
+
     def rom_at(self, address: int) -> tuple[DeviceRam, int] | None:
         """Return the ROM that the guest reads at an address, and the offset in it; None where that is none."""
         if self._file is not None and 0 <= address - (FOUR_GIB - self._file.size) < self._file.size:

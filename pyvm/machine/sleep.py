@@ -15,9 +15,8 @@ from pyvm.clock import NANOSECONDS
 from pyvm.devices.acpi.pm import WakeReason
 
 if TYPE_CHECKING:
-    import asyncio
-
     from pyvm.clock import RunningClock
+    from pyvm.eventloop import Handle
     from pyvm.machine.board import Board
     from pyvm.mainloop import MainLoop
 
@@ -33,7 +32,7 @@ class Sleep:
         self._board = board
         self._wake = wake
         self._since: int | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: Handle | None = None
 
     def begin(self) -> None:
         """The machine is asleep from now on; its clock may wake it, where the guest wants that."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvm.block.backend import BackendEvents, BlockBackend, MediumOptions
 from pyvm.block.context import IoContext
+from pyvm.block.draining import drained, take_leave
 from pyvm.block.errors import BlockError
 from pyvm.block.graph import BlockGraph, OpenFile
 from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
@@ -92,6 +93,7 @@ class Storage:
     ) -> None:
         self.graph = BlockGraph(clock)
         self.graph.inactive = config.incoming is not None
+        self.graph.of_machine = True
         self.graph.find_object = find_object
         self.graph.drive_of = self._drive_of
         self.graph.open_file = open_file
@@ -250,8 +252,7 @@ class Storage:
 
     def _reopen(self, reopener: Reopener) -> None:
         reopener.check_contexts(self.context_of, self.context)
-        self.drain()
-        with self.quiet():
+        with self.drained(*reopener.nodes, below=True), self.quiet():
             reopener.run()
         for node in reopener.nodes:
             if node.dirty_bitmaps:
@@ -264,12 +265,12 @@ class Storage:
 
     def resize(self, node: Node, size: int) -> None:
         """Make a node `size` bytes long, and tell the devices that show it.  Raises OSError or BlockError."""
-        self.drain()
         user = self.graph.attach(node, "an unnamed block device", Access(Permission.RESIZE, ALL_PERMISSIONS))
         try:
-            with self.quiet():
+            with self.drained(node), self.quiet():
                 node.truncate(size)
         finally:
+            take_leave(self.graph, node)
             self.graph.detach(user)
         for backend in self.backends():
             shown = backend.node
@@ -380,7 +381,8 @@ class Storage:
     def _drop_throttle(self, backend: BlockBackend) -> None:
         member = backend.throttle
         if member is not None:
-            backend.set_throttle(None)
+            with drained(self.graph, [] if backend.node is None else [backend.node]):
+                backend.set_throttle(None)
             self.graph.throttle_groups.leave(member)
 
     def remove_drive(self, name: str) -> None:
@@ -476,6 +478,23 @@ class Storage:
             yield from [it.backend for it in self._exports if it.node is not None]
         yield from tuple(self._all)
 
+    def show_node(self, backend: BlockBackend, name: str) -> None:
+        """Let a backend show another node, without its device being told.  Raises BlockError."""
+        node = self.graph.nodes.get(name)
+        if node is None:
+            raise BlockError(f"Cannot find device='' nor node-name='{name}'")
+        if self.context_of(node) is not backend.context:
+            raise BlockError("Different aio context is not supported for new node")
+        before = backend.node
+        with self.drained(*(it for it in (before, node) if it is not None)), self.quiet():
+            try:
+                backend.replace_node(node.hold())
+            except BlockError:
+                node.references -= 1
+                raise
+            if before is not None:
+                before.release()
+
     def set_iothread(self, backend: BlockBackend, name: str) -> None:
         """Let an I/O thread serve a backend.  Raises BlockError where the nodes below are served elsewhere."""
         thread = self.iothreads.get(name)
@@ -497,7 +516,8 @@ class Storage:
             and other.node is not None
             and not nodes.isdisjoint(_tree(other.node))
         ]
-        if not all(other.movable for other in elsewhere):
+        # Nobody but a drive without a device follows its node unasked, and who says so.
+        if not all(other.movable or (other.name and other.device is None) for other in elsewhere):
             raise BlockError("Cannot change iothread of active block backend")
         for other in elsewhere:
             other.drain()
@@ -517,8 +537,7 @@ class Storage:
 
     def pause(self) -> None:
         """The guest has stopped: finish what is in flight, and make it safe.  What errors held back stays so."""
-        for backend in self.backends():
-            backend.drain()
+        self.settle()
         for backend in self.backends():
             node = backend.node
             if node is not None and not node.read_only:
@@ -530,8 +549,20 @@ class Storage:
         for backend in self.backends():
             backend.resume()
 
+    @contextmanager
+    def drained(self, *nodes: Node, below: bool = False) -> Iterator[None]:
+        """Let nothing be in flight meanwhile, and jobs pause: see :mod:`pyvm.block.draining`."""
+        with drained(self.graph, nodes, below=below):
+            self.settle()
+            yield
+
     def drain(self) -> None:
-        """Return when nothing is in flight."""
+        """Have everything stand still for a moment, jobs included."""
+        with drained(self.graph):
+            self.settle()
+
+    def settle(self) -> None:
+        """Return when no request of a disk is in flight."""
         for backend in self.backends():
             backend.drain()
 

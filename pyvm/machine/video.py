@@ -20,6 +20,7 @@ class Display:
 
     def __init__(self, board: Board) -> None:
         self.vga = vga = Vga(board.clock, on_window=self._show_text)
+        board.device_memory.callback(vga.close)
         self._vcpus = board.vcpus
         self._text: Overlay | None = None
         board.ports.add(r.PORT_BASE, r.PORT_COUNT, vga.port_read, vga.port_write, "vga", max_access=1)

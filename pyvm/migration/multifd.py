@@ -102,6 +102,7 @@ class ChannelSet:
             thread.join()
         for channel in self._channels:
             channel.close()
+        self._failure = OSError("the connection was torn down")  # another's traceback sees the machine's memory
 
 
 class Receivers:
@@ -193,7 +194,7 @@ class Receivers:
                 channel.abort()
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Give all connections back, and forget the machine's memory."""
         self.abort()
         with self._changed:
             self._failure = self._failure or StreamError("the migration has ended")
@@ -202,3 +203,5 @@ class Receivers:
             thread.join()
         for channel in self._channels:
             channel.close()
+        self._blocks = ()
+        self._failure = StreamError("the migration has ended")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from pyvm.native import used_pages
@@ -21,7 +20,6 @@ Ranges = Mapping[str, Iterable[tuple[int, int]]]
 """By the name of a block of memory: where something may be in it, as offsets of starts and ends in order."""
 
 _TO_DIGITS, _FROM_DIGITS = bytes.maketrans(b"\x00\x01", b"01"), bytes.maketrans(b"01", b"\x00\x01")
-_SET = re.compile(rb"\x01+")
 
 
 def union(one: bytes | bytearray, other: bytes | bytearray) -> bytes:
@@ -43,7 +41,15 @@ def numbered(numbers: bytes | bytearray, number: int) -> bytes:
 
 def runs(pages: bytes) -> list[tuple[int, int]]:
     """Return where the pages that are set start and end, in bytes, neighbours together."""
-    return [(found.start() * PAGE, found.end() * PAGE) for found in _SET.finditer(pages)]
+    found = []
+    start = pages.find(1)
+    while start >= 0:
+        end = pages.find(0, start)
+        if end < 0:
+            end = len(pages)
+        found.append((start * PAGE, end * PAGE))
+        start = pages.find(1, end)
+    return found
 
 
 def packed(pages: bytes) -> bytes:

@@ -46,6 +46,7 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
 
     Nothing is left of the folder where that fails.  Raises SnapshotError.
     """
+    stopped_at = time.time_ns()  # to write all of it takes a while
     if pc.storage.jobs.blocks_migration:
         raise SnapshotError(f"{path}: block jobs are at work, and cannot be saved")
     try:
@@ -58,7 +59,7 @@ def save_machine(pc: Pc, path: str, arguments: list[str]) -> None:
         parts = write_ram(os.path.join(path, _RAM), memory_of(pc), ranges_of(pc))
         header = {
             **marks_of_machine(pc),
-            "time": time.time_ns(),
+            "time": stopped_at,
             "arguments": arguments,
             "ram": [[part.name, part.offset, part.size] for part in parts],
             "disks": _save_disks(pc, path),

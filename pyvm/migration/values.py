@@ -5,7 +5,6 @@ That is how records of state are written, whatever holds them: files with the st
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from typing import Any
@@ -28,7 +27,7 @@ def decode_value(data: bytes) -> Any:
 
 def _plain_bytes(value: Any) -> dict[str, str]:
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return {_BYTES: base64.b64encode(value).decode()}
+        return {_BYTES: binascii.b2a_base64(value, newline=False).decode()}
     raise TypeError(f"a {type(value).__name__} cannot be saved")
 
 
@@ -39,6 +38,6 @@ def _real_bytes(value: dict[str, Any]) -> Any:
     if not isinstance(text, str):
         raise ValueError("bytes that are none")
     try:
-        return base64.b64decode(text, validate=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise ValueError(str(error)) from None

@@ -7,15 +7,14 @@ in turns; only out-of-band commands run while another command waits.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from pyvm.json.writer import encode
 from pyvm.monitor.descriptors import FdSets
 from pyvm.monitor.errors import COMMAND_NOT_FOUND, QmpError
-from pyvm.monitor.json_writer import encode
 from pyvm.monitor.registry import CommandTable, Context, Handler, Session, Spawn
 from pyvm.monitor.trace import TraceEvents
 from pyvm.pace import Pace
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from pyvm.monitor.machine import MachineControl
     from pyvm.monitor.schema.model import Command, Schema
     from pyvm.monitor.schema.validate import Validator
-
-_log = logging.getLogger(__name__)
 
 Reply = dict[str, Any]
 
@@ -188,7 +185,7 @@ class Dispatcher:
             reply = error_reply(error)
         except Exception as error:  # noqa: BLE001 - whatever fails in a handler, the monitor goes on
             reply = _internal_error(error)
-            _log.exception("a command failed unexpectedly")
+            _log_failure(error)
         self._deliver(client, _identified(reply, request))
         self._run()
 
@@ -203,7 +200,7 @@ class Dispatcher:
             reply = error_reply(error)
         except Exception as error:  # noqa: BLE001 - whatever fails in a handler, the monitor goes on
             reply = _internal_error(error)
-            _log.exception("a command failed unexpectedly")
+            _log_failure(error)
         return _identified(reply, request)
 
     def _call(self, client: Client, request: Any) -> Any:
@@ -229,8 +226,8 @@ class Dispatcher:
         async def run() -> None:
             try:
                 await coroutine
-            except Exception:  # noqa: BLE001 - there is nobody to tell but the log
-                _log.exception("a command failed unexpectedly")
+            except Exception as error:  # noqa: BLE001 - there is nobody to tell but the log
+                _log_failure(error)
             finally:
                 del self._detached[key]
 
@@ -301,6 +298,12 @@ def _success(result: Any) -> Reply:
 def _internal_error(error: Exception) -> Reply:
     """Return the reply for an error of pyvm: the monitor goes on."""
     return error_reply(QmpError(f"Internal error: {type(error).__name__}: {error}"))
+
+
+def _log_failure(error: Exception) -> None:
+    import logging
+
+    logging.getLogger(__name__).error("a command failed unexpectedly", exc_info=error)
 
 
 def _identified(reply: Reply, request: Any) -> Reply:

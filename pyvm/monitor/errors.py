@@ -18,10 +18,6 @@ class QmpError(Exception):
         self.error_class = error_class
 
 
-class JsonParseError(QmpError):
-    """Input is no JSON text, or exceeds a limit."""
-
-
 def device_not_found(name: str) -> QmpError:
     """Return the error for a device, node or network that does not exist under `name`."""
     return QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pyvm.monitor.json_writer import encode
 from pyvm.monitor.machine import Scheduler
 
 SECOND = 1.0
@@ -44,6 +43,8 @@ class EventMessage:
 
     def text(self, pretty: bool) -> bytes:
         """Return the line, or the lines, to send."""
+        from pyvm.json.writer import encode
+
         if pretty:
             return encode(self.message, pretty=True)
         if self._compact is None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 CPU_RESET = "cpu_reset"
-_ITEMS = {CPU_RESET: "show CPU state before CPU resets"}
+GUEST_ERRORS = "guest_errors"
+_ITEMS = {
+    CPU_RESET: "show CPU state before CPU resets",
+    GUEST_ERRORS: "log when the guest OS does something invalid (eg accessing memory that is not there)",
+}
 _TRACE = "trace:"
 _MISSING = frozenset(
-    "all out_asm in_asm op op_opt op_ind int exec cpu fpu mmu pcall unimp guest_errors page nochain plugin strace tid"
+    "all out_asm in_asm op op_opt op_ind int exec cpu fpu mmu pcall unimp page nochain plugin strace tid"
     .split()
 )  # fmt: skip
 _WIDTH = 15

@@ -10,23 +10,20 @@ input is not read while that is long, and events are dropped once it is very lon
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
 from pyvm.chardev.base import Chardev, ChardevEvent
+from pyvm.json.reader import BUSY, INCOMPLETE, JsonError, MessageParser
+from pyvm.json.writer import encode, encode_pieces
 from pyvm.monitor.commands.control import version_info
 from pyvm.monitor.descriptors import NamedFds, first_fd
 from pyvm.monitor.dispatcher import Dispatcher, Reply
 from pyvm.monitor.errors import COMMAND_NOT_FOUND, QmpError
 from pyvm.monitor.events import EventBus, EventMessage
-from pyvm.monitor.json import BUSY, INCOMPLETE, MessageParser
-from pyvm.monitor.json_writer import encode, encode_pieces
 from pyvm.monitor.machine import Scheduler
-
-_log = logging.getLogger(__name__)
 
 CHUNK = 2048
 """Most bytes that are taken from a client in one turn, so that looking at them keeps nobody waiting for long."""
@@ -202,8 +199,8 @@ class QmpSession:
             turn -= 1
             try:
                 request = self._parser.next()
-            except QmpError as error:
-                request = error
+            except JsonError as error:
+                request = QmpError(str(error))
             if request is INCOMPLETE:
                 return
             if request is BUSY:
@@ -245,7 +242,9 @@ class QmpSession:
             self._output.send(event.text(self._monitor.pretty))
         elif not self._dropped:
             self._dropped = True
-            _log.warning("a QMP client does not read; its events are dropped")
+            import logging
+
+            logging.getLogger(__name__).warning("a QMP client does not read; its events are dropped")
 
     def _send(self, message: dict[str, Any]) -> None:
         pieces = encode_pieces(message, self._monitor.pretty)

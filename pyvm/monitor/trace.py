@@ -105,6 +105,8 @@ class TraceEvents:
         self._commands = commands
         self.items: frozenset[str] = frozenset()
         """What else the log is to have: see :mod:`pyvm.monitor.log_items`."""
+        self.on_items: Callable[[], None] = lambda: None
+        """Called when that has changed."""
         self._enabled: set[str] = set()
         self._log_fd = -1
 
@@ -135,6 +137,11 @@ class TraceEvents:
             self._enabled.update(names)
         else:
             self._enabled.difference_update(names)
+
+    def set_items(self, items: frozenset[str]) -> None:
+        """Have these items in the log from now on."""
+        self.items = items
+        self.on_items()
 
     def emit(self, name: str, text: str = "") -> None:
         """Tell of an event, where it is enabled."""

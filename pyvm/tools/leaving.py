@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+
+from pyvm.annotations import NoReturn
 
 
 def leave(status: int) -> NoReturn:

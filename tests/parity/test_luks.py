@@ -218,13 +218,50 @@ def test_convert_and_info(secrets, capsys):
         assert json.loads(tool("qemu-img", "info", "--output=json", "new"))["encrypted"] is True
 
 
-def test_images_with_the_old_aes_method(secrets):
-    chosen = "encrypt.format=aes,encrypt.key-secret=t"
-    tool("qemu-img", "create", "-q", "-f", "qcow2", *OBJECTS, "-o", chosen, "disk", "2M")
+@pytest.mark.parametrize("more", ["", ",compat=0.10", ",extended_l2=on,cluster_size=128k", ",data_file=data"])
+@pytest.mark.parametrize("maker", ["qemu", "pyvm"])
+def test_images_with_the_old_aes_method(secrets, maker, more, capsys):
+    create = ("create", "-q", "-f", "qcow2", *OBJECTS, "-o", f"encrypt.format=aes,encrypt.key-secret=t{more}")
+    tool("qemu-img", *create, "disk", "2M") if maker == "qemu" else pyvm_img(*create, "disk", "2M")
     tool("qemu-io", *source("qcow2", secret="t"), "-c", "write -P 7 100k 70000")
+    expected = bytearray(bytes(100 << 10) + b"\7" * 70000).ljust(2 * MIB, b"\0")
+    chance = random.Random(more)
+    node = open_disk(secrets, "qcow2", secret="t")
+    for _ in range(20):
+        start = chance.randrange(2 * MIB - 100000)
+        data = chance.randbytes(chance.choice((1, 511, 512, 4096, 70001)))
+        node.write(start, data)
+        expected[start : start + len(data)] = data
+    node.release()
+    Path("plain").write_bytes(expected)
+    assert "identical" in tool("qemu-img", "compare", *source("qcow2", secret="t"), "driver=raw,file.filename=plain")
     pyvm_img("convert", *source("qcow2", secret="t"), "-O", "raw", "back")
-    expected = bytes(100 << 10) + b"\7" * 70000
-    assert Path("back").read_bytes() == expected.ljust(2 * MIB, b"\0")
+    assert Path("back").read_bytes() == expected
+    capsys.readouterr()
+    pyvm_img("info", "disk")
+    assert capsys.readouterr().out == tool("qemu-img", "info", "disk")
+    tool("qemu-img", "check", *source("qcow2", secret="t"))
+
+
+def test_conversion_to_the_old_aes_method_and_back():
+    Path("plain").write_bytes(random.Random(1).randbytes(MIB) + bytes(MIB) + b"end".ljust(512, b"."))
+    pyvm_img("convert", *OBJECTS, "-O", "qcow2", "-o", "encrypt.format=aes,encrypt.key-secret=t", "plain", "new")
+    assert "identical" in tool("qemu-img", "compare", *source("qcow2", "new", "t"), "driver=raw,file.filename=plain")
+    pyvm_img("amend", *source("qcow2", "new", "t"), "-o", "compat=0.10")
+    assert "identical" in tool("qemu-img", "compare", *source("qcow2", "new", "t"), "driver=raw,file.filename=plain")
+
+
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+@pytest.mark.parametrize("more", ["", ",readonly=on"])
+def test_a_machine_refuses_the_old_aes_method(more):
+    options = "encrypt.format=aes,encrypt.key-secret=t"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *OBJECTS, "-o", options, "old", "1M")
+    drive = f"file=old,format=qcow2,encrypt.key-secret=t,if=none{more}"
+    words = ("-nodefaults", "-display", "none", *(word.replace("--", "-") for word in OBJECTS), "-drive", drive)
+    qemu, pyvm = run("qemu-system-x86_64", *words), run(sys.executable, "-m", "pyvm", *words)
+    assert qemu.returncode == pyvm.returncode == 1
+    told = qemu.stderr.replace("qemu-system-x86_64:", "pyvm:").replace("qemu-img", "pyvm-img")
+    assert pyvm.stderr == told
 
 
 COMMANDS = """
@@ -242,6 +279,12 @@ create -f qcow2 -o encrypt.format=luks b.qcow2 1M
 create -f qcow2 -o encrypt.key-secret=s b.qcow2 1M
 create -f qcow2 -o encryption=on,encrypt.format=luks,encrypt.key-secret=s b.qcow2 1M
 create -f qcow2 -o encrypt.format=foo b.qcow2 1M
+create -f qcow2 -o encrypt.format=aes b.qcow2 1M
+create -f qcow2 -o encryption=on b.qcow2 1M
+create -f qcow2 -o encrypt.format=aes,encrypt.key-secret=q b.qcow2 1M
+create -f qcow2 -o encrypt.format=aes,encrypt.cipher-alg=aes-256,encrypt.key-secret=s b.qcow2 1M
+create -f qcow2 -o encryption=on,encrypt.key-secret=s b.qcow2 1M
+measure -O qcow2 -o encrypt.format=aes,encrypt.key-secret=s --size 10M
 create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 b.qcow2 1M
 create -f luks -o help
 amend -f luks -o help

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.rom_support import RETURN, option_rom, say
+from tests.unit.rom_support import RETURN, multiboot, option_rom, say
 
 QEMU = shutil.which("qemu-system-x86_64")
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
@@ -22,7 +22,7 @@ EMULATORS = {
 }
 E1000 = 0x100E_8086
 EXIT = b"\xb0\x00\xe6\xf4"
-PATIENCE = 60
+PATIENCE = 120
 
 
 @pytest.fixture(params=EMULATORS)
@@ -74,6 +74,19 @@ def test_roms_of_every_kind(emulator: list[str], tmp_path: Path) -> None:
     assert sorted(said[:4]) == ["adapter starts", "card starts", "first starts", "last starts"]
     assert sorted(said[4:6]) == ["adapter connects", "old"]
     assert said[6:] == ["card boots", "first boots", "last boots"]
+
+
+@pytest.mark.parametrize("place", ["", ",bootindex=1"])
+def test_a_kernel_comes_behind_the_roms(place: str, tmp_path: Path) -> None:
+    """And before what else has a place in the order of booting."""
+    for name, content in (("user", talkative("user")), ("card", talkative("card", pci=E1000))):
+        (tmp_path / f"{name}.rom").write_bytes(content)
+    (tmp_path / "kernel").write_bytes(multiboot(say(b"<kernel>") + EXIT))
+    options = ("-option-rom", f"user.rom{place}", "-device", "e1000,romfile=card.rom,bootindex=2", "-kernel", "kernel")
+    expected = b"<card starts><user starts><kernel>"
+    assert run(PYVM, tmp_path, *options) == expected
+    if QEMU is not None:
+        assert run([QEMU], tmp_path, *options) == expected
 
 
 def test_a_drive_of_a_rom_boots(emulator: list[str], tmp_path: Path) -> None:

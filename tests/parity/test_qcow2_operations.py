@@ -16,6 +16,7 @@ from pyvm.block.drivers.qcow2 import bitmaps, creation
 from pyvm.block.drivers.qcow2.driver import Qcow2Node, read_header
 from pyvm.block.errors import BlockError
 from pyvm.block.open import open_image
+from pyvm.block.option_values import parse_size
 from tests.parity.qcow2_support import filled, open_qcow2, put, run, tool
 
 pytestmark = [
@@ -75,7 +76,7 @@ def test_images_are_made_as_qemu_makes_them(format_name: str, options: dict[str,
     length = os.stat("disk").st_size
     os.unlink("disk")
     said: list[str] = []
-    number = creation.parse_size(size, "size") if size is not None else None
+    number = parse_size(size, "size") if size is not None else None
     create_image("disk", format_name, number, options, announce=said.append)
     assert said == [expected.rstrip("\n")]
     ours = json.loads(tool("qemu-img", "info", "-f", format_name, "--output=json", "disk"))
@@ -147,7 +148,7 @@ def test_what_cannot_be_made_is_refused_in_the_same_words(
     done = run("qemu-img", "create", "-q", "-f", format_name, *extra, *below, "disk", *([size] if size else []))
     assert done.returncode == 1
     plain = {key: value for key, value in options.items() if not key.startswith("backing")}
-    number = creation.parse_size(size, "size") if size is not None else None
+    number = parse_size(size, "size") if size is not None else None
     with pytest.raises(BlockError) as error:
         create_image("disk", format_name, number, plain, options.get("backing_file"), options.get("backing_fmt"))
     assert f"qemu-img: disk: {error.value}" == done.stderr.rstrip("\n")
@@ -172,7 +173,7 @@ def test_measured_sizes(options: str, size: str) -> None:
         "qemu-img", "measure", "-O", "qcow2", "--output=json", "--size", size, *(["-o", options] if options else [])
     )
     given = dict(word.split("=") for word in options.split(",") if word)
-    measured = creation.measure(creation.read_options(given, creation.parse_size(size, "size")))
+    measured = creation.measure(creation.read_options(given, parse_size(size, "size")))
     theirs = json.loads(done.stdout)
     assert (measured.required, measured.fully_allocated) == (theirs["required"], theirs["fully-allocated"])
 

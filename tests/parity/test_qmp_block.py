@@ -62,7 +62,7 @@ class Emulator:
         self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(60)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.socket.connect(str(path))
@@ -86,7 +86,7 @@ class Emulator:
     def end(self) -> None:
         """End the program."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         self.stream.close()
         self.socket.close()
 

@@ -47,7 +47,7 @@ class Qemu:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-        self._client = QmpClient(ours)
+        self._client = QmpClient(ours, timeout=120)
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
         """Execute a command; return the reply without its identifier."""

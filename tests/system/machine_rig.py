@@ -69,12 +69,18 @@ class Machine:
         self.events.append((name, data))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self.run(asyncio.wait_for(work, 5))
+        self.run(asyncio.wait_for(work, 60))
 
     def run(self, work: Coroutine[Any, Any, Any] | None = None) -> None:
         """Let the main loop do `work`, or what is to be done soon."""
         with self.pc.lock:
-            self.pc.mainloop.loop.run_until_complete(work if work is not None else asyncio.sleep(0.001))
+            self.pc.mainloop.loop.run_until_complete(work if work is not None else self._soon())
+
+    @staticmethod
+    async def _soon() -> None:
+        await asyncio.sleep(0.001)
+        for _ in range(5):  # that time may be over before anything was done
+            await asyncio.sleep(0)
 
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
         """Execute a command; return the reply, whose value was checked against the schema."""

@@ -44,7 +44,7 @@ def test_console_waits_for_what_comes_in_pieces(wire: Wire) -> None:
     wire.guest.sendall(b"Debian GNU/Linux\r\nhost lo")
     thread = threading.Timer(0.01, wire.guest.sendall, [b"gin: "])
     thread.start()
-    match = wire.console.wait(r"^(\w+) login: ", 10)
+    match = wire.console.wait(r"^(\w+) login: ", 60)
     assert match is not None
     assert match[1] == b"host"
     thread.join()
@@ -53,17 +53,17 @@ def test_console_waits_for_what_comes_in_pieces(wire: Wire) -> None:
 def test_console_goes_on_after_the_last_match(wire: Wire) -> None:
     wire.guest.sendall(b"# one\n# two\n# ")
     for expected in (0, 6, 12):
-        match = wire.console.wait("# ", 10)
+        match = wire.console.wait("# ", 60)
         assert match is not None
         assert match.start() == expected
     assert wire.console.wait("# ", 0.01) is None
     assert wire.console.wait("one", 0.01) is None
-    assert wire.console.wait(b"one", 10, rewind=True) is not None
+    assert wire.console.wait(b"one", 60, rewind=True) is not None
 
 
 def test_console_log_text_and_tail(wire: Wire) -> None:
     wire.guest.sendall(b"".join(b"line %d\r\n" % number for number in range(100)) + b"\x1b[1;31mred\x1b[0m \xff\r\n")
-    wire.console.wait("red", 10)
+    wire.console.wait("red", 60)
     assert wire.console.log.startswith(b"line 0\r\nline 1\r\n")
     assert wire.console.text.startswith("line 0\nline 1\n")
     tail = wire.console.tail.split("\n")
@@ -169,7 +169,7 @@ def test_qmp_events_are_kept_until_asked_for(monitor: Monitor) -> None:
         with pytest.raises(QmpTimeout, match="RESET"):
             client.wait_event("RESET", timeout=0.01)
         threading.Timer(0.01, monitor.send, [{"event": "RESUME"}]).start()
-        assert client.wait_event("RESUME", timeout=10)["event"] == "RESUME"
+        assert client.wait_event("RESUME", timeout=60)["event"] == "RESUME"
 
 
 def test_qmp_end_of_the_machine(monitor: Monitor) -> None:
@@ -250,7 +250,7 @@ def test_a_real_machine_starts_stops_and_answers() -> None:
         assert machine.qmp("query-status")["status"] == "prelaunch"
         assert [entry["label"] for entry in machine.qmp("query-chardev")] == ["pyvm-qmp", "pyvm-console", "pyvm-agent"]
         machine.resume()
-        assert machine.wait_event("RESUME", 10)["event"] == "RESUME"
+        assert machine.wait_event("RESUME", 60)["event"] == "RESUME"
         machine.pause()
         assert machine.qmp("query-status")["status"] == "paused"
         with pytest.raises(MachineError, match=r"has not shown 'login' within 0\.01 s"):
@@ -276,7 +276,7 @@ def test_quitting_ends_a_real_machine() -> None:
     with pytest.raises(MachineError, match="no port for its agent"):
         machine.agent.ping()
     machine.quit()
-    machine.wait(10)
+    machine.wait(60)
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing_open() -> None:

@@ -90,7 +90,7 @@ def agent(tmp_path: Path) -> Iterator[AgentDouble]:
     double.close()
 
 
-def ga(agent: AgentDouble, *words: str, timeout: float = 20) -> int:
+def ga(agent: AgentDouble, *words: str, timeout: float = 60) -> int:
     return cli.main(["-s", str(agent.path), "--timeout", str(timeout), *words])
 
 
@@ -226,7 +226,7 @@ class TestActions:
     def test_power(
         self, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str, arguments: Any
     ) -> None:
-        monkeypatch.setattr("pyvm.agent.client._SILENCE", 0.01)
+        monkeypatch.setattr("pyvm.agent.client._SILENCE", 60)  # the end of the connection comes first
         agent.before = lambda name: agent.hang_up() if name == command else None
         assert ga(agent, *words) == 0
         assert agent.requests[-1] == {"execute": command, **({"arguments": arguments} if arguments else {})}
@@ -277,7 +277,7 @@ class TestExec:
             assert process.stdout.readline() == b"first\n"
             go.touch()
             assert process.stdout.readline() == b"second\n"
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
 
     def test_variables_and_directory(self, agent: AgentDouble, tmp_path: Path) -> None:
         done = program(
@@ -317,7 +317,7 @@ class TestExec:
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == b"caught\n"
-            assert process.wait(20) == 5
+            assert process.wait(60) == 5
 
     def test_json_and_detached(self, agent: AgentDouble, capsys: Capture) -> None:
         assert ga(agent, "--json", "exec", "-i", os.devnull, "--", "sh", "-c", "echo a; echo b >&2; exit 4") == 4
@@ -420,7 +420,7 @@ class TestShellAndRaw:
             until(b"not found")
             until(b"@")
             os.write(ours, b"exit 5\n")
-            assert process.wait(20) == 5
+            assert process.wait(60) == 5
             os.close(ours)
         assert f"cd {tmp_path}\n" in (tmp_path / "state" / "pyvm-ga-history").read_text()
 
@@ -459,7 +459,7 @@ class TestFailures:
         made: list[AgentDouble] = []
         timer = threading.Timer(0.2, lambda: made.append(AgentDouble(tmp_path / "ga.sock")))
         timer.start()
-        assert cli.main(["-s", str(tmp_path / "ga.sock"), "--wait", "20", "ping"]) == 0
+        assert cli.main(["-s", str(tmp_path / "ga.sock"), "--wait", "60", "ping"]) == 0
         timer.join()
         made[0].close()
 

@@ -143,7 +143,7 @@ class Terminal:
         self._process.wait()
         os.close(self._end)
 
-    def _read_to(self, pattern: str, seconds: float = 30) -> str:
+    def _read_to(self, pattern: str, seconds: float = 90) -> str:
         found = ""
         end = time.monotonic() + seconds
         while re.search(pattern, found) is None:

@@ -21,7 +21,7 @@ def test_items_and_patterns() -> None:
     for unknown in ("", "zz", "cpu_reset,zz", "trace:", "trace", "none"):
         with pytest.raises(UnknownItemError):
             parse(unknown)
-    for missing in ("int", "in_asm", "all", "cpu_reset,guest_errors"):
+    for missing in ("int", "in_asm", "all", "cpu_reset,op"):
         with pytest.raises(MissingItemError, match="not supported by pyvm yet"):
             parse(missing)
 
@@ -52,6 +52,18 @@ def test_the_monitor_changes_what_is_logged(tmp_path: Path) -> None:
         assert say("help log") == say("log zz")
         assert "log item 'int' is not supported" in say("log int")
         assert "qmp_enter_quit\r\n" in say("log trace:help")
+
+
+def test_accesses_to_nothing_are_logged_while_wanted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Machine("-D", str(log), "-d", "guest_errors") as machine:
+        listener = machine.pc.cpus.on_nothing
+        assert listener is not None
+        listener("write", 0xE0000001, 2)
+        line = "Invalid write at addr 0xE0000001, size 2, region '(null)', reason: rejected\n"
+        assert log.read_text() == line
+        machine.execute("human-monitor-command", command_line="log none")
+        assert machine.pc.cpus.on_nothing is None
 
 
 def test_mistakes_and_help() -> None:

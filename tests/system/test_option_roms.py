@@ -42,8 +42,13 @@ def test_mistakes(rom: str, tmp_path: Path) -> None:
         parse_arguments(["-option-rom", rom, "-option-rom", rom])
     with pytest.raises(ConfigError, match="too many option ROMs"):
         parse_arguments(["-option-rom", rom] * 17)
-    with pytest.raises(ConfigError, match="-kernel enters a kernel directly"):
-        parse_arguments(["-option-rom", rom, "-kernel", os.devnull])
+    with pytest.raises(ConfigError, match="Two devices with same boot index 0"):
+        parse_arguments(["-option-rom", f"{rom},bootindex=0", "-kernel", os.devnull])
+
+
+def test_what_is_wrong_with_a_kernel_is_said_at_once(rom: str) -> None:
+    with pytest.raises(ConfigError, match="could not open kernel file"):
+        Machine("-option-rom", rom, "-kernel", os.devnull)
 
 
 def test_what_firmware_finds(rom: str) -> None:

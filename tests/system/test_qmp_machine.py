@@ -491,3 +491,19 @@ def test_chips_that_cannot_be_had(setting: str, error: str) -> None:
 def test_a_default_for_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with Machine("-global", "nope.x=1"):
         assert capsys.readouterr().err == "pyvm: warning: global nope.x has invalid class name\n"
+
+
+def test_paths_of_objects_that_have_no_drive() -> None:
+    with Machine("-object", "iothread,id=io", "-device", "virtio-rng-pci,id=r") as machine:
+
+        def complaint(path: str) -> str:
+            error = machine.ask("block-latency-histogram-set", {"id": path})["error"]
+            assert (error["class"] == "DeviceNotFound") == ("not found" in error["desc"])
+            return str(error["desc"])
+
+        for path in ("", "/", "/machine", "/objects/io"):
+            assert complaint(path) == f"{path} is not a hotpluggable device"
+        for path in ("machine", "/none"):
+            assert complaint(path) == f"Device '{path}' not found"
+        for path in ("r", "/machine/peripheral/r", "/machine/unattached/device[0]"):
+            assert complaint(path) == "Device does not have a block device backend"

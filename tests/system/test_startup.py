@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyvm.block.create import create_image
+from pyvm.block.drivers.qcow2.driver import Qcow2Node
+from pyvm.block.open import open_image
 from pyvm.commandline import parse_arguments
 from pyvm.machine import Pc
 from tests.unit.firmware_images import BzImage, save
@@ -23,9 +25,7 @@ Pc(parse_arguments(["-S", "-qmp", "unix:monitor.sock,server=on,wait=off"])).clos
 """
 RESTORED = f"""
 import sys
-from pyvm import cli
 from pyvm.commandline import parse_arguments
-cli._import_asyncio()
 from pyvm.machine import Pc
 pc = Pc(parse_arguments(sys.argv[1:]))
 {LOADED}
@@ -47,6 +47,7 @@ sys.exit(status)
 SLOW = {"bz2", "decimal", "lzma", "numpy", "random", "shutil", "tempfile", "unittest", "zipfile", "zstandard"}
 """Of the standard library and beside it: nothing that begins needs these."""
 NOT_FOR_A_MACHINE = SLOW | {
+    *("ast", "asyncio", "concurrent.futures", "contextvars", "dataclasses", "inspect", "logging", "ssl", "subprocess"),
     "importlib.resources",
     "pyvm.agent",
     "pyvm.api",
@@ -76,8 +77,10 @@ NOT_FOR_A_MACHINE = SLOW | {
     "pyvm.vnc",
 }
 NOT_FOR_A_RESTORED_MACHINE = NOT_FOR_A_MACHINE - {"pyvm.block.create"} | {
-    *("dataclasses", "pathlib", "ssl", "uuid"),
-    *("pyvm.firmware.acpi", "pyvm.firmware.mptable", "pyvm.firmware.smbios"),
+    *("pathlib", "traceback", "uuid"),
+    *("pyvm.devices.ide.atapi", "pyvm.devices.ide.disk", "pyvm.devices.scsi.target"),
+    *("pyvm.firmware.acpi", "pyvm.firmware.mptable", "pyvm.firmware.pci_setup", "pyvm.firmware.smbios"),
+    *("pyvm.monitor.dispatcher", "pyvm.monitor.qmp", "pyvm.monitor.schema"),
 }
 NOT_FOR_THE_VERSION = SLOW | {"asyncio", "ctypes", "inspect", "json", "pyvm.machine", "socket"}
 NOT_FOR_IMAGES = SLOW | {
@@ -116,9 +119,28 @@ def test_the_version_needs_no_machine(tmp_path: Path) -> None:
     assert sorted(modules & NOT_FOR_THE_VERSION) == []
 
 
-@pytest.mark.parametrize("arguments", [("info", "a.qcow2"), ("convert", "-O", "raw", "a.qcow2", "b.raw")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "a.qcow2"),
+        ("convert", "-O", "raw", "a.qcow2", "b.raw"),
+        ("snapshot", "-c", "two", "a.qcow2"),
+    ],
+)
 def test_tools_for_images_load_only_the_block_layer(arguments: tuple[str, ...], tmp_path: Path) -> None:
     create_image(str(tmp_path / "a.qcow2"), "qcow2", 1 << 20)
     modules = loaded(IMAGES, *arguments, cwd=tmp_path)
     assert "pyvm.block.drivers.qcow2.driver" in modules
     assert sorted(modules & NOT_FOR_IMAGES) == []
+
+
+def test_a_snapshot_of_a_small_image_goes_without_numpy(tmp_path: Path) -> None:
+    create_image(str(tmp_path / "a.qcow2"), "qcow2", 1 << 20)
+    image = open_image(str(tmp_path / "a.qcow2"))
+    image.write(0, b"x")
+    assert isinstance(image, Qcow2Node)
+    image.create_snapshot("one")
+    image.release()
+    modules = loaded(IMAGES, "snapshot", "-d", "one", "a.qcow2", cwd=tmp_path)
+    assert "pyvm.block.drivers.qcow2.sharing" in modules
+    assert sorted(modules & SLOW) == []

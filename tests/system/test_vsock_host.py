@@ -72,7 +72,7 @@ class TestHostSide:
     @staticmethod
     def program(tmp_path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.connect(str(tmp_path / "v.sock"))
         return connection
 

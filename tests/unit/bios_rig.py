@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyvm.clock import ManualClock
@@ -113,6 +113,7 @@ class Rig:
         option_roms: Sequence[OptionRom] = (),
         cards: Sequence[PciFunction] = (),
         card_places: Mapping[int, int] | None = None,
+        kernel: Callable[[], None] | None = None,
     ) -> None:
         self.clock = ManualClock()
         blocks = pc_ram_blocks(ram)
@@ -134,6 +135,7 @@ class Rig:
             console_on_serial=console,
             option_roms=option_roms,
             card_places=card_places or {},
+            kernel=kernel,
         )
         for slot, card in enumerate(cards, 3):
             self.pci.attach(card, slot)

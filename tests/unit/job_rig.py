@@ -23,7 +23,7 @@ from tests.unit.block_rig import SIZE, Disks
 
 QEMU_IMG = shutil.which("qemu-img")
 needs_qemu_img = pytest.mark.skipif(QEMU_IMG is None, reason="qemu-img is not installed")
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 
 
 class _Timer:

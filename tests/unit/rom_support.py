@@ -1,4 +1,4 @@
-"""Option ROMs for tests."""
+"""Option ROMs, and kernels as small, for tests."""
 
 from __future__ import annotations
 
@@ -50,3 +50,10 @@ def option_rom(
         fields = (pci & 0xFFFF, pci >> 16, 0, 24, 3, b"\0\0\2", units, 0, 0, 0x80)
         data[_PCI : _PCI + 24] = struct.pack("<4sHHHHB3sHHBB2x", b"PCIR", *fields)
     return sealed(data)
+
+
+def multiboot(code: bytes) -> bytes:
+    """Return a kernel of 32-bit code, which is loaded at 1 MiB."""
+    magic, flags, base = 0x1BADB002, 0x10000, 0x100000
+    header = (magic, flags, -(magic + flags) & 0xFFFFFFFF, base, base, base + 0x200, base + 0x200, base + 0x20)
+    return (struct.pack("<8I", *header) + code).ljust(0x200, b"\0")

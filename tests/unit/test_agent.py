@@ -91,13 +91,13 @@ def test_waiting_for_another_threads_command_times_out(pair: Pairs) -> None:
 
     def slow(arguments: dict[str, Any]) -> dict[str, Any]:
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         return {}
 
     client, _ = pair({"guest-ping": slow})
     other = threading.Thread(target=client.ping)
     other.start()
-    entered.wait(10)
+    entered.wait(60)
     with pytest.raises(AgentTimeout, match="another thread"):
         client.ping(timeout=0.01)
     leave.set()
@@ -136,7 +136,7 @@ def test_an_address_is_connected_to_again(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        with AgentClient(f"unix:{path}", timeout=10) as client:
+        with AgentClient(f"unix:{path}", timeout=60) as client:
             for _ in range(3):
                 accepted: list[Peer] = []
 
@@ -164,7 +164,7 @@ def test_tcp_addresses() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         for address in (f"tcp:127.0.0.1:{port}", ("127.0.0.1", port)):
-            with AgentClient(address, timeout=10) as client:
+            with AgentClient(address, timeout=60) as client:
                 thread = threading.Thread(target=client.ping)
                 thread.start()
                 peer = Peer(listening.accept()[0], {"guest-ping": lambda arguments: {}})
@@ -283,7 +283,7 @@ def test_any_answer_becomes_a_record_or_is_refused(value: Any) -> None:
 @settings(max_examples=40, deadline=None)
 def test_any_bytes_from_the_guest_are_survived(chunks: list[bytes]) -> None:
     ours, theirs = socket.socketpair()
-    with AgentClient(ours, timeout=5) as client:
+    with AgentClient(ours, timeout=60) as client:
         peer = Peer(theirs, {"guest-ping": lambda arguments: {}})
         peer.send(b"".join(chunks))
         client.ping()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyvm.agent import AgentAbsent, AgentClient, AgentRestarted
+from pyvm.agent.address import connect
 from tests.unit.agent_peer import Pairs, Peer
 
 
@@ -57,7 +58,7 @@ def test_agent_at_a_port_of_a_virtio_socket(tmp_path: Path) -> None:
 def test_nothing_at_the_port(tmp_path: Path, answer: bytes) -> None:
     listener, thread, _ = serve_vsock(tmp_path / "vsock", answer)
     address = f"vsock:{tmp_path}/vsock:99"
-    with listener, AgentClient(address, 10) as client, pytest.raises(AgentAbsent, match="nothing listens at port 99"):
+    with listener, AgentClient(address, 60) as client, pytest.raises(AgentAbsent, match="nothing listens at port 99"):
         client.ping()
     thread.join()
 
@@ -68,9 +69,23 @@ def test_addresses_that_are_none(address: str) -> None:
         client.ping()
 
 
+def test_clients_wait_in_line(tmp_path: Path) -> None:
+    """As many as the kernel keeps, and the one that comes when those are too many."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path := str(tmp_path / "agent"))
+        listener.listen(0)
+        with connect(path, 60):
+            with pytest.raises(TimeoutError):
+                connect(path, 0)
+            timer = threading.Timer(0.01, lambda: listener.accept()[0].close())
+            timer.start()
+            connect(path, 60).close()
+            timer.join()
+
+
 def test_answer_of_another_agent_says_that_the_first_has_gone() -> None:
     ours, theirs = socket.socketpair()
-    client, peer = AgentClient(ours, 30, probe=0.02), Peer(theirs, {"guest-get-time": lambda arguments: None})
+    client, peer = AgentClient(ours, 60, probe=0.02), Peer(theirs, {"guest-get-time": lambda arguments: None})
     with client, pytest.raises(AgentRestarted, match="started anew"):
         client.get_time()
     peer.close()
@@ -84,7 +99,7 @@ def test_slow_agent_is_the_same_still() -> None:
         return 7
 
     peer_waits = threading.Event()
-    client, peer = AgentClient(ours, 30, probe=0.02), Peer(theirs, {"guest-get-time": slow})
+    client, peer = AgentClient(ours, 60, probe=0.02), Peer(theirs, {"guest-get-time": slow})
     with client:
         assert [client.get_time() for _ in range(3)] == [7, 7, 7]
     peer.close()

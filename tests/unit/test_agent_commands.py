@@ -92,8 +92,8 @@ def qemu_ga(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAgent]:
 
 @pytest.fixture
 def real(qemu_ga: RealAgent) -> Iterator[AgentClient]:
-    with AgentClient(qemu_ga.path, timeout=20) as client:
-        yield client.wait(20)
+    with AgentClient(qemu_ga.path, timeout=60) as client:
+        yield client.wait(60)
 
 
 def test_the_real_agent_knows_the_commands_of_the_table(real: AgentClient) -> None:

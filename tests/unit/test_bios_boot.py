@@ -77,6 +77,17 @@ def test_an_unreadable_disk_is_passed_over() -> None:
     assert b"could not read the boot disk" in rig.line.output
 
 
+def test_floppies_without_a_signature() -> None:
+    small, large = boot_disk(1440 * 1024), boot_disk()
+    small.data[510:512] = large.data[510:512] = bytes(2)
+    disks = (floppy(small), hard_disk(large))
+    rig = Rig(disks, boot=BootConfig(order="a"))
+    assert boot(rig).goto == "halt"
+    rig = Rig(disks, boot=BootConfig(order="a", check_floppies=False))
+    assert where(boot(rig)) == (0, 0x7C00, 0)
+    assert rig.trap("int18").goto == "halt"  # a hard disk needs one
+
+
 def test_retry_after_a_time() -> None:
     rig = Rig(boot=BootConfig(reboot_timeout=5000))
     registers = boot(rig)

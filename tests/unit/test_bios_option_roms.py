@@ -15,6 +15,7 @@ from pyvm.firmware.bios.machine import BootConfig, OptionRom
 from pyvm.firmware.bios.option_roms import FIRST_SEGMENT, STACK_TOP, pc_image, valid
 from pyvm.firmware.bios.registers import Registers, linear
 from pyvm.firmware.bios.rom import PMM, PNP, SEGMENT
+from pyvm.firmware.errors import BootError
 from tests.unit.bios_rig import STACK, MemoryDisk, Rig, boot_disk, hard_disk
 from tests.unit.rom_support import BOOT, CONNECT, option_rom, sealed
 
@@ -140,6 +141,52 @@ class TestBooting:
         rig.press("2")
         assert rig.resume(registers).goto == "start"
         assert place(rig.trap("int19_load")) == (FIRST_SEGMENT, BOOT)
+
+
+class TestKernel:
+    """A kernel is booted like a ROM that is the first in the order."""
+
+    def test_it_comes_behind_the_roms_and_before_everything_else(self) -> None:
+        loaded: list[str] = []
+        disks = [hard_disk(boot_disk(), bootindex=0)]
+        rig, registers = started(BEV, indices=[1], disks=disks, kernel=lambda: loaded.append("kernel"))
+        assert place(registers) == (FIRST_SEGMENT, 3)
+        assert back(rig, registers).goto == "start"
+        assert loaded == []
+        rig.trap("int19_load")
+        assert loaded == ["kernel"]
+        assert rig.line.output.endswith(b"Booting from ROM...\r\n")
+
+    def test_one_that_cannot_be_loaded_any_more(self) -> None:
+        def fail() -> None:
+            raise BootError("kernel file is gone")
+
+        rig, registers = started(BEV, disks=[hard_disk(boot_disk())], kernel=fail)
+        back(rig, registers)
+        assert rig.trap("int19_load").dl == 0x80
+        assert b"Boot failed: kernel file is gone\r\n" in rig.line.output
+
+    def test_strict(self) -> None:
+        loaded: list[str] = []
+        boot = BootConfig(strict=True)
+        rig, registers = started(BEV, disks=[hard_disk(boot_disk())], boot=boot, kernel=lambda: loaded.append("kernel"))
+        back(rig, registers)
+        rig.trap("int19_load")
+        assert loaded == ["kernel"]
+        assert rig.trap("int18").goto == "halt"
+
+    def test_menu(self) -> None:
+        rig, registers = started(BEV, disks=[hard_disk(boot_disk())], boot=BootConfig(menu=True), kernel=lambda: None)
+        back(rig, registers)
+        rig.press("esc")
+        rig.resume(registers)
+        text = rig.line.output.decode()
+        assert "1. Kernel" in text
+        assert "2. Hard Disk" in text
+        assert "3. network" in text
+        rig.press("2")
+        rig.resume(registers)
+        assert rig.trap("int19_load").dl == 0x80
 
 
 class TestDrives:

@@ -116,7 +116,7 @@ def threaded() -> Iterator[tuple[Callable[..., Machine], Any]]:
     with lock:
         context.close()
     if context.thread is not None:
-        context.thread.join(10)
+        context.thread.join(60)
         assert not context.thread.is_alive()
 
 
@@ -309,7 +309,7 @@ def test_the_worker_keeps_the_order(threaded: tuple[Callable[..., Machine], Any]
             machine.write(0, bytes([number]) * 512)
         machine.backend.flush(lambda error: finished.set())
         assert machine.results == []
-    assert finished.wait(10)
+    assert finished.wait(60)
     with lock:
         assert machine.results == [0] * 100
         assert node.calls == ["write"] * 100 + ["flush"]
@@ -325,7 +325,7 @@ def test_whoever_drains_helps(threaded: tuple[Callable[..., Machine], Any]) -> N
     with lock:
         for number in range(3):
             machine.write(512 * number, b"d" * 512)
-        assert node.entered.wait(10)
+        assert node.entered.wait(60)
         node.barrier.set()
         machine.backend.drain()
         assert machine.results == [0, 0, 0]

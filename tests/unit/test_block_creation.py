@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_made_is_known_at_once(maker: Maker, tmp_path: Pat
     assert job["error"] == f"Could not create '{path}': No such file or directory"
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     driver=st.sampled_from(["vdi", "vhdx", "vmdk", "qcow", "qed", "parallels"]),
     sectors=st.integers(1, 1 << 24),

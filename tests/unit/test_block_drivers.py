@@ -118,7 +118,7 @@ def test_only_the_layers_above_the_bottom_are_copied(chain: Path) -> None:
 
 
 @needs_qemu_img
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 2040), st.integers(1, 8)), max_size=12))
 def test_copying_changes_nothing_that_can_be_seen(chain: Path, steps: list[tuple[bool, int, int]]) -> None:
     node = CopyOnReadNode(open_image(str(chain), format="qcow2"))

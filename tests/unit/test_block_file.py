@@ -204,7 +204,7 @@ def test_a_flush_that_failed_once_is_never_believed_again(image: Path, monkeypat
     node.close()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.integers(0, 600))
 def test_no_write_makes_another_format(image: Path, data: bytes, offset: int) -> None:
     node = open_image(str(image), warn=lambda text: None)
@@ -219,7 +219,7 @@ def test_no_write_makes_another_format(image: Path, data: bytes, offset: int) ->
 # ---- Direct I/O
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

@@ -309,7 +309,7 @@ def test_headers_that_cannot_be(tmp_path: Path, kind: str, at: int, data: bytes,
     assert str(caught.value) == message.format(path=path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(sorted(MAKERS)),
     changes=st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=8)), max_size=3),

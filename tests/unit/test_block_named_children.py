@@ -150,3 +150,13 @@ def test_what_is_written_again_stays_in_a_data_file(tmp_path: Path) -> None:
     assert whole[CLUSTER : 4 * CLUSTER] == b"y" * 3 * CLUSTER
     assert whole[6 * CLUSTER : 6 * CLUSTER + 1536] == bytes(512) + b"z" * 512 + bytes(512)
     assert not any(whole[:CLUSTER] + whole[4 * CLUSTER : 6 * CLUSTER])
+
+
+def test_names_show_options_as_they_were_typed() -> None:
+    node = opened({"driver": "null-co", "size": "1M", "read-zeroes": "on"})
+    assert node.size == 1 << 20
+    assert name_of(node) == 'json:{"read-zeroes": "on", "driver": "null-co", "size": "1M"}'
+    node.release()
+    node = opened({}, 'json:{"driver": "null-co", "size": "1M", "read-zeroes": true}')
+    assert name_of(node) == 'json:{"read-zeroes": true, "driver": "null-co", "size": "1M"}'
+    node.release()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyvm.block.create import create_image
 from pyvm.block.drivers import nbd_reconnect
 from pyvm.block.drivers.nbd import NbdNode, parse_filename
 from pyvm.block.drivers.nbd_options import find_address, make_filename
@@ -455,3 +456,28 @@ def test_tcp(make_server: Callable[..., Server]) -> None:
         NbdNode(ServerAddress("127.0.0.1", str(port)))
     with pytest.raises(BlockError, match=r"address resolution failed for 127\.0\.0\.1:bar"):
         NbdNode(ServerAddress("127.0.0.1", "bar"))
+
+
+def test_images_are_made_in_an_export(make_server: Callable[..., Server]) -> None:
+    server = make_server(size=1 << 20)
+    server.data[:512] = b"x" * 512
+    name = f"nbd+unix:///disk?socket={server.path}"
+    create_image(name, "raw", 65536)
+    assert not any(server.data[:512])
+    with pytest.raises(BlockError, match="Cannot grow NBD nodes"):
+        create_image(name, "raw", 2 << 20)
+    create_image(name, "qcow2", 1 << 30)
+    assert server.data[:4] == b"QFI\xfb"
+    node = open_image(name, format="qcow2")
+    assert node.size == 1 << 30
+    node.write(5 << 20, b"data")
+    node.release()
+    node = open_image(name, format="qcow2", read_only=True)
+    assert node.read(5 << 20, 5) == b"data\0"
+    node.release()
+    server.stop()
+    refusal = "Protocol driver 'nbd' does not support image creation, and opening the image failed: Failed to connect"
+    with pytest.raises(BlockError, match=refusal):
+        create_image(name, "qcow2", 1 << 20)
+    with pytest.raises(BlockError, match="Protocol driver 'null-co' does not support image creation"):
+        create_image("null-co://", "raw", 512)

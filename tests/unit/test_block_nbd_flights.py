@@ -26,7 +26,7 @@ from tests.unit.nbd_support import FLAGS, Server, chunk, simple
 
 LENGTH = 16
 BIG = 4 << 20
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 Request = tuple[int, int, int, int]
 """Command, cookie, offset and length."""

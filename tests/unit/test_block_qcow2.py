@@ -360,7 +360,7 @@ HOSTILE = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(HOSTILE, st.sampled_from([{}, {"version": 2}, {"incompatible": 16, "cluster_bits": 14}]), st.integers(0, 40000))
 def test_hostile_images_raise_only_what_is_documented(
     tmp_path: Path, changes: list[tuple[int, int, int]], options: dict[str, int], cut: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import random
 import signal
@@ -217,7 +218,7 @@ def test_an_interrupt_ends_with_one_line(raw: bytes) -> None:
     assert process.stdout is not None
     assert process.stdout.read(10) == "    (0.00/"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     # Python ends by the signal itself where it came while a class was made; a shell sees no difference.
     assert process.returncode in (130, -signal.SIGINT)
     assert errors == "pyvm-img: interrupted\n"
@@ -300,6 +301,29 @@ def test_salvage_copies_what_can_be_read(capsys: pytest.CaptureFixture[str]) -> 
     )
     copy(MemoryNode(data, range(100)), target, salvage=True, quiet=True)
     assert not capsys.readouterr().err
+
+
+def test_salvage_takes_for_data_what_cannot_be_looked_up(capsys: pytest.CaptureFixture[str]) -> None:
+    data = os.urandom(MIB)
+    Path("disk").write_bytes(data)
+    run("convert", "-f", "raw", "-O", "qcow2", "disk", "a")
+    failing = [
+        {"event": "none", "iotype": kind, "errno": errno.EIO, "sector": sector}
+        for kind, sector in (("block-status", 3), ("block-status", 900), ("read", 900), ("read", 1000))
+    ]
+    image = {"driver": "qcow2", "file": {"driver": "file", "filename": "a"}}
+    source = "json:" + json.dumps({"driver": "blkdebug", "image": image, "inject-error": failing})
+    assert main(("convert", "-O", "qcow2", source, "b")) == 1
+    text = "error while reading block status at offset {}: Input/output error\n"
+    assert capsys.readouterr().err == "pyvm-img: " + text.format(0)
+    run("convert", "--salvage", "-O", "qcow2", source, "b")
+    missing = ("error while reading offset {}: Input/output error\n").format
+    first, second = text.format(3 * 512), text.format(900 * 512)
+    said = first, second, first, second, missing(900 * 512), missing(1000 * 512)
+    assert capsys.readouterr().err == "".join(f"pyvm-img: warning: {line}" for line in said)
+    assert (
+        content("b") == data[: 900 * 512] + bytes(512) + data[901 * 512 : 1000 * 512] + bytes(512) + data[1001 * 512 :]
+    )
 
 
 class Job:

@@ -54,7 +54,7 @@ def test_the_top_is_written_down_while_it_is_in_use(disks: JobDisks) -> None:
 def test_a_cancelled_commit_leaves_the_chain(disks: JobDisks) -> None:
     before = disks.read("top", 0, SIZE)
     disks.run("block-commit", job_id="c", device="top", top_node="mid", base_node="base", speed=1)
-    disks.loop(0.02)
+    disks.wait("c:running")
     refused = "Node 'mid' is busy: block device is in use by block job: commit"
     assert disks.fails("block-commit", job_id="d", device="top", top_node="mid") != ""
     assert disks.fails("block-stream", job_id="d", device="mid") == refused

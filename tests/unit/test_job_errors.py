@@ -132,7 +132,7 @@ def test_jobs_at_the_human_monitor(disks: JobDisks) -> None:
     assert disks.human("info block-jobs") == "No active jobs\n"
     assert disks.human("info jobs") == "No active jobs\n"
     disks.run("blockdev-mirror", job_id="j", device="s", target="t", sync="full", speed=5)
-    disks.loop(0.05)
+    disks.wait("j:running")
     assert disks.human("info block-jobs").startswith("Type mirror, device j: Completed ")
     assert "mirror, running" in disks.human("info jobs")
     for line in ("block_job_pause j", "block_job_resume j", "block_job_set_speed j 0"):

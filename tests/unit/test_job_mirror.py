@@ -90,7 +90,8 @@ def test_a_forced_end(disks: JobDisks) -> None:
 def test_a_slow_mirror_is_paused_and_goes_on(disks: JobDisks) -> None:
     chain(disks)
     mirror(disks, speed=1024)
-    disks.loop(0.1)
+    while "m:running" not in disks.log or disks.jobs()[0]["busy"]:
+        disks.loop()
     (job,) = disks.jobs()
     assert (job["status"], job["busy"], job["speed"]) == ("running", False, 1024)
     assert disks.fails("block_resize", node_name="s", size=2 * SIZE) == "Device '(null)' is in use"
@@ -170,8 +171,7 @@ def test_drive_mirror_makes_an_image(disks: JobDisks) -> None:
 def test_the_end_of_the_machine_ends_a_job(disks: JobDisks) -> None:
     chain(disks)
     mirror(disks, speed=1)
-    disks.loop(0.02)
-    disks.log.clear()
+    disks.wait("m:running")
     disks.storage.end_jobs()
     disks.loop()
-    assert disks.log == life("m", "aborting", "BLOCK_JOB_CANCELLED", "concluded", "null")
+    assert disks.log == life("m", "paused", "running", "aborting", "BLOCK_JOB_CANCELLED", "concluded", "null")

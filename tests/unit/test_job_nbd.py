@@ -111,8 +111,7 @@ def test_what_fails_later_is_copied_again(remote: Remote, command: str) -> None:
 def test_what_fails_later_stops_the_job(remote: Remote, command: str) -> None:
     once(remote.server, 3, 28)
     remote.start(command, on_target_error="enospc")
-    remote.disks.wait("BLOCK_JOB_ERROR")
-    remote.disks.loop(0.02)
+    remote.disks.wait("BLOCK_JOB_ERROR", "j:paused")
     (job,) = remote.disks.jobs()
     assert (job["io-status"], job["status"]) == ("nospace", "paused")
     assert job["offset"] < job["len"]

@@ -49,6 +49,13 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
 
 
+@pytest.fixture(autouse=True)
+def nobody_reads() -> None:
+    """Begin when the threads of the tests before have come to their ends."""
+    for thread in readers():
+        thread.join(60)
+
+
 def through(ahead: ReadAhead, node: Any) -> bytes:
     found = bytearray()
     while len(found) < SIZE:
@@ -69,7 +76,7 @@ def test_what_is_read_ahead_is_what_is_there(disks: JobDisks, name: str) -> None
     assert bytes(ahead.read(node, 7 * 512, 512, SIZE)) == disks.read(name, 7 * 512, 512)
     ahead.close()
     for thread in readers():
-        thread.join(5)
+        thread.join(60)
     assert not readers()
 
 

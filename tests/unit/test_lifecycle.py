@@ -78,6 +78,10 @@ class Machine:
         assert not self.running
         self.log.append("pause")
 
+    def stand_still(self) -> None:
+        assert not self.running
+        self.log.append("still")
+
     def resume(self) -> None:
         assert not self.running
         self.log.append("resume")
@@ -136,10 +140,10 @@ def test_start_and_stop() -> None:
     machine.life.vm_start()
     assert machine.take() == []
     machine.life.vm_stop(RunState.PAUSED)
-    assert machine.take() == [*HALT, "STOP"]
+    assert machine.take() == [*HALT, "STOP", "still"]
     assert machine.state is RunState.PAUSED
     machine.life.vm_stop(RunState.PAUSED)
-    assert machine.take() == []
+    assert machine.take() == ["still"]
     machine.life.vm_start()
     assert machine.take() == ["RESUME", *GO]
 
@@ -224,7 +228,7 @@ def test_no_shutdown() -> None:
     machine = running(shutdown="pause")
     machine.life.request_shutdown(ShutdownCause.GUEST_SHUTDOWN)
     machine.turn()
-    assert machine.take() == ["halt soon", "SHUTDOWN", *HALT, "STOP"]
+    assert machine.take() == ["halt soon", "SHUTDOWN", *HALT, "STOP", "still"]
     assert machine.state is RunState.SHUTDOWN
     assert machine.life.states.needs_reset
     machine.life.quit(ShutdownCause.HOST_QMP_QUIT)
@@ -339,7 +343,7 @@ def test_suspend_to_disk() -> None:
         ("reset", ["WATCHDOG", "halt soon", *HALT, "reset", "RESET", *GO], RunState.RUNNING),
         ("shutdown", ["WATCHDOG", "POWERDOWN", "button"], RunState.RUNNING),
         ("poweroff", ["WATCHDOG", "halt soon", *HALT, "loop ends"], RunState.RUNNING),
-        ("pause", ["WATCHDOG", "halt soon", *HALT, "STOP"], RunState.WATCHDOG),
+        ("pause", ["WATCHDOG", "halt soon", *HALT, "STOP", "still"], RunState.WATCHDOG),
         ("debug", ["WATCHDOG"], RunState.RUNNING),
         ("none", ["WATCHDOG"], RunState.RUNNING),
         ("inject-nmi", ["WATCHDOG", "nmi"], RunState.RUNNING),
@@ -366,11 +370,11 @@ def test_watchdog_with_no_reboot() -> None:
 @pytest.mark.parametrize(
     ("panic", "shutdown", "told", "log", "status"),
     [
-        ("pause", "poweroff", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP"], 0),
-        ("shutdown", "pause", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP"], 0),
+        ("pause", "poweroff", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP", "still"], 0),
+        ("shutdown", "pause", "pause", ["GUEST_PANICKED", "halt soon", *HALT, "STOP", "still"], 0),
         ("shutdown", "poweroff", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "loop ends"], 0),
         ("exit-failure", "poweroff", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "loop ends"], 1),
-        ("exit-failure", "pause", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "STOP"], 1),
+        ("exit-failure", "pause", "poweroff", ["GUEST_PANICKED", "halt soon", "SHUTDOWN", *HALT, "STOP", "still"], 1),
         ("none", "poweroff", "run", ["GUEST_PANICKED"], 0),
     ],
 )
@@ -399,7 +403,7 @@ def test_internal_error() -> None:
     machine = running()
     machine.life.request_internal_error()
     machine.turn()
-    assert machine.take() == ["halt soon", *HALT, "STOP"]
+    assert machine.take() == ["halt soon", *HALT, "STOP", "still"]
     assert machine.state is RunState.INTERNAL_ERROR
     assert machine.life.states.needs_reset
     machine.life.reset(ShutdownCause.HOST_QMP_SYSTEM_RESET)

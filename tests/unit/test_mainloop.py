@@ -16,7 +16,7 @@ import pytest
 from pyvm.clock import RunningClock
 from pyvm.mainloop import MainLoop, TimerFd
 
-SECONDS = 10
+SECONDS = 60
 
 
 @pytest.fixture

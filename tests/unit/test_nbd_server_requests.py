@@ -307,7 +307,7 @@ _REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(_REQUEST, max_size=8), st.booleans(), st.booleans())
 def test_whatever_a_stranger_asks_others_are_served(
     serving: Serving, requests: list[tuple[int, int, int, int]], structured: bool, waits: bool

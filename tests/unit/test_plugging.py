@@ -69,12 +69,23 @@ def test_slots_are_given_out_in_order_and_on_request() -> None:
 
 def test_ports_find_their_bus() -> None:
     two = ["-device", "virtio-serial-pci,id=w"]
-    ports = devices("virtserialport,id=p,name=org.x", "virtconsole,id=q,bus=w.0", "virtserialport,id=r,bus=w.0,nr=7")
+    ports = devices("virtserialport,id=p,name=org.x,bus=v.0", "virtconsole,id=q", "virtserialport,id=r,bus=w.0,nr=7")
     with pc(*NULL, *SERIAL, *two, *ports) as machine:
         plugged = machine._plugger.plugged
         assert list(plugged.serial_buses) == ["v.0", "w.0"]
         assert [port.nr for port in plugged.serial_buses["v.0"].ports.values()] == [1]
         assert sorted(port.nr for port in plugged.serial_buses["w.0"].ports.values()) == [0, 7]
+
+
+def test_the_bus_of_what_names_none_is_the_youngest() -> None:
+    bridge = ("pci-bridge,id=b,chassis_nr=1", "virtio-scsi-pci,bus=b")
+    hosts = devices("virtio-scsi-pci,id=s", *bridge, "virtio-scsi-pci", "scsi-cd,id=c", "ide-cd", "ide-cd")
+    with pc("-drive", "if=ide,file=null-co://,format=raw", *hosts) as machine:
+        disks = machine._plugger.disks
+        assert list(disks.scsi_buses) == ["s.0", "scsi.0", "scsi.1"]
+        assert [len(bus.units) for bus in disks.scsi_buses.values()] == [0, 0, 1]
+        channels = machine.board.ide.channels
+        assert [[drive.present for drive in channel.drives] for channel in channels] == [[True, False], [True, True]]
 
 
 def test_debug_exit_ends_the_machine_with_its_status() -> None:
@@ -157,8 +168,8 @@ def test_a_debug_console_writes_to_its_back_end() -> None:
     ("options", "message"),
     [
         (["warp-drive"], "-device warp-drive: 'warp-drive' is not a valid device model name"),
-        (["virtio-rng-pci,bus=isa.0"], "-device virtio-rng-pci,bus=isa.0: Bus 'isa.0' not found"),
-        (["isa-serial,bus=pci.0"], "-device isa-serial,bus=pci.0: Bus 'pci.0' not found"),
+        (["virtio-rng-pci,bus=isa.0"], "-device virtio-rng-pci,bus=isa.0: Device 'virtio-rng-pci' can't go on ISA bus"),
+        (["isa-serial,bus=pci.0"], "-device isa-serial,bus=pci.0: Device 'isa-serial' can't go on PCI bus"),
         (["isa-serial,chardev=x"], "-device isa-serial,chardev=x: Property 'isa-serial.chardev' can't find value 'x'"),
         (["virtserialport"], "-device virtserialport: No 'virtio-serial-bus' bus found for device 'virtserialport'"),
         (["virtio-serial-pci", "virtserialport,bus=w.0"], "-device virtserialport,bus=w.0: Bus 'w.0' not found"),
@@ -214,11 +225,12 @@ def test_a_back_end_serves_one_device() -> None:
 
 def test_a_drive_serves_one_device(image: str) -> None:
     drive = ["-drive", f"file={image},if=none,id=d,format=raw"]
-    message = refusal(*drive, *devices("virtio-blk-pci,drive=d", "virtio-blk-pci,drive=d"))
-    assert (
-        message
-        == "-device virtio-blk-pci,drive=d: Property 'virtio-blk-device.drive' can't take value 'd', it's in use"
-    )
+    for other in ("virtio-blk-pci,drive=d", "floppy,drive=d"):
+        message = refusal(*drive, *devices("floppy,drive=d", other))
+        assert message == f"-device {other}: Drive 'd' is already in use by another device"
+    automatic = ["-drive", f"file={image},if=ide,id=d,format=raw"]
+    message = refusal(*automatic, *devices("virtio-blk-pci,drive=d"))
+    assert message.startswith("-device virtio-blk-pci,drive=d: Drive 'd' is already in use because it has been auto")
 
 
 def test_images_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyvm.block.create import create_image
 from pyvm.block.drivers.qcow2 import sharing, vmstate, walk
 from pyvm.block.drivers.qcow2.driver import Qcow2Node
+from pyvm.block.drivers.qcow2.structures import COMPRESSED, COPIED, OFFSET_MASK
 from pyvm.block.open import open_image
 
 CLUSTER = 512
@@ -70,6 +71,34 @@ def clusters_of_state(node: Qcow2Node) -> list[int]:
     first = disk.l1_entries(disk.header.size)
     tables = [offset for index, offset in walk.l2_tables(disk.image.l1) if index >= first]
     return [int(it) for at in tables for it in walk.data_clusters(walk.read_table(disk.image, at), disk.header)]
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("seed", range(4))
+def test_flags_say_who_is_alone_after_a_snapshot_has_gone(image: Qcow2Node, seed: int) -> None:
+    """Clusters that another snapshot has too, zeros, compressed clusters and gaps, next to one another."""
+    chance = random.Random(seed)
+    for name in ("one", "two"):
+        for _ in range(12):
+            place, count = chance.randrange(SIZE // CLUSTER - 4) * CLUSTER, chance.randint(1, 4)
+            if chance.random() < 0.7:
+                image.write(place, chance.randbytes(count * CLUSTER))
+            elif chance.random() < 0.5:
+                image.write_zeroes(place, count * CLUSTER, unmap=False)
+            else:
+                image.write_compressed(place, bytes(CLUSTER - 1) + b"x")
+        image.create_snapshot(name)
+    for place in chance.sample(range(0, SIZE, CLUSTER), 20):
+        image.write(place, chance.randbytes(CLUSTER))
+    image.delete_snapshot(name="one")
+    disk = image.disk
+    for _, offset in walk.l2_tables(disk.image.l1):
+        for entry in walk.read_table(disk.image, offset).tolist():
+            host = entry & OFFSET_MASK
+            if not entry & COMPRESSED:
+                alone = host and disk.refcounts.count(host // CLUSTER) == 1
+                assert bool(entry & COPIED) == bool(alone)
+    assert sound(image)
 
 
 @pytest.mark.usefixtures("way")
@@ -171,7 +200,7 @@ def test_refcounts_without_room(tmp_path: Path) -> None:
     node.release()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 60)), max_size=12))
 def test_runs_are_counted_up_and_down(wide: Qcow2Node, runs: list[tuple[int, int]]) -> None:
     """Runs that overlap, and go over the ends of slices, count as often as they are named."""

@@ -71,7 +71,7 @@ def prepare(disks: Disks) -> None:
     disks.drive("h", disks.raw("h.img"), Device())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(COMMANDS, max_size=25))
 def test_any_sequence(capfd: pytest.CaptureFixture[str], commands: list[tuple[str, dict[str, Any]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvm.monitor import json as qjson
-from pyvm.monitor import json_lexer
-from pyvm.monitor.errors import QmpError
-from pyvm.monitor.json import INCOMPLETE, MessageParser, loads
-from pyvm.monitor.json_text import decode_lossy, modified_utf8
-from pyvm.monitor.json_writer import encode
+from pyvm.json import lexer, reader
+from pyvm.json.reader import INCOMPLETE, JsonError, MessageParser, loads
+from pyvm.json.text import decode_lossy, modified_utf8
+from pyvm.json.writer import encode
 from pyvm.wire_order import wire_order
 
 ERROR = "JSON parse error, "
@@ -27,8 +25,8 @@ def take(parser: MessageParser) -> list[Any]:
     while True:
         try:
             value = parser.next()
-        except QmpError as error:
-            results.append(error.description)
+        except JsonError as error:
+            results.append(str(error))
             continue
         if value is INCOMPLETE:
             return results
@@ -158,10 +156,10 @@ def test_nesting_limit() -> None:
 
 
 def test_token_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert json_lexer.MAX_TOKEN_SIZE == qjson.MAX_TOKEN_SIZE == 64 << 20
+    assert lexer.MAX_TOKEN_SIZE == reader.MAX_TOKEN_SIZE == 64 << 20
     limit = 1 << 16
-    monkeypatch.setattr(json_lexer, "MAX_TOKEN_SIZE", limit)
-    monkeypatch.setattr(qjson, "MAX_TOKEN_SIZE", limit)
+    monkeypatch.setattr(lexer, "MAX_TOKEN_SIZE", limit)
+    monkeypatch.setattr(reader, "MAX_TOKEN_SIZE", limit)
     assert len(parse(b'"' + b"a" * (limit - 3) + b'" ')[0]) == limit - 3
     for filling in (b"a", b"\\\\", b"\xc3\xa9"):
         data = b'"' + filling * (limit // len(filling) + 8) + b"\xff{}"
@@ -183,13 +181,13 @@ def test_a_token_of_the_real_limit_is_taken_in_pieces() -> None:
 
 
 def test_message_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qjson, "MAX_TOKEN_SIZE", 20)
+    monkeypatch.setattr(reader, "MAX_TOKEN_SIZE", 20)
     assert parse(b"['aaaa','bbbb',1]") == [["aaaa", "bbbb", 1]]
     assert parse(b"['aaaa','bbbb',1234]")[0] == "JSON token size limit exceeded"
 
 
 def test_token_count_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qjson, "MAX_TOKEN_COUNT", 9)
+    monkeypatch.setattr(reader, "MAX_TOKEN_COUNT", 9)
     assert parse(b"[1,2,3,4]") == [[1, 2, 3, 4]]
     assert parse(b"[1,2,3,4,5,6]\xff{}")[0] == "JSON token count limit exceeded"
     assert parse(b"[1,2,3,4,5,6]\xff{}")[-1] == {}
@@ -234,9 +232,9 @@ def test_unread_input_is_counted() -> None:
     ],
 )
 def test_text_that_is_not_one_value(text: str, error: str) -> None:
-    with pytest.raises(QmpError) as caught:
+    with pytest.raises(JsonError) as caught:
         loads(text)
-    assert caught.value.description == error
+    assert str(caught.value) == error
 
 
 def test_text_of_one_value() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvm.monitor import json_text
-from pyvm.monitor.json_text import TextError, decode_lossy, quote, unescape
+from pyvm.json import text as json_text
+from pyvm.json.text import TextError, decode_lossy, quote, unescape
 
 PIECES = st.sampled_from(
     [

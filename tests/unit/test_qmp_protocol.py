@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvm
+from pyvm.json.writer import encode
 from pyvm.monitor import qmp
 from pyvm.monitor.dispatcher import Dispatcher, load_handler
 from pyvm.monitor.errors import QmpError
-from pyvm.monitor.json_writer import encode
 from pyvm.monitor.qmp import QmpMonitor, SessionState
 from pyvm.monitor.registry import Context
 from pyvm.monitor.schema.model import Command, Schema

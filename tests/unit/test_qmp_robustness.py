@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pyvm.json.text import LONG
 from pyvm.monitor import qmp
-from pyvm.monitor.json_text import LONG
 from pyvm.pace import BURST, SHARE, TURN, Pace
 from pyvm.runstate import RunState
 from tests.unit.monitor_support import Bench, Client

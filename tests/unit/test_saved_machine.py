@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyvm.block.create import create_image
+from pyvm.block.open import open_image
 from pyvm.commandline import parse_arguments
 from pyvm.errors import ConfigError
 from pyvm.firmware.tables import FW_CFG_FILES
@@ -33,7 +35,7 @@ plain = st.recursive(
     max_leaves=20,
 )
 
-relaxed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+relaxed = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @relaxed
@@ -172,3 +174,17 @@ def test_no_command_line(tmp_path: Path, arguments: Any) -> None:
     write_state(str(tmp_path / "state"), {"arguments": arguments, "ram": []}, {})
     with pytest.raises(ConfigError, match="no command line"):
         Snapshot(str(tmp_path))
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_image_that_is_temporary_waits_for_no_disk(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", waited.append)
+    create_image(str(tmp_path / "image"), "qcow2", 1 << 20, durable=durable)
+    assert bool(waited) == durable
+    node = open_image(str(tmp_path / "image"))
+    assert node.size == 1 << 20
+    assert not any(node.read(0, 512))
+    node.release()

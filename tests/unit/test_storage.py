@@ -62,7 +62,7 @@ def rig() -> Iterator[Callable[..., Rig]]:
             assert not item.storage.graph.nodes
         for context in contexts:
             if context.thread is not None:
-                context.thread.join(10)
+                context.thread.join(60)
                 assert not context.thread.is_alive()
 
 

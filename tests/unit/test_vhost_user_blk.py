@@ -247,7 +247,7 @@ def test_no_descriptor_is_left_for_a_front_end(path: Path) -> None:
         assert end.request(IN, 0, room=512)[0] == 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 40), st.binary(max_size=48), st.booleans(), st.integers(0, 15)), max_size=8))
 def test_whatever_a_stranger_says_the_next_one_is_served(path: Path, said: list[tuple[int, bytes, bool, int]]) -> None:
     with FrontEnd(path) as stranger:

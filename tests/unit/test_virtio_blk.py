@@ -602,7 +602,7 @@ def test_raw_file_errors_are_one_line(tmp_path: Path) -> None:
         RawFile(str(tmp_path), read_only=True)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20), st.booleans()), max_size=8))
 def test_disk_keeps_what_was_written(image: Path, steps: list[tuple[int, int, bool]]) -> None:
     model = bytearray(image.read_bytes()[: SECTORS * 512])

@@ -109,7 +109,7 @@ class Qemu:
         for name, listener in listeners.items():
             listener.bind(str(self._path / name))
             listener.listen()
-            listener.settimeout(20)
+            listener.settimeout(60)
         command = [QEMU, "-machine", "pc", "-accel", "tcg", "-S", "-nodefaults", "-vga", "std", "-display", "none"]
         command += ["-qtest-log", os.devnull, "-qtest", f"unix:{self._path}/qtest"]
         command += ["-qmp", f"unix:{self._path}/qmp"]

@@ -245,9 +245,13 @@ class BlkdebugNode(FilterNode):
             self._written = False
         super().flush()
 
+    def check_status(self, offset: int, length: int) -> None:
+        """Fail where a rule says so."""
+        self._check("block-status", offset, length)
+
     def block_status(self, offset: int, length: int) -> Extent:
         """Return what the image says, or fail."""
-        self._check("block-status", offset, length)
+        self.check_status(offset, length)
         return super().block_status(offset, length)
 
     def close(self) -> None:

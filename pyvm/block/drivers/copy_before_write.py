@@ -141,11 +141,18 @@ class CopyBeforeWriteNode(FilterNode):
         self._copy(offset, length)
         super().discard(offset, length)
 
+    def limit_to(self, bitmap: bitmaps.DirtyBitmap) -> None:
+        """Keep nothing but what a bitmap says: the rest of what there was cannot be read."""
+        for own in (self.copier.wanted, self._accessible):
+            own.clear_all()
+            own.merge(bitmap)
+
     def read_snapshot(self, offset: int, buffers: Buffers) -> None:
         """Fill all buffers with what was there when the filter came.  Raises OSError."""
         length = total(buffers)
         self.check_range(offset, length)
-        if self.broken:
+        missing = self._accessible.next(offset, dirty=False) if length else None
+        if self.broken or (missing is not None and missing < offset + length):
             raise OSError(errno.EACCES, "Permission denied")
         data = bytearray(length)
         view, cluster, position = memoryview(data), self.copier.cluster, offset
@@ -182,6 +189,5 @@ def make(settings: Settings, own: dict[str, Any], children: dict[str, Node], gra
         graph=graph,
     )
     if bitmap is not None:
-        made.copier.wanted.clear_all()
-        made.copier.wanted.merge(bitmap)
+        made.limit_to(bitmap)
     return made

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, ClassVar
 
+from pyvm.annotations import TYPE_CHECKING, ClassVar
 from pyvm.block.drivers.file import SECTOR
 from pyvm.block.drivers.filter import FilterNode
 from pyvm.block.node import Extent, Node
@@ -70,27 +70,33 @@ class EncryptedData(FilterNode):
 
     def writev(self, offset: int, buffers: Buffers) -> None:
         """Write all buffers from `offset` on."""
+        self.write_as(offset, offset - self._base, buffers)
+
+    def write_as(self, offset: int, number: int, buffers: Buffers) -> None:
+        """Write all buffers from `offset` on; the sectors are numbered as if that was `number` of a disk, in bytes."""
         cursor = Cursor(buffers)
+        shift = number - offset
         end = offset + total(buffers)
         while offset < end:
             before = offset % SECTOR
             count = min(end - offset, _MOST - before)
-            self._write_some(offset, before, count, cursor)
+            self._write_some(offset - before, shift, before, count, cursor)
             offset += count
 
-    def _write_some(self, offset: int, before: int, count: int, cursor: Cursor) -> None:
-        after = -(offset + count) % SECTOR
+    def _write_some(self, start: int, shift: int, before: int, count: int, cursor: Cursor) -> None:
+        """Write the next `count` bytes, `before` bytes behind `start`, where a sector starts."""
+        after = -(before + count) % SECTOR
         data = memoryview(bytearray(before + count + after))
-        start = offset - before
         if before or (after and len(data) == SECTOR):
-            self.readv(start, (data[:SECTOR],))
+            self.read_as(start, start + shift, (data[:SECTOR],))
         if after and len(data) > SECTOR:
-            self.readv(start + len(data) - SECTOR, (data[-SECTOR:],))
+            last = start + len(data) - SECTOR
+            self.read_as(last, last + shift, (data[-SECTOR:],))
         place = before
         for part in cursor.take(count):
             data[place : place + len(part)] = part
             place += len(part)
-        self.cipher.encrypt((start - self._base) // SECTOR, data, data)
+        self.cipher.encrypt((start + shift) // SECTOR, data, data)
         self._below.writev(start, (data,))
 
     def block_status(self, offset: int, length: int) -> Extent:

@@ -8,8 +8,8 @@ import stat
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pyvm.annotations import TYPE_CHECKING, Any, ClassVar, Literal
 from pyvm.block.drivers.host import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -406,6 +406,12 @@ class FileNode(Node):
                 self._can_zero[mode] = error.errno == errno.EINVAL
             return False
         return True
+
+    def note_write(self, end: int) -> None:
+        """What is written behind its end makes the file longer."""
+        super().note_write(end)
+        if end > self._size:
+            self._size = -(-end // SECTOR) * SECTOR
 
     def _grow(self, end: int) -> None:
         """A hole behind the end of the file does not make it longer by itself."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from pyvm.annotations import ClassVar
 from pyvm.block.node import Child, Extent, Node, Preallocation, Role
 from pyvm.block.vectors import Buffers, total
 

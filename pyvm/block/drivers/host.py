@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
+from pyvm.annotations import Any
 from pyvm.block.vectors import Buffers, Cursor, copy_in, total
 
 FALLOC_FL_KEEP_SIZE = 0x01

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyvm.annotations import TYPE_CHECKING, Any, ClassVar
 from pyvm.block.errors import BlockError
 from pyvm.block.node import Child, DetectZeroes, Extent, Node, NodeOptions, Pending, Preallocation, Role
 from pyvm.block.probe import PROBE_SIZE, probe_format

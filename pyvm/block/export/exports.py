@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pyvm.block.draining import take_leave
 from pyvm.block.errors import BlockError
 from pyvm.block.export.backend import ExportBackend
 from pyvm.options import is_identifier
@@ -73,7 +74,10 @@ class Export:
 
     def _drop(self, backend: ExportBackend) -> None:
         backend.drain()
-        with self.exports.storage.quiet():
+        storage = self.exports.storage
+        if backend.node is not None:
+            take_leave(storage.graph, backend.node)
+        with storage.quiet():
             backend.let_go()
 
     @property

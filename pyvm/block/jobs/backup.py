@@ -86,6 +86,8 @@ class BackupJob(BlockJob):
             raise BlockError(f"Required max-chunk ({limit}) is less than backup cluster size ({unit})")
         try:
             surgery.insert_filter(jobs.storage, self.filter, options.filter_name)
+        except surgery.NotMadeError as error:
+            raise BlockError(f"Could not create node: {error}") from None
         except BlockError as error:
             raise BlockError(f"Could not replace node: {error}") from None
 
@@ -142,6 +144,14 @@ class BackupJob(BlockJob):
         self.target.cancel_in_flight()
         return super().refuse_soft_cancel(force)
 
+    def limit(self, moved: int) -> Body:
+        """Wait as long as the speed limit wants: a pause meanwhile makes that no shorter, another limit does."""
+        speed = self.pace.speed
+        until = self.host.now() + (self.pace.account(moved, self.host.now()) if moved else 0.0)
+        yield from self.pause_point()
+        while (seconds := until - self.host.now()) > 0 and self.pace.speed == speed and not self.stopping:
+            yield from self.sleep(seconds)
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -149,8 +159,10 @@ class BackupJob(BlockJob):
     def _skip_unallocated(self) -> Body:
         offset = 0
         while offset < self.source.size:
-            (offset,) = yield self.io(_looker(self, offset))
+            found: int | None = yield from self.do(_looker(self, offset))
             self.check_still_wanted()
+            assert found is not None
+            offset = found
             yield from self.pause_point()
 
     def look(self, offset: int) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyvm.block.draining import take_leave
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs.job import Job, Transaction
 from pyvm.block.jobs.pace import Pace
 from pyvm.block.jobs.read_ahead import ReadAhead
 from pyvm.block.jobs.states import Verb
-from pyvm.block.jobs.waits import Body, Io, Step
+from pyvm.block.jobs.waits import Body, Io, Step, Wait
 from pyvm.block.node import UNUSED
 from pyvm.records import record
 
@@ -71,6 +72,7 @@ class BlockJob(Job):
         self.nodes: list[Node] = []
         """The nodes that others must leave as they are."""
         self._users: list[User] = []
+        self.graph.workers.append(self)
 
     # ---- Nodes
 
@@ -84,10 +86,10 @@ class BlockJob(Job):
             self.nodes.append(node)
         self.graph.block(node, self, f"block device is in use by block job: {self.kind}")
 
-    def use_as_device(self, node: Node, access: Access) -> None:
+    def use_as_device(self, node: Node, access: Access, *, stays: bool = True) -> None:
         """Use a node as a disk does, which is what errors call it."""
         user = self.graph.attach(node, "an unnamed block device", access, "root")
-        user.stays = True
+        user.stays = stays
         self._users.append(user)
         node.hold()
 
@@ -99,8 +101,11 @@ class BlockJob(Job):
     def let_nodes_go(self) -> None:
         """Use no node any more."""
         self.ahead.close()
+        self._retire()
         users, self._users = self._users, []
         for user in users:
+            if user.name == "root":
+                take_leave(self.graph, user.node)
             self.graph.detach(user)
         self.graph.unblock(self)
         self.nodes = []
@@ -111,11 +116,29 @@ class BlockJob(Job):
         """Let all nodes go."""
         self.let_nodes_go()
 
+    def forget(self) -> None:
+        """Nobody wants to know of it any more."""
+        super().forget()
+        self._retire()
+
+    def _retire(self) -> None:
+        if self in self.graph.workers:
+            self.graph.workers.remove(self)
+
     # ---- Work
 
     def io(self, *steps: Step) -> Io:
         """Return what to wait for where steps are to be done in the nodes' context."""
         return Io(self.context, list(steps), self.ahead.end_turn)
+
+    def do(self, step: Step) -> Generator[Wait, Any, Any]:
+        """Have a step done that cannot be left out, and return what it returned: None where the job gives up first."""
+        while not self.stopping:
+            yield from self.pause_point()
+            results = yield self.io(step)
+            if results:
+                return results[0]
+        return None
 
     @property
     def batch(self) -> int:

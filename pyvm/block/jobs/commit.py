@@ -109,7 +109,7 @@ class CommitJob(BlockJob):
         size = self.top.size
         self.remaining = size
         if self.base.size < size:
-            yield self.io(lambda: self.base.truncate(size))
+            yield from self.do(lambda: self.base.truncate(size))
         while self._offset < size:
             self.check_still_wanted()
             self._failed = False
@@ -125,7 +125,7 @@ class CommitJob(BlockJob):
                 yield from self.sleep(SLICE)
             yield from self.limit(moved)
         # So that little is left to be written once everything has to stand still.
-        yield self.io(self.base.flush)
+        yield from self.do(self.base.flush)
 
     def _step(self) -> _Step:
         offset = self._offset
@@ -173,7 +173,13 @@ class CommitJob(BlockJob):
         name = self.commit_options.backing_file or name_of(base)
         for parent, _ in list(self.graph.parents(made)):
             surgery.rename_backing(storage, parent, name, base.driver)
+        origin = self.base.inherits_from
+        while origin is not None and origin is not self.top:
+            origin = origin.inherits_from
         surgery.replace_node(storage, made, self.base)
+        if origin is not None:
+            # What takes the place of an image that was opened with the one above follows that from now on.
+            self.base.inherits_from = self.top.inherits_from
         self.filter = None
         storage.release(made)
         self._dropped = True

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 from pyvm.block.errors import BlockError
 from pyvm.block.jobs import surgery
 from pyvm.block.jobs.commit import CommitTop
+from pyvm.block.layers import copy_down
 from pyvm.block.node import ALL_PERMISSIONS, Access, Node, Permission
-from pyvm.block.status import chain_status
 
 if TYPE_CHECKING:
     from pyvm.machine.storage import Storage
-
-_CHUNK = 2 << 20
 
 
 def commit_now(storage: Storage, image: Node) -> None:
@@ -40,7 +38,7 @@ def commit_now(storage: Storage, image: Node) -> None:
         with storage.quiet():
             if base.size < image.size:
                 base.truncate(image.size)
-            _copy(image, base)
+            copy_down((image,), base)
             # What is thrown away must be safe elsewhere before.
             base.flush()
             image.make_empty()
@@ -80,20 +78,3 @@ def _behind_filter(storage: Storage, top: Node, base: Node) -> Iterator[None]:
     finally:
         surgery.set_backing(storage, top, base)
         storage.release(between)
-
-
-def _copy(top: Node, base: Node) -> None:
-    """Write what `top` itself has into `base`."""
-    buffer = bytearray(_CHUNK)
-    offset = 0
-    while offset < top.size:
-        extent = chain_status(top, offset, top.size - offset, base)
-        end = offset + extent.length
-        if extent.present and extent.zero:
-            base.write_zeroes(offset, extent.length, True)
-        elif extent.present:
-            for position in range(offset, end, _CHUNK):
-                with memoryview(buffer)[: min(_CHUNK, end - position)] as view:
-                    top.readv(position, (view,))
-                    base.writev(position, (view,))
-        offset = end

@@ -54,7 +54,8 @@ class CreateJob(_ImageJob):
                 create = _plan_file(self._options)
                 yield Aside(create)
             else:
-                yield Io(self.jobs.storage.context, [_PLANS.get(driver, _plan_foreign)(self, self._options)])
+                write = _PLANS.get(driver, _plan_foreign)(self, self._options)
+                yield Io(self.jobs.storage.context, [write], whole=True)
         finally:
             self.progress(1)
 
@@ -126,10 +127,9 @@ def _plan_qcow2(job: CreateJob, options: Mapping[str, Any]) -> Callable[[], None
         raise BlockError(f"Could not resize image: {_why_too_large(options['size'])}") from None
     crypto, passphrase = b"", None
     if wanted.encrypt is not None:
-        from pyvm.block.luks import find_passphrase, format_volume
+        from pyvm.block.drivers.qcow2.encryption import make_volume
 
-        passphrase = find_passphrase(job.jobs.storage.graph.secrets, wanted.encrypt.key_secret)
-        crypto = format_volume(wanted.encrypt, passphrase)
+        crypto, passphrase = make_volume(wanted.encrypt, job.jobs.storage.graph.secrets)
     file = job.open(options["file"])
     return lambda: _write_qcow2(file, data, wanted, crypto, passphrase)
 
@@ -215,7 +215,7 @@ class AmendJob(_ImageJob):
         self.remaining = 1
         try:
             if self._node.driver == "luks" or "encrypt" in self._options:
-                yield Io(self.jobs.storage.context_of(self._node), [self._amend])
+                yield Io(self.jobs.storage.context_of(self._node), [self._amend], whole=True)
         finally:
             self.progress(1)
 

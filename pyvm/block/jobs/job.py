@@ -103,6 +103,8 @@ class Job:
     can_complete: ClassVar[bool] = False
     """Whether it goes on until it is told to end."""
     is_block_job: ClassVar[bool] = False
+    ends_at_once: ClassVar[bool] = True
+    """Whether one that is cancelled while it waits for nothing is over before the command is."""
 
     def __init__(
         self,
@@ -417,6 +419,27 @@ class Job:
         if not self.pauses:
             self.enter()
 
+    def stand_still(self) -> bool:
+        """Pause as the nodes are to stand still; return whether there is anything to pause."""
+        if self.body_over or self._running or not self.started:
+            return False
+        self.hold()
+        return True
+
+    def come_to_rest(self) -> None:
+        """Return once it has come to a place where it pauses, or is over."""
+        while isinstance(wait := self._wait, (Io, Aside)):
+            wait.finish()
+            if wait is self._wait:
+                return  # it waits for somebody else
+
+    def go_on(self) -> None:
+        """End :meth:`stand_still`; bodies of jobs set timers, so this is for the main loop."""
+        if self.jobs.in_main_loop:
+            self.let_go()
+        else:
+            self.host.call_soon(self.let_go)
+
     def resume(self) -> None:
         """End :meth:`pause`; raises BlockError."""
         if not self.user_paused or self.pauses <= 0:
@@ -430,6 +453,8 @@ class Job:
         """End it before its time; raises BlockError."""
         self.check(Verb.CANCEL)
         self.cancel(force)
+        if self.body_over and self.ends_at_once:
+            self.has_ended()
 
     def cancel(self, force: bool) -> None:
         """End it before its time; without `force`, a job that only keeps up with changes ends in good order."""

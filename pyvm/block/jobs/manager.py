@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ class Jobs:
         self.host = host
         self.storage = storage
         self._jobs: list[Job] = []
+        self._thread = threading.current_thread()
         self._left: list[User] = []
 
     def __iter__(self) -> Iterator[Job]:
@@ -66,6 +68,11 @@ class Jobs:
     def find(self, identifier: str) -> Job | None:
         """Return a job by its ID."""
         return next((job for job in self._jobs if job.id == identifier), None)
+
+    @property
+    def in_main_loop(self) -> bool:
+        """Whether the caller is the thread in which jobs are made: not a virtual CPU that resets a device."""
+        return threading.current_thread() is self._thread
 
     def add(self, job: Job) -> None:
         """Take in a new job."""
@@ -96,6 +103,9 @@ class Jobs:
 
     def end_all(self) -> None:
         """Cancel everything, and wait for it: the machine ends."""
+        for worker in self.storage.graph.workers:
+            if worker.stand_still():
+                worker.come_to_rest()
         for job in self:
             if job in self._jobs and job.state is not State.CONCLUDED:
                 job.cancel(True)

@@ -82,6 +82,7 @@ class MirrorJob(BlockJob):
 
     kind: ClassVar[str] = "mirror"
     can_complete: ClassVar[bool] = True
+    ends_at_once: ClassVar[bool] = False
 
     def __init__(self, jobs: Jobs, options: JobOptions, source: Node, target: Node, mirror: MirrorOptions) -> None:
         self.mirror = mirror
@@ -191,7 +192,7 @@ class MirrorJob(BlockJob):
         if not self._commit and self.target.size != self.source.size:
             raise BlockError("Source and target image have different sizes")
         if self.target.size < self.source.size:
-            yield self.io(lambda: self.target.truncate(self.source.size))
+            yield from self.do(lambda: self.target.truncate(self.source.size))
         if self.mirror.sync == "none":
             return
         if self.mirror.zero_target and not self.target.unmap:
@@ -202,7 +203,7 @@ class MirrorJob(BlockJob):
             offset = 0
             while offset < self.target.size:
                 count = min(self._budget, self.target.size - offset)
-                yield self.io(_zero(self.target, offset, count))
+                yield from self.do(_zero(self.target, offset, count))
                 self.check_still_wanted()
                 yield from self.pause_point()
                 offset += count
@@ -333,7 +334,7 @@ class MirrorJob(BlockJob):
 
     def _stand_still(self) -> bool:
         """Let no write of the guest be done from now on that the copy does not have, too; return False if one was."""
-        self.storage.drain()
+        self.storage.settle()
         with self.storage.quiet():
             if self.bitmap.any:
                 return False
@@ -372,7 +373,7 @@ class MirrorJob(BlockJob):
         if not self._pivoting:
             return
         storage, target = self.storage, self.target
-        storage.drain()
+        storage.settle()
         if self.bitmap.any:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replaced = self._to_replace or self.source

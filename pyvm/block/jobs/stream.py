@@ -101,6 +101,7 @@ class StreamJob(BlockJob):
 
     def _use_nodes(self) -> None:
         assert self.filter is not None
+        self.use_as_device(self.filter, Access(Permission.CONSISTENT_READ, ALL_PERMISSIONS), stays=False)
         self.use(self.filter, Access(NO_PERMISSIONS, ALL_PERMISSIONS), "main node")
         self.use(self.top, Access(NO_PERMISSIONS, ALL_PERMISSIONS), "active node")
         shared = Permission.CONSISTENT_READ | Permission.WRITE_UNCHANGED

@@ -25,8 +25,7 @@ def replace_node(storage: Storage, old: Node, new: Node) -> None:
     inside = all_below(new)
     parents = [it for it, _ in graph.parents(old) if it not in inside]
     users = [it for it in graph.users(old) if not it.stays]
-    storage.drain()
-    with storage.quiet():
+    with storage.drained(old), storage.quiet():
         for parent in parents:
             parent.replace_child(old, new)
         for user in users:
@@ -50,6 +49,10 @@ def replace_node(storage: Storage, old: Node, new: Node) -> None:
             old.release()
 
 
+class NotMadeError(BlockError):
+    """A filter could not use what it was made of; nobody else has to do with that."""
+
+
 def insert_filter(storage: Storage, made: FilterNode, name: str | None) -> None:
     """Put a filter in front of the node that it was made for, which it holds.  Raises BlockError, and closes it then.
 
@@ -68,6 +71,10 @@ def insert_filter(storage: Storage, made: FilterNode, name: str | None) -> None:
     made.implicit = name is None
     graph.add(made)
     try:
+        try:
+            graph.refresh()
+        except BlockError as error:
+            raise NotMadeError(str(error)) from None
         replace_node(storage, below, made)
     except BlockError:
         storage.release(made)
@@ -87,8 +94,7 @@ def set_backing(storage: Storage, node: Node, backing: Node | None) -> None:
     before = node.backing
     if before is backing:
         return
-    storage.drain()
-    with storage.quiet():
+    with storage.drained(node), storage.quiet():
         node.set_backing(backing.hold() if backing is not None else None)  # type: ignore[attr-defined]
         try:
             storage.graph.refresh()
@@ -147,7 +153,7 @@ def rename_backing(storage: Storage, overlay: Node, name: str, image_format: str
     if was_read_only:
         storage.set_read_only(overlay, False)
     try:
-        storage.drain()
+        storage.settle()
         with storage.quiet():
             change(name or None, image_format or None)
             overlay.named_backing = name

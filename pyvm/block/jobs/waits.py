@@ -72,13 +72,19 @@ class Io(Wait):
     """
 
     def __init__(
-        self, context: Context, steps: list[Step], end_turn: Callable[[bool], None] = lambda contended: None
+        self,
+        context: Context,
+        steps: list[Step],
+        end_turn: Callable[[bool], None] = lambda contended: None,
+        *,
+        whole: bool = False,
     ) -> None:
         """`end_turn` is called, with the context's lock held, before anybody else may come in between.
 
-        It is told whether somebody waits to do that.
+        It is told whether somebody waits to do that.  With `whole`, the steps are all done or none, whoever wants what.
         """
         self.context = context
+        self._whole = whole
         self._steps = steps
         self._end_turn = end_turn
         self._error: Exception | None = None
@@ -98,7 +104,7 @@ class Io(Wait):
     def _goes_on(self) -> bool:
         job = self._job
         unfinished = self._error is None and len(self.results) < len(self._steps)
-        return unfinished and not job.pauses and not job.stopping
+        return unfinished and (self._whole or (not job.pauses and not job.stopping))
 
     def take_steps(self) -> None:
         """Take steps until somebody waits for the context, or for as long as a turn is; with its lock held.

@@ -77,6 +77,7 @@ class AtapiCd(RealDrive):
     cannot be, and BlockError where the back end has a device already.
     """
 
+    kind = "cd"
     signature = c.SIGNATURE_PACKET
     PROPERTIES: ClassVar[Properties] = {
         "drive": Property("drive", None, "Node name or ID of a block device to use as a backend"),

@@ -6,16 +6,32 @@ The data register is the one path here that must be short: programs move data th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Literal
+
 from pyvm.devices.ide import constants as c
-from pyvm.devices.ide.atapi import AtapiCd, AtapiState
 from pyvm.devices.ide.busmaster import BusMaster, DmaClient
-from pyvm.devices.ide.disk import IdeDisk
-from pyvm.devices.ide.disk_state import DiskState
 from pyvm.devices.ide.drive import Drive, TaskFileState
 from pyvm.irq import IrqLine
-from pyvm.state import State, StateError, array, optional, record, uint
+from pyvm.state import State, StateError, array, optional_record, record, uint
+
+if TYPE_CHECKING:
+    from pyvm.devices.ide.atapi import AtapiCd, AtapiState
+    from pyvm.devices.ide.disk import IdeDisk
+    from pyvm.devices.ide.disk_state import DiskState
 
 UNITS = 2
+
+
+def _disk_state() -> type[DiskState]:
+    from pyvm.devices.ide.disk_state import DiskState
+
+    return DiskState
+
+
+def _cd_state() -> type[AtapiState]:
+    from pyvm.devices.ide.atapi import AtapiState
+
+    return AtapiState
 
 
 class ChannelState(State):
@@ -24,8 +40,8 @@ class ChannelState(State):
     control: int = uint(8)
     selected: int = uint(1)
     files: list[TaskFileState] = array(record(TaskFileState), UNITS)
-    disks: list[DiskState | None] = array(optional(record(DiskState)), UNITS)
-    cds: list[AtapiState | None] = array(optional(record(AtapiState)), UNITS)
+    disks: list[DiskState | None] = array(optional_record(_disk_state), UNITS)
+    cds: list[AtapiState | None] = array(optional_record(_cd_state), UNITS)
 
 
 class Channel:
@@ -219,15 +235,16 @@ class Channel:
 
     def save(self) -> ChannelState:
         """Return all registers and the states of the drives."""
-        disks = [drive.save() if isinstance(drive, IdeDisk) else None for drive in self.drives]
-        cds = [drive.save() if isinstance(drive, AtapiCd) else None for drive in self.drives]
         return ChannelState(
             control=self._control,
             selected=int(self._selected is self.drives[1]),
             files=[drive.save_registers() for drive in self.drives],
-            disks=disks,
-            cds=cds,
+            disks=self._saved("disk"),
+            cds=self._saved("cd"),
         )
+
+    def _saved(self, kind: Literal["disk", "cd"]) -> list[Any]:
+        return [drive.save() if drive.kind == kind else None for drive in self.drives]
 
     def check(self, state: ChannelState) -> None:
         """Raise StateError unless this channel, with its drives, can be in `state`."""
@@ -235,13 +252,10 @@ class Channel:
         if state.control & ~(c.CONTROL_HOB | c.CONTROL_SRST | c.CONTROL_NIEN):
             raise StateError("ChannelState.control: bits that are never set")
         for drive, file, disk, cd in zip(self.drives, state.files, state.disks, state.cds, strict=True):
-            if (disk is not None) != isinstance(drive, IdeDisk) or (cd is not None) != isinstance(drive, AtapiCd):
+            if (disk is not None) != (drive.kind == "disk") or (cd is not None) != (drive.kind == "cd"):
                 raise StateError("ChannelState: the drives are others")
             drive.check_registers(file)
-            if isinstance(drive, IdeDisk) and disk is not None:
-                drive.check(disk, file)
-            elif isinstance(drive, AtapiCd) and cd is not None:
-                drive.check(cd, file)
+            drive.check(disk or cd, file)
 
     def load(self, state: ChannelState) -> None:
         """Take over a state that :meth:`check` has passed; drives start again what they were doing."""
@@ -252,7 +266,4 @@ class Channel:
         # The engine's own state says whether it has seen this interrupt.
         self._irq.set(self._interrupting())
         for drive, disk, cd in zip(self.drives, state.disks, state.cds, strict=True):
-            if isinstance(drive, IdeDisk) and disk is not None:
-                drive.load(disk)
-            elif isinstance(drive, AtapiCd) and cd is not None:
-                drive.load(cd)
+            drive.load(disk or cd)

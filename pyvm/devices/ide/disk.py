@@ -33,6 +33,7 @@ class IdeDisk(DiskTransfers):
     bytes.  Raises ValueError for properties that cannot be, and BlockError where the back end has a device already.
     """
 
+    kind = "disk"
     signature = c.SIGNATURE_DISK
     idle_status = c.READY
     PROPERTIES: ClassVar[Properties] = {

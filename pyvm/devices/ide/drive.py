@@ -8,7 +8,7 @@ guest is, `in_end` or `out_end` where the present block ends, 0 while no data go
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeVar
 
 from pyvm.devices.ide import constants as c
 from pyvm.devices.ide.busmaster import DmaClient
@@ -63,6 +63,7 @@ class Drive:
     It keeps registers as an absent drive of QEMU's does, so that software finds no status there and no drive.
     """
 
+    kind: ClassVar[Literal["none", "disk", "cd"]] = "none"
     signature: ClassVar[tuple[int, int, int, int]] = c.SIGNATURE_NONE
     present: ClassVar[bool] = False
     idle_status: ClassVar[int] = 0
@@ -273,6 +274,16 @@ class Drive:
         self.error = state.error
         self.status = state.status
         self.interrupt = state.interrupt
+
+    def save(self) -> State | None:
+        """Return what a drive keeps besides its task file; an empty place keeps nothing."""
+        return None
+
+    def check(self, state: Any, file: TaskFileState) -> None:
+        """Raise StateError unless the drive can be in `state`, which is of its kind, and have these registers."""
+
+    def load(self, state: Any) -> None:
+        """Take over a state that :meth:`check` has passed; the drive starts again what it was doing."""
 
     def save_transfer(self) -> TransferState:
         """Return the data register's state, with as much of the buffer as matters."""

@@ -38,7 +38,8 @@ class RealDrive(Drive):
 
     def drain(self) -> None:
         """Return when the back end works on nothing any more."""
-        self.backend.drain(cancel=True)
+        if self.backend.in_flight or self.backend.held:
+            self.backend.drain(cancel=True)
 
     def write_command(self, value: int) -> None:
         """Carry out command `value`; a drive that sleeps hears resets only."""

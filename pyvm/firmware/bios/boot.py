@@ -7,6 +7,7 @@ and a boot sector that gives up calls int 18h to have the next one tried.  What 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from pyvm.firmware.bios import data_area as area
@@ -20,6 +21,7 @@ from pyvm.firmware.bios.option_roms import OptionRoms, Vector
 from pyvm.firmware.bios.registers import FLAG_CARRY, FLAG_FIXED, FLAG_INTERRUPTS, Registers
 from pyvm.firmware.bios.rom import INT13, SEGMENT
 from pyvm.firmware.bios.video import Video
+from pyvm.firmware.errors import BootError as KernelError
 from pyvm.memory import GuestMemoryError
 from pyvm.records import record
 
@@ -32,6 +34,7 @@ _NO_CHOICE: Final = 0xFF
 _ESCAPE_SCAN: Final = 0x01
 _UNITS: Final = ((30, "GiB"), (20, "MiB"))
 _KEYS: Final = "123456789abcdefghijklmnopqrstuvwxyz"
+_KERNEL_PLACE: Final = (0, 0)
 Kind = DiskKind | Literal["rom"]
 _LETTERS: Final[dict[Kind, str]] = {"floppy": "a", "disk": "c", "cdrom": "d", "rom": "n"}
 _USUAL: Final = "acdn"
@@ -45,11 +48,22 @@ class BootError(Exception):
 
 
 @record(frozen=True)
+class Kernel:
+    """The kernel that the user gave, which is booted as an option ROM would boot it."""
+
+    load: Callable[[], None]
+    title: str = "Kernel"
+
+
+Bootable = Drive | Vector | Kernel
+
+
+@record(frozen=True)
 class Entry:
-    """Something to boot from: a drive, or what an option ROM has."""
+    """Something to boot from: a drive, what an option ROM has, or a kernel."""
 
     kind: Kind
-    item: Drive | Vector
+    item: Bootable
     place: tuple[int, int]
     """Its priority: lower is earlier."""
 
@@ -84,10 +98,11 @@ class Boot:
 
     def _all(self) -> list[Entry]:
         """Return every drive, in the order in which the menu shows and int 19h tries them."""
-        vectors = self._roms.vectors()
-        indices = [item.bootindex for item in self._core.machine.disks] + [item.bootindex for item in vectors]
-        strict = self._core.machine.boot.strict and any(index is not None for index in indices)
-        entries = []
+        vectors, machine = self._roms.vectors(), self._core.machine
+        indices = [item.bootindex for item in machine.disks] + [item.bootindex for item in vectors]
+        ordered = machine.kernel is not None or any(index is not None for index in indices)
+        strict = machine.boot.strict and ordered
+        entries = [] if machine.kernel is None else [Entry("rom", Kernel(machine.kernel), _KERNEL_PLACE)]
         for drive in (*self._drives.floppies, *self._drives.disks, *self._drives.cds):
             place = self._place(drive.disk.kind, drive.disk.bootindex)
             if not strict or drive.disk.bootindex is not None:
@@ -157,8 +172,8 @@ class Boot:
         lines = [f"{key}. {self._title(entry.item)}" for key, entry in zip(_KEYS, self._all(), strict=False)]
         self._video.print("Select boot device:\n\n" + "\n".join(lines) + "\n")
 
-    def _title(self, drive: Drive | Vector) -> str:
-        if isinstance(drive, Vector):
+    def _title(self, drive: Bootable) -> str:
+        if not isinstance(drive, Drive):
             return drive.title
         kind = _NAMES[drive.disk.kind]
         if drive.disk.kind == "floppy":
@@ -207,6 +222,7 @@ class Boot:
             if isinstance(item, Vector):
                 self._roms.call(registers, item.segment, item.offset, item.address, "connect")
                 return False
+            assert isinstance(item, Drive)
             self._drives.show(next(place for place, drive in enumerate(self._drives.disks) if drive.disk is item.disk))
         self._drives.show_all()
         self._roms.memory_manager.close()
@@ -234,6 +250,10 @@ class Boot:
             if isinstance(item, Vector) and not item.drives:
                 self._roms.call(registers, item.segment, item.offset, item.address, "int18")
                 return
+            if isinstance(item, Kernel):
+                if self._enter_kernel(item):
+                    return
+                continue
             if entries[index].kind != "cdrom" and self._is_disk_service_taken():
                 self._read_by_interrupt(registers, entries[index].kind)
                 return
@@ -246,6 +266,15 @@ class Boot:
             return
         self._ebda.set_byte(area.BOOT_NEXT, len(entries))
         self._nothing(registers)
+
+    def _enter_kernel(self, kernel: Kernel) -> bool:
+        """Load the kernel, which then has the processor; return False where it cannot be loaded any more."""
+        try:
+            kernel.load()
+        except KernelError as error:
+            self._video.print(f"Boot failed: {error}\n\n")
+            return False
+        return True
 
     def _is_disk_service_taken(self) -> bool:
         return self._core.memory.read_u32(_DISK_VECTOR) != SEGMENT << 16 | INT13
@@ -266,14 +295,16 @@ class Boot:
         try:
             if registers.eflags & FLAG_CARRY:
                 raise BootError("could not read the boot disk")
-            self._check_boot_sector()
+            self._check_boot_sector(is_disk)
         except BootError as error:
             self._video.print(f"Boot failed: {error}\n\n")
             self._boot_from(registers, index)
         else:
             self._enter(registers, BOOT_ADDRESS >> 4, FIRST_DISK if is_disk else 0)
 
-    def _check_boot_sector(self) -> None:
+    def _check_boot_sector(self, is_disk: bool) -> None:
+        if not is_disk and not self._core.machine.boot.check_floppies:
+            return
         if self._core.memory.read(BOOT_ADDRESS + SECTOR - 2, 2) != BOOT_SIGNATURE:
             raise BootError("not a bootable disk")
 
@@ -295,7 +326,7 @@ class Boot:
             self._disk.transfer(current, BOOT_ADDRESS, 0, 1, False)
         except DiskError:
             raise BootError("could not read the boot disk") from None
-        self._check_boot_sector()
+        self._check_boot_sector(is_disk)
         return BOOT_ADDRESS >> 4, number
 
     def _enter(self, registers: Registers, segment: int, number: int) -> None:
@@ -328,5 +359,5 @@ class Boot:
             registers.goto = "halt"
 
 
-def _is_first_disk(item: Drive | Vector) -> bool:
+def _is_first_disk(item: Bootable) -> bool:
     return isinstance(item, Drive) and item.number == FIRST_DISK

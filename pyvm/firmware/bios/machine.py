@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pyvm.records import field, record
@@ -80,6 +80,8 @@ class BootConfig:
     """How long the menu's prompt is shown; None is the default time."""
     strict: bool = False
     """Whether only drives with a bootindex are tried."""
+    check_floppies: bool = True
+    """Whether a floppy disk boots only if its first sector has the signature of a boot sector."""
     reboot_timeout: int | None = None
     """After how long a machine that found nothing to boot starts again; None: never."""
 
@@ -101,5 +103,10 @@ class BiosMachine:
     """Whether COM1 is a console: it shows the text of the screen and its input comes in as keys."""
     cpus: int = 1
     option_roms: Sequence[OptionRom] = ()
+    kernel: Callable[[], None] | None = None
+    """Loads the kernel that is booted before anything else, and has the boot processor enter it.
+
+    Raises :class:`pyvm.firmware.errors.BootError`.
+    """
     card_places: Mapping[int, int] = field(default_factory=dict)
     """The bootindex of PCI devices that boot by their ROM, by bus << 8 | slot << 3 | function."""

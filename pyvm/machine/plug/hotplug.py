@@ -118,23 +118,13 @@ class Hotplug:
 
     def _check_bus(self, model: DeviceModel, bus: str | None) -> None:
         """Raise QmpError where the bus does not exist, or nothing can be plugged in there now."""
-        plugger = self._pc.plugger
-        kinds = {name: kind for kind, name in _BUS_NAMES.items()} | {"ide.0": "IDE"}
-        kinds |= dict.fromkeys(plugger.plugged.pci_buses, "PCI")
-        kinds |= dict.fromkeys(plugger.disks.scsi_buses, "SCSI")
-        kinds |= dict.fromkeys(plugger.plugged.serial_buses, "virtio-serial-bus")
         wanted = model.bus
         if wanted is None and bus is None:
             return
-        if bus is None:
-            bus = next((name for name, kind in kinds.items() if kind == wanted), None)
-            if bus is None:
-                raise QmpError(f"No '{wanted}' bus found for device '{model.name}'")
-        elif bus not in kinds:
-            raise QmpError(f"Bus '{bus}' not found")
-        elif kinds[bus] != wanted:
-            raise QmpError(f"Device '{model.name}' can't go on {kinds[bus]} bus")
-        assert bus is not None
+        try:
+            bus = self._pc.plugger.buses.choose(model, bus)
+        except ConfigError as error:
+            raise QmpError(str(error)) from None
         now = wanted == "PCI" or wanted in _AT_ANY_TIME
         if not now or not self._pc.model.qom.plugged.is_realized(bus):
             raise no_hotplug(bus)

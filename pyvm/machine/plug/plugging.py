@@ -16,9 +16,10 @@ from pyvm.machine.board import SERIAL_PORTS
 from pyvm.machine.disks import Disks
 from pyvm.machine.entropy import BuiltinEntropy, Entropy
 from pyvm.machine.plug.boot_places import card_path, cards, check_boot_index, read_rom
+from pyvm.machine.plug.buses import Buses
 from pyvm.machine.plug.models import DEVICE_MODELS, GUARDS, PCI_CARDS, VIRTIO_PCI, variant
 from pyvm.memory import OverlapError
-from pyvm.records import field, record
+from pyvm.records import field, record, replace
 
 if TYPE_CHECKING:
     from pyvm.chardev.base import Chardev
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pyvm.devices.virtio.console_port import ConsolePort
     from pyvm.devices.virtio.pci import AnyVirtioDevice, VirtioPci
     from pyvm.devices.virtio.rng import VirtioRng
+    from pyvm.devices.virtio.scsi import VirtioScsi
     from pyvm.devices.virtio.vsock import VirtioVsock
     from pyvm.devices.vmgenid import VmGenId
     from pyvm.machine.board import Board
@@ -122,6 +124,7 @@ class Plugger:
     ) -> None:
         self.plugged = Plugged()
         self.disks = Disks(board, config, storage)
+        self.buses = Buses(self)
         self._board = board
         self._config = config
         self._chardevs = chardevs
@@ -139,20 +142,20 @@ class Plugger:
         """What the device that is being plugged in draws from."""
 
     def plug_all(self) -> None:
-        """Plug in everything that the configuration names, devices before the drives that need none."""
+        """Plug in all that the configuration names: what the board has by itself, devices, and drives on PCI."""
         if self._config.vga == "std":
             self.plug(DeviceConfig("VGA", properties={"addr": _VGA_SLOT}), built_in=True)
-        for device in self._config.devices:
+        drives = (*self._config.drives, *self._config.default_drives)
+        wanted = [device for drive in drives if (device := self.disks.device_for(drive)) is not None]
+        for device in wanted:
+            if device.bus is not None:
+                self._with_origin(device.origin, self._plug_built_in, device)
+        for device in (*self._config.devices, *(device for device in wanted if device.bus is None)):
             self._with_origin(device.origin, self.plug, device)
-        for drive in (*self._config.drives, *self._config.default_drives):
-            wanted = self.disks.device_for(drive)
-            if wanted is not None:
-                self._with_origin(wanted.origin, self._plug_drive, wanted)
         self.disks.add_floppy_controller()
 
-    def _plug_drive(self, device: DeviceConfig) -> None:
-        """Plug in the device that a drive stands for; the board has those that are not on PCI by itself."""
-        self.plug(device, built_in=device.driver in ("ide-hd", "ide-cd", "floppy"))
+    def _plug_built_in(self, device: DeviceConfig) -> None:
+        self.plug(device, built_in=True)
 
     @staticmethod
     def _with_origin(origin: str, action: Callable[[Any], object], argument: Any) -> None:
@@ -204,7 +207,8 @@ class Plugger:
         self._entropy = None
         self._hotplugged = hotplugged
         try:
-            made = self._make(model, device, values)
+            there = device if model.bus is None else replace(device, bus=self.buses.choose(model, device.bus))
+            made = self._make(model, there, values)
         except (ValueError, BlockError, OverlapError) as error:
             self._drop_entropy()
             raise ConfigError(str(error)) from None
@@ -251,7 +255,6 @@ class Plugger:
         }.get(model.bus or "")
         if plug is not None:
             return plug(model, device, values)
-        self._check_bus(device, "isa.0")
         if model.name == "isa-debug-exit":
             return self._plug_debug_exit(values)
         if model.name == "isa-debugcon":
@@ -261,18 +264,9 @@ class Plugger:
             return self.add_debug_console(chardev, values["iobase"], values["readback"])
         return self._plug_serial(model, values)
 
-    @staticmethod
-    def _check_bus(device: DeviceConfig, name: str) -> None:
-        if device.bus is not None and device.bus not in (name, name.partition(".")[0]):
-            raise ConfigError(f"Bus '{device.bus}' not found")
-
     def _find_pci_bus(self, device: DeviceConfig) -> PciBus:
         """Return the PCI bus that a device is to be plugged into."""
-        found = self.plugged.pci_buses.get(device.bus or "")
-        if found is not None:
-            return found
-        self._check_bus(device, "pci.0")
-        return self._board.pci
+        return self.plugged.pci_buses.get(device.bus or "", self._board.pci)
 
     def _plug_bridge(self, device: DeviceConfig, values: dict[str, Any]) -> PciFunction:
         from pyvm.devices.pci.bridge import PciBridge
@@ -280,7 +274,7 @@ class Plugger:
         board = self._board
         bridge = PciBridge("pci-bridge", board.ports, board.mmio, chassis=values["chassis_nr"])
         self._install(bridge, device, values)
-        self.plugged.pci_buses[device.id or f"pci.{len(self.plugged.pci_buses) + 1}"] = bridge.secondary_bus
+        self.plugged.pci_buses[device.id or self.buses.numbered("pci")] = bridge.secondary_bus
         return bridge
 
     def _chardev(self, model: DeviceModel, values: dict[str, Any]) -> Chardev | None:
@@ -307,7 +301,7 @@ class Plugger:
             "virtio-rng-pci": self._make_rng,
             "virtio-blk-pci": lambda model, device, values: self.disks.make_virtio_disk(model, device, values),
             "virtio-net-pci": lambda model, device, values: self._network.make_virtio(model, device, values),
-            "virtio-scsi-pci": lambda model, device, values: self.disks.make_scsi_host(device, values),
+            "virtio-scsi-pci": self._make_scsi_host,
             "virtio-vsock-pci": self._make_vsock,
         }
         from pyvm.devices.virtio.pci import VirtioPci
@@ -405,8 +399,7 @@ class Plugger:
         del model
         console = VirtioConsole(max_ports=values["max_ports"], emergency_write=values["emergency-write"])
         console.on_guest_open = self._guest_opened
-        identifier = device.id
-        name = f"{identifier}.0" if identifier else f"virtio-serial-bus.{len(self.plugged.serial_buses)}"
+        name = f"{device.id}.0" if device.id else self.buses.numbered("virtio-serial-bus")
         self.plugged.serial_buses[name] = console
         return console
 
@@ -414,6 +407,10 @@ class Plugger:
         for identifier, device in self.plugged.identifiers.items():
             if device is port:
                 self._events.guest_opened_port(identifier, opened)
+
+    def _make_scsi_host(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioScsi:
+        del model
+        return self.disks.make_scsi_host(f"{device.id}.0" if device.id else self.buses.numbered("scsi"), values)
 
     def _make_balloon(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> VirtioBalloon:
         del model, device
@@ -463,21 +460,12 @@ class Plugger:
     # ---- Virtio-serial ports
 
     def _plug_port(self, model: DeviceModel, device: DeviceConfig, values: dict[str, Any]) -> ConsolePort:
-        buses = self.plugged.serial_buses
-        if device.bus is not None:
-            console = buses.get(device.bus)
-            if console is None:
-                raise ConfigError(f"Bus '{device.bus}' not found")
-        else:
-            if not buses:
-                raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{model.name}'")
-            console = next(iter(buses.values()))
         from pyvm.devices.virtio.console_port import ConsolePort
 
         chardev = self._chardev(model, values)
         is_console = model.name == "virtconsole"
         port = ConsolePort(nr=values["nr"], name=values["name"] or "", chardev=chardev, console=is_console)
-        console.add_port(port)
+        self.plugged.serial_buses[device.bus or ""].add_port(port)
         return port
 
     # ---- Network cards
@@ -500,9 +488,7 @@ class Plugger:
 
         if model.bus == "PCI":
             self._pci_target = self._find_pci_bus(device)
-        elif model.bus == "ISA":
-            self._check_bus(device, "isa.0")
-        elif device.bus is not None:
+        elif model.bus is None and device.bus is not None:
             raise ConfigError(f"Device '{model.name}' can't go on a bus")
         guards = Guards(
             self._board, self._events, self.plugged, lambda function: self._install(function, device, values)

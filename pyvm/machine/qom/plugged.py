@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pyvm.devices.pci.constants import CLASS_CODE
 from pyvm.machine.plug.cpu import PluggedCpu
 from pyvm.machine.plug.memory import MemoryModule
+from pyvm.machine.qom import drive_property
 from pyvm.machine.qom.cpu import CpuObject
 from pyvm.machine.qom.devices import BusObject, DeviceObject, check_kind
 from pyvm.machine.qom.regions import add_pci_regions, add_virtio_regions
@@ -185,6 +186,10 @@ class PluggedObjects:
         if inner is not None:
             getters.update(_settled(device))
         getters.update(disk_values(self._pc, device))
+        backend = drive_property.backend_of(device)
+        if backend is not None:
+            getters["drive"] = drive_property.getter(backend)
+            setters["drive"] = drive_property.setter(self._pc, backend)
         if device.model.name.startswith("virtio-balloon"):
             getters["guest-stats"] = lambda: _statistics(inner.guest_stats())
             getters["guest-stats-polling-interval"] = lambda: inner.polling_interval

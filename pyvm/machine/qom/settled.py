@@ -27,6 +27,8 @@ def disk_values(pc: Pc, device: PluggedDevice) -> Getters:
         found = _ide(pc, made)
     elif device.model.bus == "SCSI":
         found = _scsi(pc, made)
+    elif device.model.name == "floppy":
+        found = {"unit": pc.plugger.disks.floppy_unit(made)}
     elif not device.model.name.startswith("virtio-blk"):
         return {}
     if "cyls" in values:
@@ -70,5 +72,5 @@ def _scsi(pc: Pc, made: Any) -> dict[str, Any]:
     for bus in pc.plugger.disks.scsi_buses.values():
         for place, unit in bus.units.items():
             if unit is made:
-                found |= {"scsi-id": place.target, "lun": place.lun, "channel": place.channel}
+                found |= {"channel": place.channel, "scsi-id": place.target, "lun": place.lun}
     return found

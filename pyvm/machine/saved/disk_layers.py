@@ -139,11 +139,10 @@ def _is_empty(node: Node) -> bool:
 
 def _put_overlay(storage: Storage, node: Node, path: str, frozen: Frozen) -> None:
     """Put an image on top of a disk that is frozen; others can open it together with `frozen`."""
-    from pyvm.block.create import create_image
     from pyvm.machine.overlays import NewOverlay, make_overlay
 
     with storage.quiet():
-        create_image(path, "qcow2", node.size, {}, frozen.filename, frozen.format, check_backing=False)
+        _create_overlay(path, node.size, frozen)
     # A temporary image cannot be opened again to be read-only; nobody else can open it, either.
     overlay = make_overlay(storage, node, NewOverlay(path, "qcow2", existing=True), freeze=_is_there(node))
     storage.release(overlay)  # those who use it hold it
@@ -267,14 +266,19 @@ def stand_on(config: MachineConfig, disks: Mapping[str, Frozen], *, alone: bool,
 
 
 def _temporary_overlay(frozen: Frozen, made: Callable[[str], object]) -> str:
-    from pyvm.block.create import create_image
-
     try:
         path = new_temporary_file("vl.")
         made(path)
-        create_image(path, "qcow2", frozen.size, {}, frozen.filename, frozen.format, check_backing=False)
+        _create_overlay(path, frozen.size, frozen)
     except OSError as error:
         raise ConfigError(f"a temporary image cannot be made: {error.strerror or os.strerror(errno.EIO)}") from None
     except BlockError as error:
         raise ConfigError(f"a temporary image cannot be made: {error}") from None
     return path
+
+
+def _create_overlay(path: str, size: int, frozen: Frozen) -> None:
+    """Make a temporary image on top of one that is frozen.  Raises BlockError."""
+    from pyvm.block.create import create_image
+
+    create_image(path, "qcow2", size, {}, frozen.filename, frozen.format, check_backing=False, durable=False)

@@ -318,7 +318,7 @@ class Migrations:
         self._was_running = pc.lifecycle.states.running
         self._stopped_in = pc.run_state
         pc.vm_stop(RunState.PAUSED)
-        pc.storage.drain()
+        pc.storage.settle()
 
     def let_go(self) -> None:
         """The guest goes on as it was."""

@@ -69,7 +69,25 @@ def backend_of_device(machine: MachineControl, identifier: str) -> BlockBackend:
     find_device = getattr(machine, "find_device", None)
     if find_device is not None and find_device(identifier.removeprefix(_PERIPHERAL)) is not None:
         raise QmpError("Device does not have a block device backend")
+    _refuse_other_objects(machine, identifier)
     raise device_not_found(identifier)
+
+
+def _refuse_other_objects(machine: MachineControl, identifier: str) -> None:
+    """Raise QmpError where `identifier` is the path of an object, with what a client is told of that."""
+    model = getattr(machine, "model", None)
+    if model is None or not (identifier == "" or identifier.startswith("/")):
+        return
+    try:
+        found = model.qom.resolve(identifier or _PERIPHERAL)
+    except QmpError:
+        return
+    from pyvm.qom.types import load
+
+    kind = load().get(found.type)
+    if kind is None or not kind.implements("device"):
+        raise QmpError(f"{identifier} is not a hotpluggable device")
+    raise QmpError("Device does not have a block device backend")
 
 
 def _names(identifier: str, device: str) -> bool:

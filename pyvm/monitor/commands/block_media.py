@@ -60,7 +60,7 @@ def blockdev_insert_medium(context: Context, id: str, node_name: str) -> None:  
     node = storage.graph.nodes.get(node_name)
     if node is None:
         raise QmpError(f"Node '{node_name}' not found")
-    if storage.graph.users(node):
+    if any(user.name == "root" for user in storage.graph.users(node)):
         raise QmpError(f"Node '{node_name}' is already in use")
     with block_errors():
         put_in(backend, node)

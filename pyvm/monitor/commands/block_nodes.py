@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from pyvm.monitor.commands.block_common import block_errors, find_node, storage_of
@@ -55,27 +56,25 @@ def blockdev_snapshot_sync(
     mode: str | None,
 ) -> None:
     """Make an image, and put it on top of a node: what is written from now on goes there."""
-    from pyvm.machine.overlays import NewOverlay, make_overlay
+    from pyvm.monitor.commands.transaction import carry_out
 
-    storage = storage_of(context.machine)
-    node = find_node(storage, device, node_name)
-    if node_name is not None and snapshot_node_name is None:
-        raise QmpError("New overlay node-name missing")
-    wanted = NewOverlay(snapshot_file, format or "qcow2", snapshot_node_name, existing=mode == "existing")
-    with block_errors():
-        storage.release(make_overlay(storage, node, wanted))  # those above hold it
+    data = SimpleNamespace(
+        device=device,
+        node_name=node_name,
+        snapshot_file=snapshot_file,
+        snapshot_node_name=snapshot_node_name,
+        format=format,
+        mode=mode,
+    )
+    carry_out(storage_of(context.machine), [("blockdev-snapshot-sync", data)])
 
 
 @COMMANDS.command("blockdev-snapshot")
 def blockdev_snapshot(context: Context, node: str, overlay: str) -> None:
     """Put a node that was opened for that on top of another."""
-    from pyvm.machine.overlays import put_on_top
+    from pyvm.monitor.commands.transaction import carry_out
 
-    storage = storage_of(context.machine)
-    below = find_node(storage, node, node)
-    with block_errors():
-        storage.graph.check_free(below)
-        put_on_top(storage, find_node(storage, overlay, overlay), below)
+    carry_out(storage_of(context.machine), [("blockdev-snapshot", SimpleNamespace(node=node, overlay=overlay))])
 
 
 @COMMANDS.command("change-backing-file")
@@ -117,7 +116,7 @@ def set_iothread(context: Context, node_name: str, iothread: Any, force: bool | 
     node = storage.graph.nodes.get(node_name)
     if node is None:
         raise QmpError(f"Failed to find node with node-name='{node_name}'")
-    if not force and storage.graph.users(node):
+    if not force and any(user.name == "root" for user in storage.graph.users(node)):
         raise QmpError(
             f"Node {node_name} is associated with a BlockBackend and could be in use (use force=true to override this "
             "check)"

@@ -31,17 +31,20 @@ _DEFAULT_WORKERS = 64
 @COMMANDS.command("blockdev-backup")
 def blockdev_backup(context: Context, arguments: Any) -> None:
     """Copy a disk to a node."""
-    job = prepare_blockdev_backup(storage_of(context.machine), arguments)
-    job.start()
-    job.let_go()
+    _carry_out(context, "blockdev-backup", arguments)
 
 
 @COMMANDS.command("drive-backup")
 def drive_backup(context: Context, arguments: Any) -> None:
     """Copy a disk to an image file, which is made unless it is there."""
-    job = prepare_drive_backup(storage_of(context.machine), arguments)
-    job.start()
-    job.let_go()
+    _carry_out(context, "drive-backup", arguments)
+
+
+def _carry_out(context: Context, kind: str, arguments: Any) -> None:
+    """Do what a transaction of this action alone does."""
+    from pyvm.monitor.commands.transaction import carry_out
+
+    carry_out(storage_of(context.machine), [(kind, arguments)])
 
 
 def prepare_blockdev_backup(storage: Storage, wanted: Any, transaction: Transaction | None = None) -> BackupJob:

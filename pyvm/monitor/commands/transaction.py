@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyvm.block import bitmap_actions
 from pyvm.block.errors import BlockError
@@ -17,7 +18,7 @@ from pyvm.block.jobs.job import Transaction
 from pyvm.monitor.commands import dirty_bitmaps
 from pyvm.monitor.commands.block_common import block_errors, find_node, storage_of
 from pyvm.monitor.commands.job_backup import prepare_blockdev_backup, prepare_drive_backup
-from pyvm.monitor.commands.job_common import lookup_root
+from pyvm.monitor.commands.job_common import lookup, lookup_root
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.registry import CommandTable, Context
 from pyvm.monitor.schema.record import Record
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pyvm.machine.storage import Storage
 
 COMMANDS = CommandTable()
+
+_T = TypeVar("_T")
 
 
 class _Step:
@@ -78,20 +81,40 @@ def _bitmap_merge(storage: Storage, data: Any, jobs: Transaction | None) -> _Ste
 
 
 def _blockdev_backup(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
-    return _job_step(prepare_blockdev_backup(storage, data, jobs))
+    source = lookup(storage, data.device)
+    return _job_step(storage, source, lambda: prepare_blockdev_backup(storage, data, jobs))
 
 
 def _drive_backup(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
-    return _job_step(prepare_drive_backup(storage, data, jobs))
+    source = lookup(storage, data.device)
+    return _job_step(storage, source, lambda: prepare_drive_backup(storage, data, jobs))
 
 
-def _job_step(job: BackupJob) -> _Step:
+def _job_step(storage: Storage, source: Node, prepare: Callable[[], BackupJob]) -> _Step:
+    still = ExitStack()
+    job = _while_still(storage, source, still, prepare)
+
     def undo() -> None:
         # One that fails takes those of its transaction along.
         if job in job.jobs:
             job.cancel(True)
+        still.close()
 
-    return _Step(undo, job.start, job.let_go)
+    def clean() -> None:
+        still.close()
+        job.let_go()
+
+    return _Step(undo, job.start, clean)
+
+
+def _while_still(storage: Storage, node: Node, still: ExitStack, action: Callable[[], _T]) -> _T:
+    """Do something while a node stands still, which goes on until `still` is closed: here, where this fails."""
+    still.enter_context(storage.drained(node))
+    try:
+        return action()
+    except BaseException:
+        still.close()
+        raise
 
 
 def _snapshot_sync(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
@@ -110,10 +133,10 @@ def _snapshot(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
     from pyvm.machine.overlays import put_on_top
 
     node = find_node(storage, data.node, data.node)
-    storage.graph.check_free(node)
-    overlay = find_node(storage, data.overlay, data.overlay)
 
     def put() -> Node:
+        storage.graph.check_free(node)
+        overlay = find_node(storage, data.overlay, data.overlay)
         put_on_top(storage, overlay, node, freeze=False)
         return overlay.hold()
 
@@ -126,9 +149,10 @@ def _overlay_step(storage: Storage, node: Node, put: Callable[[], Node]) -> _Ste
     from pyvm.machine.overlays import freeze_below
 
     was_read_only = node.read_only
+    still = ExitStack()
     node.hold()  # until all is done
     try:
-        overlay = put()
+        overlay = _while_still(storage, node, still, put)
     except BaseException:
         storage.release(node)
         raise
@@ -137,10 +161,12 @@ def _overlay_step(storage: Storage, node: Node, put: Callable[[], Node]) -> _Ste
         storage.set_read_only(node, was_read_only)
         surgery.set_backing(storage, overlay, None)
         surgery.replace_node(storage, overlay, node)
+        still.close()
         storage.release(overlay)
         storage.release(node)
 
     def clean() -> None:
+        still.close()
         storage.release(node)
         storage.release(overlay)
 
@@ -148,13 +174,16 @@ def _overlay_step(storage: Storage, node: Node, put: Callable[[], Node]) -> _Ste
 
 
 def _snapshot_internal(storage: Storage, data: Any, jobs: Transaction | None) -> _Step:
-    node, snapshot = _create_snapshot(storage, data.device, data.name)
+    found = _snapshot_node(storage, data.device)
+    still = ExitStack()
+    node, snapshot = _while_still(storage, found, still, lambda: _create_snapshot(storage, data.device, data.name))
 
     def undo() -> None:
         with storage.quiet():
             node.delete_snapshot(snapshot.identifier, snapshot.name)
+        still.close()
 
-    return _Step(undo)
+    return _Step(undo, clean=still.close)
 
 
 _ACTIONS: dict[str, _Action] = {
@@ -178,19 +207,21 @@ _GROUPED = ("blockdev-backup", "drive-backup", "abort")
 @COMMANDS.command("transaction")
 def transaction(context: Context, actions: list[Record], properties: Record | None) -> None:
     """Carry out actions: all, or none."""
-    storage = storage_of(context.machine)
     grouped = properties is not None and properties.completion_mode == "grouped"
+    carry_out(storage_of(context.machine), [(action.type, action.data) for action in actions], grouped=grouped)
+
+
+def carry_out(storage: Storage, actions: list[tuple[str, Any]], *, grouped: bool = False) -> None:
+    """Carry out actions, each with its data: all, or none.  Raises QmpError."""
     jobs = Transaction() if grouped else None
     storage.drain()
     steps: list[_Step] = []
     try:
-        for action in actions:
-            if grouped and action.type not in _GROUPED:
-                raise QmpError(
-                    f"Action '{action.type}' does not support Transaction property completion-mode = grouped"
-                )
+        for kind, data in actions:
+            if grouped and kind not in _GROUPED:
+                raise QmpError(f"Action '{kind}' does not support Transaction property completion-mode = grouped")
             with block_errors():
-                steps.append(_ACTIONS[action.type](storage, action.data, jobs))
+                steps.append(_ACTIONS[kind](storage, data, jobs))
     except QmpError:
         for step in reversed(steps):
             step.undo()
@@ -223,7 +254,7 @@ def _create_snapshot(storage: Storage, device: str, name: str) -> tuple[Qcow2Nod
     if any(it.name == name for it in node.snapshots):
         raise QmpError(f"Snapshot with name '{name}' already exists on device '{device}'")
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    storage.drain()
+    storage.settle()
     try:
         with storage.quiet():
             now = storage.clock.now()
@@ -237,8 +268,7 @@ def _create_snapshot(storage: Storage, device: str, name: str) -> tuple[Qcow2Nod
 @COMMANDS.command("blockdev-snapshot-internal-sync")
 def snapshot_internal(context: Context, arguments: Any) -> None:
     """Keep a disk as it is now in its image."""
-    with block_errors():
-        _create_snapshot(storage_of(context.machine), arguments.device, arguments.name)
+    carry_out(storage_of(context.machine), [("blockdev-snapshot-internal-sync", arguments)])
 
 
 @COMMANDS.command("blockdev-snapshot-delete-internal-sync")
@@ -258,6 +288,6 @@ def snapshot_delete(context: Context, device: str, id: str | None, name: str | N
             f"exist on device '{device}'"
         )
     info = snapshot_info(found[0])
-    with block_errors(), storage.quiet():
+    with block_errors(), storage.drained(node), storage.quiet():
         node.delete_snapshot(found[0].identifier, found[0].name)  # type: ignore[attr-defined]
     return info

@@ -13,12 +13,11 @@ KIND is one of :class:`Kind`.  A number is an expression (:mod:`pyvm.monitor.hmp
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
-from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvm.monitor.hmp.expressions import Registers, evaluate, skip_space
+from pyvm.records import record
 
 _DECLARATION = re.compile(
     r"-(?P<flag>[a-zA-Z])(?P<valued>:string)?|(?P<name>[a-z_]+):(?P<kind>[a-z0-9]+)(?P<optional>\??)"
@@ -63,7 +62,7 @@ class Kind(Enum):
     """``/`` and letters: how values are shown, and their size; always optional."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Format:
     """How to show values, and how many bytes each has."""
 
@@ -73,8 +72,7 @@ class Format:
     """How many values; commands that show one take no notice."""
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """One declared argument."""
 
     name: str
@@ -203,6 +201,8 @@ class ArgumentReader:
             raise ArgumentError("invalid size")
         self._position = found.end()
         shift = 10 * _SUFFIXES.index(found["suffix"].upper()) if found["suffix"] else _MIB_SHIFT
+        from fractions import Fraction
+
         size = int(Fraction(found["number"]) * (1 << shift))
         if size >> 63 or ("." in found["number"] and not shift):
             raise ArgumentError("invalid size")

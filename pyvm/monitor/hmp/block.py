@@ -275,18 +275,20 @@ def commit(shell: Shell, device: str) -> str:
     """Write what a drive's image, or that of all, has into the one below it; show why that cannot be."""
     from pyvm.block.errors import BlockError
     from pyvm.block.jobs.commit_now import commit_now
+    from pyvm.block.status import skip_filters
 
     storage = storage_of(shell.machine)
     if device != "all" and device not in storage.drives:
         return f"Device '{device}' not found\n"
-    backends = [it.backend for it in storage.drives.values()] if device == "all" else [storage.drives[device].backend]
+    backends = list(storage.backends()) if device == "all" else [storage.drives[device].backend]
     for backend in backends:
         if backend.node is None and device != "all":
             return f"Device '{device}' has no medium\n"
-        if backend.node is None or (device == "all" and backend.shown_node.backing is None):
+        image = skip_filters(backend.node)
+        if image is None or (device == "all" and image.backing is None):
             continue
         try:
-            commit_now(storage, backend.shown_node)
+            commit_now(storage, image)
         except (OSError, BlockError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             return f"'commit' error for '{device}': {reason}\n"
@@ -313,6 +315,7 @@ def qemu_io(shell: Shell, d: bool, device: str, command: str) -> str:
 
 def _run_io_on_node(storage: Storage, node: Node, line: str) -> str:
     from pyvm.block.backend import BlockBackend
+    from pyvm.block.draining import take_leave
     from pyvm.block.errors import BlockError
     from pyvm.block.node import ALL_PERMISSIONS, NO_PERMISSIONS, Access, Permission
 
@@ -325,6 +328,7 @@ def _run_io_on_node(storage: Storage, node: Node, line: str) -> str:
     try:
         return _run_io(storage, backend, line)
     finally:
+        take_leave(storage.graph, node)
         backend.remove_medium(notify=False)
         storage.graph.detach(user)
 

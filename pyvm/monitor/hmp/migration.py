@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -164,6 +163,8 @@ def migrate(shell: Shell, d: bool, b: bool, i: bool, r: bool, uri: str) -> str |
 
 async def _wait_for_migration(shell: Shell) -> str:
     """Wait for the end of the migration; return why it failed."""
+    import asyncio
+
     while (info := shell.qmp("query-migrate")).get("status") in _UNDER_WAY:
         await asyncio.sleep(_POLL_SECONDS)
     return f"Error: {info['error-desc']}\n" if "error-desc" in info else ""

@@ -164,9 +164,12 @@ def qom_set(shell: Shell, j: bool, path: str, property: str, value: str) -> None
 
 
 def _json(text: str) -> Any:
-    from pyvm.monitor.json import loads
+    from pyvm.json.reader import JsonError, loads
 
-    return loads(text)
+    try:
+        return loads(text)
+    except JsonError as error:
+        raise QmpError(str(error)) from None
 
 
 def _typed(item: Property, text: str) -> Any:

@@ -36,6 +36,9 @@ _PRESENT = 1 << 15
 _LONG = 1 << 21
 _BIG = 1 << 22
 
+_SHOWN_FLAGS = 0x00FFFF00
+"""The rest of the word is a part of the base address."""
+
 _SYSTEM_TYPES_32 = (
     *("Reserved", "TSS16-avl", "LDT", "TSS16-busy", "CALL16", "TASK", "INT16", "TRAP16"),
     *("Reserved", "TSS32-avl", "Reserved", "TSS32-busy", "CALL32", "Reserved", "INT32", "TRAP32"),
@@ -71,7 +74,7 @@ def _descriptor(flags: int, long_mode: bool) -> str:
 
 def _segment(name: str, segment: SegmentState, *, wide: bool, protected: bool, long_mode: bool) -> str:
     base = f"{segment.base:016x}" if wide else f"{segment.base & 0xFFFFFFFF:08x}"
-    line = f"{name:<3}={segment.selector:04x} {base} {segment.limit:08x} {segment.flags:08x}"
+    line = f"{name:<3}={segment.selector:04x} {base} {segment.limit:08x} {segment.flags & _SHOWN_FLAGS:08x}"
     if protected and segment.flags & _PRESENT:
         line += _descriptor(segment.flags, long_mode)
     return line

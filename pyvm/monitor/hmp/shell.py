@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from pyvm.monitor.errors import QmpError, unsupported
 from pyvm.monitor.hmp.arguments import ArgumentError, ArgumentReader, Format
 from pyvm.monitor.hmp.expressions import ExpressionError
 from pyvm.monitor.hmp.table import UnknownCommandError
+from pyvm.records import field, record
 
 if TYPE_CHECKING:
     from pyvm.monitor.hmp.table import CommandTable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyvm.monitor.schema.model import Schema
 
 
-@dataclass
+@record
 class HumanState:
     """What a monitor remembers from one command to the next."""
 

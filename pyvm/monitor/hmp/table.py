@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvm.monitor.hmp.arguments import Argument, declare
 
@@ -19,8 +18,7 @@ Handler = Callable[..., Any]
 _NAME = re.compile(r"[ \t\n\v\f\r]*([^/ \t\n\v\f\r]*)")
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command.  `parameters` is how its help shows the arguments."""
 
     names: tuple[str, ...]

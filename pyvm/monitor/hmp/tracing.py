@@ -57,7 +57,7 @@ def logfile(shell: Shell, filename: str) -> str:
     "log",
     "items:string",
     parameters="item1[,...]",
-    description="activate logging of the specified items ('none', 'cpu_reset', or 'trace:PATTERN' for trace events)",
+    description="activate logging of the specified items",
 )
 def log(shell: Shell, items: str) -> str:
     """Have items logged, or none at all."""
@@ -70,7 +70,7 @@ def log(shell: Shell, items: str) -> str:
         return f"{error}\n"
     if "help" in wanted.patterns:
         return "".join(f"{name}\n" for name in sorted(traces.names()))
-    traces.items = wanted.names
+    traces.set_items(wanted.names)
     traces.enable(traces.names(), False)
     for pattern in wanted.patterns:
         traces.enable(traces.find(pattern), True)

@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyvm.json.text import modified_utf8
 from pyvm.monitor.errors import QmpError
-from pyvm.monitor.json_text import modified_utf8
 from pyvm.monitor.schema.model import (
     AlternateType,
     ArrayType,

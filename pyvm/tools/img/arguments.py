@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, NamedTuple
 from pyvm.records import field, record
 from pyvm.secrets import Secrets
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError

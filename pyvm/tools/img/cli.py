@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
+from pyvm.annotations import NoReturn
 from pyvm.tools.img.console import PROGRAM, complain, discard_output, warn
 from pyvm.tools.img.errors import HelpAsked, ImgError, UsageError
 from pyvm.tools.leaving import leave
@@ -15,12 +16,15 @@ from pyvm.tools.leaving import leave
 COMMANDS = (
     "amend bench bitmap check commit compare convert create dd info map measure rebase resize snapshot"
 ).split()  # fmt: skip
+_GARBAGE = 50_000
+"""So many new objects until garbage is looked for: those that modules are made of are no garbage."""
 _FAILURES = {"compare": 2}
 """Exit status of a subcommand that cannot start, where that is not 1."""
 
 
 def script() -> NoReturn:
     """Run ``pyvm-img`` as a program of its own, which starts and ends as fast as it can."""
+    gc.set_threshold(_GARBAGE)
     leave(main())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyvm.records import record
@@ -16,8 +16,6 @@ from pyvm.tools.img.sizes import parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
-
-_CHUNK = 2 << 20
 
 
 @record(frozen=True)
@@ -133,47 +131,17 @@ def _make_empty(top: Node) -> None:
 
 
 def _copy(layers: Sequence[Node], base: Node, progress: Progress, rate: int) -> None:
+    from pyvm.block.layers import copy_down
     from pyvm.tools.img.copying import Pace
 
     pace = Pace(rate)
-    buffer = bytearray(_CHUNK)
     size = layers[0].size
-    for start, end, source in _runs(layers):
-        try:
-            if source is None:
-                base.write_zeroes(start, end - start, True)
-                pace.sent(0)
-            else:
-                for position in range(start, end, _CHUNK):
-                    with memoryview(buffer)[: min(_CHUNK, end - position)] as view:
-                        source.readv(position, (view,))
-                        base.writev(position, (view,))
-                        pace.sent(len(view))
-                    progress.part(position, size)
-        except OSError as error:
-            raise ImgError(f"Block job failed: {error.strerror}") from None
+
+    def wrote(end: int, count: int) -> None:
+        pace.sent(count)
         progress.part(end, size)
 
-
-def _runs(layers: Sequence[Node]) -> Iterator[tuple[int, int, Node | None]]:
-    """Yield what any of the layers has, the topmost one counts: start, end, and which; None for zeros."""
-    size = layers[0].size
-    offset = 0
-    while offset < size:
-        length = size - offset
-        found = False
-        source: Node | None = None
-        for layer in layers:
-            if offset >= layer.size:
-                # Behind the end of a shorter layer there are zeros, whatever is below it.
-                found = True
-                break
-            extent = layer.block_status(offset, min(length, layer.size - offset))
-            length = extent.length
-            if extent.allocated:
-                found = True
-                source = None if extent.zero else layer
-                break
-        if found:
-            yield offset, offset + length, source
-        offset += length
+    try:
+        copy_down(layers, base, wrote)
+    except OSError as error:
+        raise ImgError(f"Block job failed: {error.strerror}") from None

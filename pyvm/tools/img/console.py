@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+
+from pyvm.annotations import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -30,7 +31,7 @@ def warn_plainly(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, members in QEMU's order."""
-    from pyvm.monitor.json_writer import encode
+    from pyvm.json.writer import encode
 
     sys.stdout.write(encode(value, pretty=True).decode("ascii").replace("\r\n", "\n"))
 

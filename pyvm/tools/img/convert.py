@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from pyvm.annotations import TYPE_CHECKING, Any
 from pyvm.records import field, record
 from pyvm.tools.img.arguments import IMAGE_LONG, Arguments, Cache, scan
 from pyvm.tools.img.console import Progress, complain

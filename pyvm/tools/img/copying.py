@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, NamedTuple
 from pyvm.tools.img.console import Progress, warn
 from pyvm.tools.img.direct import Batch, find_way
 from pyvm.tools.img.errors import ImgError
@@ -93,12 +93,15 @@ class Copier:
         self._done = 0
         self._total = 0
         self._pace = Pace(settings.rate)
+        salvage = settings.layout.salvage
+        self._in_flight = 1 if salvage else settings.in_flight  # one after the other: what is wrong is said in order
 
     def run(self) -> None:
         """Copy everything.  Raises ImgError."""
-        if self._progress.enabled:
+        # What cannot be looked up is said twice then, as scripts may know it.
+        if self._progress.enabled or self._settings.layout.salvage:
             self._total = sum(end - start for start, end, content in self._runs() if self._counts(content))
-        count = min(self._settings.in_flight, os.cpu_count() or 1)
+        count = min(self._in_flight, os.cpu_count() or 1)
         if self._source.takes_threads or count == 1:
             self._relay(count, self._source, lambda: self._source, lambda _: None)
             return
@@ -110,7 +113,7 @@ class Copier:
             own.close()
 
     def _relay(self, count: int, own: Disks, begin: Callable[[], Disks], end: Callable[[Disks], None]) -> None:
-        ahead = self._settings.in_flight
+        ahead = self._in_flight
         relay: Relay[Disks, _Task | Batch] = Relay(
             count,
             ahead if self._compress is not None else min(ahead, _MOST_READ_AHEAD),
@@ -135,7 +138,8 @@ class Copier:
         """Yield all runs, or those given, which begin at `start`."""
         unit = self._compress.cluster_size if self._compress is not None else 1
         runs = self._source.runs(self._settings.layout) if runs is None else runs
-        return aligned(runs, unit, self._source.size, self._chunk_size, start)
+        most = 1 if self._settings.layout.salvage else self._chunk_size
+        return aligned(runs, unit, self._source.size, most, start)
 
     def _counts(self, content: Content) -> bool:
         """Whether what is there counts in the progress."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, Any, NamedTuple
 from pyvm.tools.img.errors import ImgError
 
 if TYPE_CHECKING:

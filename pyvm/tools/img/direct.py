@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from threading import Lock
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.file import FileNode
 from pyvm.tools.img.errors import ImgError
 from pyvm.tools.img.opening import as_file, as_qcow2

@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
 def _entries(node: Node, start: int, end: int) -> Iterator[_Entry]:
     while start < end:
         try:
-            extent = chain_status(node, start, end - start)
+            extent = chain_status(node, start, end - start, ask_filters=False)
         except OSError as error:
             raise ImgError(f"Failed to read image metadata: {error.strerror}") from None
         if extent.layer is not None and extent.layer.size <= start:

@@ -115,7 +115,10 @@ def _extents(source: Node) -> Iterator[tuple[int, int, bool]]:
 
     offset = 0
     while offset < source.size:
-        extent = chain_status(source, offset, source.size - offset)
+        try:
+            extent = chain_status(source, offset, source.size - offset)
+        except OSError as error:
+            raise ImgError(f"Unable to get block status: {error.strerror}") from None
         yield offset, extent.length, extent.data and not extent.zero
         offset += extent.length
 

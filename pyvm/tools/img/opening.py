@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from pyvm.annotations import TYPE_CHECKING, Any
 from pyvm.records import field, record, replace
 from pyvm.secrets import Secrets
 from pyvm.tools.img.arguments import Arguments, Cache

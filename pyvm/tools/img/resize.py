@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 from pyvm.sizes import INT64_MAX, read_size
 from pyvm.tools.img.arguments import IMAGE_LONG, scan
@@ -54,9 +54,9 @@ def run(argv: list[str]) -> int:
 
 
 def _preallocation(text: str) -> Preallocation:
-    from pyvm.block.node import Preallocation
+    from pyvm.block.node import PREALLOCATIONS
 
-    for mode in get_args(Preallocation):
+    for mode in PREALLOCATIONS:
         if mode == text:
             return cast("Preallocation", mode)
     raise ImgError(f"Invalid preallocation mode '{text}'")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
 
+from pyvm.annotations import TYPE_CHECKING, NamedTuple
 from pyvm.tools.img.console import warn
 from pyvm.tools.img.errors import ImgError
 
 if TYPE_CHECKING:
     from pyvm.block.node import Node
+    from pyvm.block.status import ChainExtent
 
 _SECTOR = 512
 
@@ -91,18 +92,9 @@ class Disks:
 
 def _status(node: Node, offset: int, base: int, layout: Layout) -> Run:
     """Return the run at `offset` of an image that begins at `base`."""
-    from pyvm.block.status import backing_of, chain_status
-
     start = base + offset
-    has_backing = layout.target_backing is not None
-    try:
-        extent = chain_status(node, offset, node.size - offset, backing_of(node) if has_backing else None)
-    except OSError as error:
-        text = f"error while reading block status at offset {start}: {error.strerror}"
-        if not layout.salvage:
-            raise ImgError(text) from None
-        if not layout.quiet:
-            warn(text)
+    extent = _look_up(node, offset, start, layout)
+    if extent is None:
         return Run(start, start + min(_SECTOR, node.size - offset), Content.DATA)
     end = start + extent.length
     if extent.data and not extent.zero:
@@ -116,6 +108,27 @@ def _status(node: Node, offset: int, base: int, layout: Layout) -> Run:
         return Run(start, end, Content.BELOW if is_zero else Content.DATA)
     end = min(end, layout.target_backing)
     return Run(start, end, Content.ZERO if extent.zero else Content.BELOW)
+
+
+def _look_up(node: Node, offset: int, start: int, layout: Layout) -> ChainExtent | None:
+    """Return what there is at `offset`, which is `start` on the disk; None where that cannot be said of one sector."""
+    from pyvm.block.status import backing_of, chain_status
+
+    base = backing_of(node) if layout.target_backing is not None else None
+    length = node.size - offset
+    while True:
+        try:
+            return chain_status(node, offset, length, base)
+        except OSError as error:
+            text = f"error while reading block status at offset {start}: {error.strerror}"
+        if not layout.salvage:
+            raise ImgError(text)
+        if length <= _SECTOR:
+            if not layout.quiet:
+                warn(text)
+            return None
+        # What cannot be said of all may be said of a part.
+        length = max(length // 4 // _SECTOR * _SECTOR, _SECTOR)
 
 
 def _is_above(node: Node, offset: int) -> bool:

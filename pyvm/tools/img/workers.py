@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import Condition, Lock, Thread
-from typing import Generic, TypeVar
+
+from pyvm.annotations import Generic, TypeVar
 
 C = TypeVar("C")
 J = TypeVar("J")

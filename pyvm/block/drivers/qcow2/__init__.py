@@ -11,11 +11,11 @@ Operations on a whole image: :mod:`.creation`, :mod:`.snapshots`, :mod:`.vmstate
 :mod:`.amend`, :mod:`.check` with :mod:`.references`, :mod:`.tally` and :mod:`.rebuild`; they share :mod:`.walk`.
 
 What it knows: versions 2 and 3 with any cluster size and refcount width, subclusters, backing files, external data
-files, encryption (LUKS), compressed clusters (zlib, zstd), internal snapshots with the state of a VM, lazy refcounts,
-the dirty and the corrupt bit, resizing, preallocation, amending, checks and repairs.  Persistent bitmaps are kept; one
-that should follow the guest's writes is marked as out of date by the first of them, which it then is.
+files, encryption (LUKS, and the old AES method), compressed clusters (zlib, zstd), internal snapshots with the state of
+a VM, lazy refcounts, the dirty and the corrupt bit, resizing, preallocation, amending, checks and repairs. Persistent
+bitmaps are kept; one that should follow the guest's writes is marked as out of date by the first of them, which it then
+is.
 
-Refused, each with a line that says so: writing with the old AES encryption, unknown incompatible features, and writing
-to an image that is marked as corrupt.  What has been damaged otherwise is found at the first change, and marks the
-image as corrupt.
+Refused, each with a line that says so: unknown incompatible features, and writing to an image that is marked as
+corrupt. What has been damaged otherwise is found at the first change, and marks the image as corrupt.
 """

@@ -6,13 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyvm.block.drivers.qcow2 import resize, walk
-from pyvm.block.drivers.qcow2.creation import (
-    parse_flag,
-    parse_number,
-    parse_size,
-    parse_version,
-    refcount_order_of,
-)
+from pyvm.block.drivers.qcow2.creation import parse_version, refcount_order_of
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.encryption import PREFIX
 from pyvm.block.drivers.qcow2.mapping import Kind
@@ -20,6 +14,7 @@ from pyvm.block.drivers.qcow2.rebuild import plan_behind, write_structure
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, MAX_BACKING_NAME, OFFSET_MASK, Autoclear, Compatible
 from pyvm.block.errors import BlockError
 from pyvm.block.luks import AMEND_OPTIONS
+from pyvm.block.option_values import parse_flag, parse_number, parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
@@ -229,11 +224,12 @@ def _expand_snapshots(disk: Disk, progress: Progress | None, entries: int) -> No
     seen: set[int] = set()
     done = len(disk.image.l1)
     for snapshot in disk.snapshots:
-        for entry in disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size):
+        entries_of = disk.image.read_table("snapshot L1 table", snapshot.l1_table_offset, snapshot.l1_size)
+        for number, entry in enumerate(entries_of):
             table = entry & OFFSET_MASK
             if table and table not in seen:
                 seen.add(table)
-                _expand_inactive(disk, table)
+                _expand_inactive(disk, table, number)
             done += 1
             if progress is not None:
                 progress(done, entries)
@@ -250,8 +246,8 @@ def _write_zero_clusters(node: Qcow2Node, offset: int, length: int) -> None:
         node.write_tail(start, zeros)
 
 
-def _expand_inactive(disk: Disk, table: int) -> None:
-    """Do so in an L2 table that only snapshots have, in its place: all that see it see the same as before."""
+def _expand_inactive(disk: Disk, table: int, number: int) -> None:
+    """Do so in L2 table `number` that only snapshots have, in its place: all that see it see the same as before."""
     import numpy as np
 
     bits = disk.header.cluster_bits
@@ -269,7 +265,8 @@ def _expand_inactive(disk: Disk, table: int) -> None:
                 freed += [host >> bits] * shares
             continue
         new, _ = disk.refcounts.allocate(1)
-        disk.data.write(new, bytes(disk.header.cluster_size))
+        cluster = disk.header.cluster_size
+        disk.updater.write_at(new, (number * len(words) + index) << bits, cluster, (memoryview(bytes(cluster)),))
         if shares > 1:
             disk.refcounts.add(np.array([new >> bits], np.uint64), np.array([shares - 1], np.uint64))
         words[index] = new

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from pyvm.annotations import Any
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.overlap import Kind
 from pyvm.block.drivers.qcow2.records import (

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from threading import Lock
-from typing import TYPE_CHECKING, Any
 
+from pyvm.annotations import TYPE_CHECKING, Any
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COMPRESSED_SECTOR, Compression
 from pyvm.block.node import Node
 
@@ -116,6 +115,8 @@ class CompressedClusters:
         if self._zstd is not None:
             packed = self._zstd.compress(data)
         else:
+            import zlib
+
             deflater = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL)
             packed = deflater.compress(data) + deflater.flush()
         return packed if len(packed) < self._size else None
@@ -123,6 +124,8 @@ class CompressedClusters:
 
 def _find_inflate() -> Decompress:
     """Return what decompresses raw deflate, written with any window, as QEMU takes it too: the fastest there is."""
+    import zlib
+
     library: Any = zlib
     # Not every kind of processor has it.
     with suppress(ImportError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from pyvm.block.drivers.qcow2.encryption import PREFIX
+from pyvm.annotations import TYPE_CHECKING, Any, NamedTuple
+from pyvm.block.drivers.qcow2.encryption import PREFIX, AesOptions
 from pyvm.block.drivers.qcow2.structures import (
+    CRYPT_AES,
     CRYPT_LUKS,
     CRYPT_NONE,
     MAX_BACKING_NAME,
@@ -26,8 +27,8 @@ from pyvm.block.drivers.qcow2.structures import (
 )
 from pyvm.block.drivers.qcow2.tables import encode_entries
 from pyvm.block.errors import BlockError
-from pyvm.block.node import Node, Preallocation
-from pyvm.sizes import UINT64_MAX, read_number, read_size
+from pyvm.block.node import PREALLOCATIONS, Node, Preallocation
+from pyvm.block.option_values import parse_flag, parse_number, parse_size
 
 if TYPE_CHECKING:
     from pyvm.block.luks import CreateOptions as LuksOptions
@@ -51,7 +52,7 @@ class CreateOptions(NamedTuple):
     backing_format: str | None = None
     data_file: str | None = None
     data_file_raw: bool = False
-    encrypt: LuksOptions | None = None
+    encrypt: LuksOptions | AesOptions | None = None
 
     @property
     def cluster_size(self) -> int:
@@ -70,41 +71,6 @@ class CreateOptions(NamedTuple):
 
 
 # ---- Values of options
-
-
-def parse_size(value: Any, name: str) -> int:
-    """Return a size in bytes: a number, or a string with a suffix.  Raises BlockError."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64:
-        return value
-    size = None if isinstance(value, (bool, float)) else read_size(str(value).rstrip())
-    if size is not None and size <= UINT64_MAX:
-        return size
-    raise BlockError(
-        f"Parameter '{name}' expects a non-negative number below 2^64\n"
-        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
-    )
-
-
-def parse_number(value: Any, name: str) -> int:
-    """Return a number.  Raises BlockError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    number = read_number(str(value).removeprefix("-"))
-    if number is not None and str(value).startswith("-"):
-        # As in C: which is too much for whatever it is.
-        number = -number & UINT64_MAX
-    if number is None or number > UINT64_MAX:
-        raise BlockError(f"Parameter '{name}' expects a number")
-    return number
-
-
-def parse_flag(value: Any, name: str) -> bool:
-    """Return a truth value.  Raises BlockError."""
-    if isinstance(value, bool):
-        return value
-    if value in ("on", "off"):
-        return bool(value == "on")
-    raise BlockError(f"Parameter '{name}' expects 'on' or 'off'")
 
 
 def parse_version(value: Any, name: str = "version") -> int:
@@ -128,7 +94,7 @@ def read_options(given: Mapping[str, Any], size: int) -> CreateOptions:
     """Return the options for an image of `size` bytes; values as in :mod:`pyvm.block.create`.  Raises BlockError."""
     version = parse_version(given.get("compat", "1.1"))
     preallocation = str(given.get("preallocation", "off"))
-    if preallocation not in get_args(Preallocation):
+    if preallocation not in PREALLOCATIONS:
         raise BlockError(f"Parameter 'preallocation' does not accept value '{preallocation}'")
     compression = str(given.get("compression_type", "zlib"))
     if compression not in _COMPRESSIONS:
@@ -156,7 +122,7 @@ def read_options(given: Mapping[str, Any], size: int) -> CreateOptions:
     return options
 
 
-def _encryption(given: Mapping[str, Any]) -> LuksOptions | None:
+def _encryption(given: Mapping[str, Any]) -> LuksOptions | AesOptions | None:
     """Return how an image is to be encrypted.  Raises BlockError."""
     old = "encryption" in given and parse_flag(given["encryption"], "encryption")
     if "encryption" in given and f"{PREFIX}format" in given:
@@ -167,7 +133,13 @@ def _encryption(given: Mapping[str, Any]) -> LuksOptions | None:
             raise BlockError("Parameter 'encrypt.format' is missing")
         return None
     if kind == "aes":
-        raise BlockError("Images with the AES encryption of qcow2 cannot be made by pyvm (use encrypt.format=luks)")
+        from pyvm.wire_order import wire_order
+
+        known = (f"{PREFIX}format", f"{PREFIX}key-secret")
+        other = next((name for name in wire_order(given) if name.startswith(PREFIX) and name not in known), None)
+        if other is not None:
+            raise BlockError(f"Parameter '{other}' is unexpected")
+        return AesOptions(given.get(f"{PREFIX}key-secret"))
     if kind != "luks":
         raise BlockError(f"Parameter 'format' does not accept value '{kind}'")
     from pyvm.block.luks import read_options as read_luks_options
@@ -245,7 +217,7 @@ def write_empty(file: Node, options: CreateOptions, crypto: bytes = b"") -> Head
         backing_file_size=0,
         cluster_bits=options.cluster_bits,
         size=options.size,
-        crypt_method=CRYPT_LUKS if crypto else CRYPT_NONE,
+        crypt_method=CRYPT_LUKS if crypto else CRYPT_AES if options.encrypt is not None else CRYPT_NONE,
         l1_size=_l1_entries(options),
         l1_table_offset=(1 + table_clusters + blocks) * cluster if l1_clusters else 0,
         refcount_table_offset=cluster,

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyvm.block.drivers.qcow2 import bitmaps, snapshots, vmstate, zeroing
+from pyvm.annotations import TYPE_CHECKING, Any, ClassVar
+from pyvm.block.drivers.qcow2 import zeroing
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.image import OnCorrupted, Warn
 from pyvm.block.drivers.qcow2.options import OPTION_NAMES, read_options
@@ -87,7 +87,7 @@ class Qcow2Node(Node):
         if header.crypt_method and not for_check:
             from pyvm.block.drivers.qcow2.encryption import Encryption
 
-            self.encryption = Encryption(file, header, passphrase, read_only=self.read_only)
+            self.encryption = Encryption(file, header, passphrase)
             encrypted = data = self.encryption.wrap(data)
         self.disk = Disk(file, header, chosen, name=name, data=data, backing=backing, warn=warn)
         """The parts of the image, for the other modules of the driver."""
@@ -118,6 +118,8 @@ class Qcow2Node(Node):
         if snapshot is not None:
             if not self.read_only:
                 raise BlockError("Device is not read-only")
+            from pyvm.block.drivers.qcow2 import snapshots
+
             self._show_snapshot(snapshots.find(disk, snapshot))
         if self.read_only:
             return
@@ -251,6 +253,8 @@ class Qcow2Node(Node):
                 data["data-file"] = header.data_file
             data["data-file-raw"] = bool(header.autoclear_features & Autoclear.RAW_DATA_FILE)
         if self.disk.bitmaps:
+            from pyvm.block.drivers.qcow2 import bitmaps
+
             data["bitmaps"] = bitmaps.describe(self.disk)
         if self.encryption is not None:
             data["encrypt"] = self.encryption.info()
@@ -490,16 +494,22 @@ class Qcow2Node(Node):
 
     def create_snapshot(self, name: str, **details: int) -> Snapshot:
         """Keep the disk as it is now under a name; for `details` see :func:`.snapshots.create`."""
+        from pyvm.block.drivers.qcow2 import snapshots
+
         self._check_operation()
         return snapshots.create(self, name, **details)
 
     def apply_snapshot(self, id_or_name: str, *, vm_state: bool = True) -> None:
         """Let the disk be as in a snapshot, with the VM state behind its end or not.  Raises OSError, or BlockError."""
+        from pyvm.block.drivers.qcow2 import snapshots
+
         self._check_operation()
         snapshots.apply(self, snapshots.find(self.disk, id_or_name), vm_state=vm_state)
 
     def delete_snapshot(self, identifier: str | None = None, name: str | None = None) -> None:
         """Forget a snapshot.  Raises OSError, or BlockError."""
+        from pyvm.block.drivers.qcow2 import snapshots
+
         self._check_operation()
         snapshots.delete(self.disk, snapshots.find_exactly(self.disk, identifier, name))
 
@@ -507,22 +517,29 @@ class Qcow2Node(Node):
         """Return a read-only node that shows a snapshot; to be closed before this one.  Raises BlockError."""
         if not self.read_only:
             self.disk.settle()
+        from pyvm.block.drivers.qcow2 import snapshots
         from pyvm.block.drivers.qcow2.snapshot_node import SnapshotNode
 
         return SnapshotNode(self, snapshots.find(self.disk, id_or_name))
 
     def read_vmstate(self, offset: int, buffers: Buffers) -> None:
         """Fill the buffers with the state of a VM that is kept behind the end of the disk.  Raises OSError."""
+        from pyvm.block.drivers.qcow2 import vmstate
+
         vmstate.read(self.disk, offset, buffers)
 
     def write_vmstate(self, offset: int, buffers: Buffers) -> None:
         """Write the state of a VM behind the end of the disk; the next snapshot takes it along.  Raises OSError."""
+        from pyvm.block.drivers.qcow2 import vmstate
+
         self._check_operation()
         self.disk.image.check_changeable()
         vmstate.write(self.disk, offset, buffers)
 
     def drop_vmstate(self, size: int) -> None:
         """Forget the `size` bytes of VM state behind the end of the disk; snapshots keep theirs.  Raises OSError."""
+        from pyvm.block.drivers.qcow2 import vmstate
+
         self._check_operation()
         vmstate.drop(self.disk, size)
 

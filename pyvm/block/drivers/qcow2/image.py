@@ -23,8 +23,8 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
+from pyvm.annotations import Any, NoReturn
 from pyvm.block.drivers.qcow2.overlap import NAMES, Kind, Tables
 from pyvm.block.drivers.qcow2.structures import (
     MAX_CLUSTER_BITS,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
+from pyvm.annotations import Any, NamedTuple
 from pyvm.block.drivers.qcow2.overlap import TEMPLATES, Kind
 from pyvm.block.drivers.qcow2.structures import MIN_CLUSTER_BITS, Compatible, Header
 from pyvm.block.drivers.qcow2.tables import SLICE_BYTES

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.qcow2.compressed import CompressedClusters
 from pyvm.block.drivers.qcow2.mapping import Kind, Mapping
 from pyvm.block.node import Extent, Node

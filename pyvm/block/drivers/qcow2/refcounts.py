@@ -10,8 +10,8 @@ import errno
 import os
 from array import array
 from enum import Enum
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.qcow2.image import Image
 from pyvm.block.drivers.qcow2.overlap import Kind
 from pyvm.block.drivers.qcow2.structures import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_BLOCK_MASK

@@ -12,6 +12,7 @@ from pyvm.block.errors import BlockError
 from pyvm.block.node import Node, Preallocation
 
 if TYPE_CHECKING:
+    from pyvm.block.drivers.qcow2.disk import Disk
     from pyvm.block.drivers.qcow2.driver import Qcow2Node
 
 _SECTOR = 512
@@ -132,13 +133,13 @@ def preallocate(node: Qcow2Node, start: int, end: int, mode: Preallocation, *, h
     zero = disk.is_encrypted and disk.header.version >= 3 and not disk.header.extended_l2
     # A cluster without subclusters would let it show; others are data, or may be marked where no room is taken.
     zero = zero or (hidden and (disk.header.extended_l2 or (mode == "metadata" and disk.header.version >= 3)))
-    if disk.is_encrypted and disk.header.version < 3:
-        mode = "full"
     offset = start
     while offset < end:
         disk.make_room()
         count, host, length = disk.updater.preallocate_some(offset, end - offset, zero=zero)
-        if length:
+        if length and disk.is_encrypted and disk.header.version < 3:
+            _write_zeros(disk, host, offset, length)
+        elif length:
             _prepare(disk.data, host, length, mode)
         offset += count
     disk.settle()
@@ -148,6 +149,14 @@ def preallocate(node: Qcow2Node, start: int, end: int, mode: Preallocation, *, h
             disk.file.truncate(last)
     elif disk.data.length() < end:
         disk.data.truncate(end)
+
+
+def _write_zeros(disk: Disk, host: int, offset: int, length: int) -> None:
+    """Let a range of the host have what zeros are at `offset` of an encrypted disk."""
+    zeros = memoryview(bytes(min(_ZEROS, length)))
+    for at in range(0, length, len(zeros)):
+        count = min(len(zeros), length - at)
+        disk.updater.write_at(host + at, offset + at, count, (zeros[:count],))
 
 
 def _prepare(data: Node, host: int, length: int, mode: Preallocation) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.qcow2 import walk
 from pyvm.block.drivers.qcow2.refcounts import Reason
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COPIED, OFFSET_MASK
@@ -75,28 +75,44 @@ def _few_runs(disk: Disk, tables: Sequence[int]) -> Runs | None:
 
 def _named(disk: Disk, offset: int) -> Runs:
     """Return the clusters of the table at `offset`: its own, and what it names, each as often as it does."""
-    entries = decode_entries(walk.read_bytes(disk.image, offset), 64)
-    if disk.header.extended_l2:
-        entries = entries[::2]
     own = (offset >> disk.header.cluster_bits, 1)
-    return [own] if disk.header.external_data else [own, *_runs(disk, entries)]
+    if disk.header.external_data:
+        return [own]
+    return [own, *_runs(disk, _entries(disk, walk.read_bytes(disk.image, offset)))]
+
+
+def _entries(disk: Disk, table: bytearray) -> array[int]:
+    """Return the entries of a table, without the bitmaps of subclusters."""
+    entries = decode_entries(table, 64)
+    return entries[::2] if disk.header.extended_l2 else entries
 
 
 def _runs(disk: Disk, entries: array[int]) -> Iterator[tuple[int, int]]:
-    bits, size = disk.header.cluster_bits, disk.header.cluster_size
+    bits = disk.header.cluster_bits
+    for _, host, count in _plain_runs(disk, entries):
+        yield host >> bits, count
+    for entry in entries:
+        if entry & COMPRESSED:
+            start, length = disk.compressed.place(entry)
+            yield start >> bits, ((start + length - 1) >> bits) - (start >> bits) + 1
+
+
+def _plain_runs(disk: Disk, entries: array[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield runs of entries whose clusters, not compressed, follow one another in the file too.
+
+    They are given by the index of the first, where its cluster is, and how many they are.
+    """
+    size = disk.header.cluster_size
     index, end = 0, len(entries)
     while index < end:
         entry = entries[index]
         index += 1
-        if entry & COMPRESSED:
-            start, length = disk.compressed.place(entry)
-            yield start >> bits, ((start + length - 1) >> bits) - (start >> bits) + 1
-        elif host := entry & OFFSET_MASK:
+        if not entry & COMPRESSED and (host := entry & OFFSET_MASK):
             first, following = index - 1, host + size
             while index < end and entries[index] & (OFFSET_MASK | COMPRESSED) == following:
                 following += size
                 index += 1
-            yield host >> bits, index - first
+            yield first, host, index - first
 
 
 def clear_copied(disk: Disk) -> None:
@@ -120,20 +136,52 @@ def clear_copied(disk: Disk) -> None:
 
 def write_copied(disk: Disk) -> None:
     """Let the "copied" flags of the active tables say what the refcounts say, on the disk.  Raises OSError."""
-    import numpy as np
-
     image, header, refcounts = disk.image, disk.header, disk.refcounts
-    bits = header.cluster_bits
     disk.file.flush()
-    for index, offset in walk.l2_tables(image.l1):
-        words = walk.read_table(image, offset)
-        entries = walk.entries(words, header)
-        hosts = np.unique((entries & np.uint64(OFFSET_MASK)) >> np.uint64(bits))
-        single = hosts[refcounts.counts(hosts) == 1] if len(hosts) else hosts
-        changed = walk.set_copied(words, header, single)
-        if not np.array_equal(changed, words):
-            disk.file.write(offset, walk.encode_table(changed))
-        image.l1[index] = offset | (COPIED if refcounts.count(offset >> bits) == 1 else 0)
+    tables = list(walk.l2_tables(image.l1))
+    marked = _marked if _few_runs(disk, [offset for _, offset in tables]) is not None else _marked_by_numpy
+    for index, offset in tables:
+        before = walk.read_bytes(image, offset)
+        changed = before if header.external_data else marked(disk, before)  # nobody shares what is in a data file
+        if changed != before:
+            disk.file.write(offset, changed)
+        image.l1[index] = offset | (COPIED if refcounts.count(offset >> header.cluster_bits) == 1 else 0)
     if image.l1:
         disk.file.write(header.l1_table_offset, encode_entries(image.l1, 64))
     disk.mapping.cache.clear()
+
+
+def _marked(disk: Disk, table: bytearray) -> bytearray:
+    """Return an L2 table with the right flags."""
+    header = disk.header
+    first_bytes = table[:: header.l2_entry_size].translate(_CLEARED)
+    for start, host, length in _plain_runs(disk, _entries(disk, table)):
+        index, end, cluster = start, start + length, host >> header.cluster_bits
+        while index < end:
+            counts = _counts(disk, cluster, end - index)
+            for place, count in enumerate(counts, index):
+                if count == 1:
+                    first_bytes[place] |= _COPIED_BYTE
+            index, cluster = index + len(counts), cluster + len(counts)
+    changed = bytearray(table)
+    changed[:: header.l2_entry_size] = first_bytes
+    return changed
+
+
+def _counts(disk: Disk, cluster: int, limit: int) -> array[int]:
+    """Return how often clusters are used, from one on: of `limit` as many as are counted together, at least one."""
+    stop, counts = disk.refcounts.slice_from(cluster)
+    if counts is None:  # nobody counts them
+        return array("B", bytes(min(limit, stop - cluster)))
+    index = cluster % len(counts)
+    return counts[index : index + limit]
+
+
+def _marked_by_numpy(disk: Disk, table: bytearray) -> bytes:
+    import numpy as np
+
+    words = walk.decode_table(table)
+    hosts = (walk.entries(words, disk.header) & np.uint64(OFFSET_MASK)) >> np.uint64(disk.header.cluster_bits)
+    hosts = np.unique(hosts)
+    single = hosts[disk.refcounts.counts(hosts) == 1] if len(hosts) else hosts
+    return walk.encode_table(walk.set_copied(words, disk.header, single))

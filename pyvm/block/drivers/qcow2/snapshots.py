@@ -10,8 +10,8 @@ import errno
 import os
 import time
 from array import array
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.qcow2 import bitmaps, walk
 from pyvm.block.drivers.qcow2.disk import Disk
 from pyvm.block.drivers.qcow2.records import NO_ICOUNT, Snapshot

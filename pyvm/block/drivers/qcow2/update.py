@@ -61,20 +61,25 @@ class Updater:
         count = self._in_place(place, offset, length) if place else 0
         if place and count and (count == length or not self._host_goes_on(place, offset, count)):
             host = (place.entries[place.index] & OFFSET_MASK) + (offset & (self._size - 1))
-            self._write_data(host, count, cursor.take(count))
+            self.write_at(host, offset, count, cursor.take(count))
             return count
         place = self._mapping.find_for_change(cluster, self._refcounts)
         if self._reusable(place.entries[place.index]):
             return self._write_reused(place, offset, length, cursor)
         return self._write_new(place, offset, length, cursor)
 
-    def _write_data(self, host: int, length: int, buffers: Buffers) -> None:
+    def write_at(self, host: int, offset: int, length: int, buffers: Buffers) -> None:
+        """Write what is at `offset` of the disk, with its place on the host.  Raises OSError."""
         if not self._external:
             self._image.check_overlap(host, length)
         elif self._freed_data:
             self._freed_data = list(_outside(self._freed_data, host, host + length))
-        self._reader.data.debug_event("write_aio")
-        self._reader.data.writev(host, buffers)
+        reader = self._reader
+        reader.data.debug_event("write_aio")
+        if reader.encrypted is not None and reader.uses_disk_offsets:
+            reader.encrypted.write_as(host, offset, buffers)
+        else:
+            reader.data.writev(host, buffers)
 
     def _reusable(self, entry: int) -> bool:
         """Whether an entry names a host cluster that belongs to it alone."""
@@ -192,7 +197,7 @@ class Updater:
             head = (memoryview(self._reader.read(offset - before, before)),) if before else ()
             tail = (memoryview(self._reader.read(offset + count, after)),) if after else ()
             parts = (*head, *parts, *tail)
-        self._write_data(host - before, before + count + after, parts)
+        self.write_at(host - before, offset - before, before + count + after, parts)
 
     def _set(self, place: Place, number: int, host: int, start: int, stop: int, *, keep: bool) -> None:
         """Let an entry name a host cluster that has valid data from `start` to `stop`, in whole units.
@@ -241,7 +246,7 @@ class Updater:
             self._refcounts.undo_bytes(host, len(packed))
             return False
         try:
-            self._write_data(host, len(packed), [memoryview(packed)])
+            self.write_at(host, offset, len(packed), [memoryview(packed)])
         except OSError:
             self._refcounts.undo_bytes(host, len(packed))
             raise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from pyvm.annotations import TYPE_CHECKING
 from pyvm.block.drivers.qcow2.structures import COMPRESSED, COMPRESSED_SECTOR, COPIED, OFFSET_MASK, Header
 
 if TYPE_CHECKING:
@@ -35,9 +35,14 @@ def read_bytes(image: Image, offset: int) -> bytearray:
 
 def read_table(image: Image, offset: int) -> Words:
     """Return the words of the L2 table at `offset`.  Raises OSError."""
+    return decode_table(read_bytes(image, offset))
+
+
+def decode_table(table: bytearray) -> Words:
+    """Return the words of a table, of which this is the disk's form."""
     import numpy as np
 
-    return np.frombuffer(read_bytes(image, offset), ">u8").astype(np.uint64)
+    return np.frombuffer(table, ">u8").astype(np.uint64)
 
 
 def runs(offsets: Words, size: int, apart: npt.NDArray[np.bool_] | None = None) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""QEMU's JSON dialect: a parser for a stream of messages, and the writer of replies.
+"""QEMU's JSON dialect: a parser for a stream of messages, and for one value as an option has it.
 
 :class:`MessageParser` takes bytes as they arrive and gives back one value after another, as soon as the last byte of
 each is there; errors come out in their place between the values.  A message that is plain JSON, complete and in ASCII
@@ -12,9 +12,8 @@ from enum import Enum
 from json.decoder import JSONDecoder
 from typing import Any
 
-from pyvm.monitor.errors import JsonParseError, QmpError
-from pyvm.monitor.json_lexer import MAX_TOKEN_SIZE, JsonLexer, Token
-from pyvm.monitor.json_text import LONG, TextError, decode_lossy, pieces, unescape
+from pyvm.json.lexer import MAX_TOKEN_SIZE, JsonLexer, Token
+from pyvm.json.text import LONG, TextError, decode_lossy, pieces, unescape
 
 MAX_TOKEN_COUNT = 2 << 20
 """Most tokens of one message."""
@@ -22,6 +21,10 @@ MAX_NESTING = 1 << 10
 """Most objects and arrays that are open at once."""
 
 INT64_MIN, UINT64_MAX = -(1 << 63), (1 << 64) - 1
+
+
+class JsonError(Exception):
+    """Input is no JSON text, or exceeds a limit."""
 
 
 class _Incomplete:
@@ -68,8 +71,8 @@ def _standard_decoder() -> JSONDecoder:
     return JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
-def _error(message: str) -> JsonParseError:
-    return JsonParseError(f"JSON parse error, {message}")
+def _error(message: str) -> JsonError:
+    return JsonError(f"JSON parse error, {message}")
 
 
 class _Expect(Enum):
@@ -92,26 +95,26 @@ class _Builder:
         self._expect = _Expect.VALUE
         self._open: list[tuple[list[Any] | dict[str, Any], str | None]] = []
         self._value: Any = INCOMPLETE
-        self._error: JsonParseError | None = None
+        self._error: JsonError | None = None
 
-    def add(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None = None) -> None:
+    def add(self, kind: int, text: bytes | bytearray, literal: str | JsonError | None = None) -> None:
         """Take the next token; `literal` is the value of a string, or what is wrong with it, where that is known."""
         if self._error is None:
             try:
                 self._step(kind, text, literal)
-            except JsonParseError as error:
+            except JsonError as error:
                 self._error = error
                 self._open.clear()
 
     def result(self) -> Any:
-        """Return the value; raise :class:`JsonParseError` where the tokens were no JSON text."""
+        """Return the value; raise :class:`JsonError` where the tokens were no JSON text."""
         if self._error is not None:
             raise self._error
         if self._value is INCOMPLETE:
             raise _error("premature EOI")
         return self._value
 
-    def _step(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None) -> None:
+    def _step(self, kind: int, text: bytes | bytearray, literal: str | JsonError | None) -> None:
         expect = self._expect
         if expect is _Expect.SEPARATOR:
             self._separate(kind)
@@ -123,7 +126,7 @@ class _Builder:
             self._open.append(({} if kind == Token.LEFT_BRACE else [], None))
             self._expect = _Expect.VALUE_OR_END
         elif kind >= Token.INTEGER:
-            if isinstance(literal, JsonParseError):
+            if isinstance(literal, JsonError):
                 raise literal
             self._complete(_literal(kind, text) if literal is None else literal)
         elif expect is _Expect.VALUE_OR_END and kind == self._closing():
@@ -186,7 +189,7 @@ class _LongString:
         self.token = token
         self._pieces = pieces(token)
         self._parts: list[str] = []
-        self._error: JsonParseError | None = None
+        self._error: JsonError | None = None
 
     def work(self) -> bool:
         """Do a slice of work; return whether that was the last."""
@@ -201,7 +204,7 @@ class _LongString:
             return True
         return False
 
-    def result(self) -> str | JsonParseError:
+    def result(self) -> str | JsonError:
         """Return the text, or what is wrong with it."""
         return self._error or "".join(self._parts)
 
@@ -242,7 +245,7 @@ class MessageParser:
     def next(self) -> Any:
         """Return the next value, or INCOMPLETE where more input is needed for it.
 
-        Raises :class:`JsonParseError` in the place of a message that is wrong; the parser goes on after it.
+        Raises :class:`JsonError` in the place of a message that is wrong; the parser goes on after it.
         """
         if self._long is not None:
             return self._go_on(self._long)
@@ -296,7 +299,7 @@ class MessageParser:
         self._position = 0
         return INCOMPLETE
 
-    def _add(self, kind: int, text: bytes | bytearray, literal: str | JsonParseError | None = None) -> bool:
+    def _add(self, kind: int, text: bytes | bytearray, literal: str | JsonError | None = None) -> bool:
         """Take a token into the message; return whether that completes it.  Raises for errors and limits."""
         if kind in (Token.LEFT_BRACE, Token.RIGHT_BRACE):
             self._braces += 1 if kind == Token.LEFT_BRACE else -1
@@ -316,9 +319,9 @@ class MessageParser:
         self._builder.add(kind, text, literal)
         return self._braces < 0 or self._brackets < 0 or not (self._braces or self._brackets)
 
-    def _exceeded(self, what: str) -> JsonParseError:
+    def _exceeded(self, what: str) -> JsonError:
         self._clear()
-        return JsonParseError(f"JSON {what} limit exceeded")
+        return JsonError(f"JSON {what} limit exceeded")
 
     def _emit(self) -> Any:
         builder = self._builder
@@ -336,19 +339,19 @@ class MessageParser:
 def loads(text: str) -> Any:
     """Return the one value of a JSON text, as an option of the command line gives it.
 
-    Raises :class:`JsonParseError`, or :class:`QmpError` where there is no value or more than one.
+    Raises :class:`JsonError`, also where there is no value or more than one.
     """
     parser = MessageParser()
     parser.feed(text.encode("utf-8", "surrogateescape"))
     value = _next_or_last(parser)
     if value is INCOMPLETE:
-        raise QmpError("Expecting a JSON value")
+        raise JsonError("Expecting a JSON value")
     try:
         alone = _next_or_last(parser) is INCOMPLETE
-    except JsonParseError:
+    except JsonError:
         alone = False
     if not alone:
-        raise QmpError("Expecting at most one JSON value")
+        raise JsonError("Expecting at most one JSON value")
     return value
 
 

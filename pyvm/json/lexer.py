@@ -15,7 +15,7 @@ import functools
 import re
 from enum import IntEnum
 
-from pyvm.monitor.json_text import LONG
+from pyvm.json.text import LONG
 
 MAX_TOKEN_SIZE = 64 << 20
 """Most bytes of one token, and of all tokens of one message together."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any
 
-from pyvm.monitor.json_text import LONG, quote
+from pyvm.json.text import LONG, quote
 from pyvm.wire_order import wire_order
 
 _LEAVES = {True: "true", False: "false", None: "null"}
