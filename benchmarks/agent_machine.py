@@ -46,8 +46,8 @@ class GuestSystem:
     packages: dict[str, str]
     boot: Callable[[Path], Sequence[str]]
     """Makes what the guest boots from in a directory, and returns the options that boot it."""
-    own_swap: bool = False
-    """Whether it has swap by itself, and resumes from there."""
+    systemd: bool = False
+    """Whether it is an ordinary system, that also has swap of its own and resumes from there."""
 
     @property
     def agent_version(self) -> str:
@@ -72,7 +72,7 @@ def disk_guest(image: DiskImage) -> GuestSystem:
         return ("-drive", f"file={copy},format=qcow2,if=ide")
 
     title = f"Debian 12 with systemd on a disk, kernel {image.release}"
-    return GuestSystem(title, image.packages, boot, own_swap=True)
+    return GuestSystem(title, image.packages, boot, systemd=True)
 
 
 GUESTS: dict[str, Callable[[], GuestSystem]] = {
@@ -80,6 +80,7 @@ GUESTS: dict[str, Callable[[], GuestSystem]] = {
     "disk": lambda: disk_guest(build_disk(quiet=True)),
 }
 """What the guests are called, and what builds them."""
+HEADINGS = {"demo": "The demo guest", "disk": "The Debian disk"}
 
 
 @dataclass
@@ -105,6 +106,13 @@ class Session:
             return f"answers {action()!r}"
         except AgentError as error:
             return f"{error.error_class}: {error.desc}"
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """Do what the agent may leave unanswered; return None then."""
+        try:
+            return action()
+        except AgentFailure:
+            return None
 
     def event(self, name: str) -> dict[str, Any]:
         """Wait for an event of the monitor, and return its data."""

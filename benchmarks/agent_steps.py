@@ -20,6 +20,13 @@ _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExample
 _BLOCK = 128 << 20
 _LOGIN_SECONDS = 20.0
 """How soon somebody is logged in at the console, where that happens by itself."""
+_ALARM_SECONDS = 25
+_NETWORK = ("10.", "fec0:")
+"""What the addresses of a card begin with in the network of the emulator: IPv4 and IPv6."""
+_NETWORK_SECONDS = 60.0
+_HOOKS = "/etc/qemu/fsfreeze-hook.d"
+_AGENT = "/usr/sbin/qemu-ga"
+_SETTINGS = "/etc/systemd/system/qemu-guest-agent.service.d"
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,11 @@ def _info(s: Session) -> str:
 
 def _ping(s: Session) -> str:
     s.agent.ping()
-    return "{}"
+    return f"{{}}; with it: {s.refusal(lambda: s.agent.execute('guest-ping', {'bogus': 1}))}"
+
+
+def _sync(s: Session) -> str:
+    return f"{s.agent.sync(7)}; without: {s.refusal(lambda: s.agent.execute('guest-sync', {}))}"
 
 
 # ---- Time
@@ -116,9 +127,18 @@ def _exec(s: Session) -> str:
     return f"a process ID; where there is no program: {missing}"
 
 
+def _ended(s: Session, pid: int) -> r.GuestExecStatus:
+    found: r.GuestExecStatus = s.until(lambda: (found := s.agent.exec_status(pid)).exited and found)
+    return found
+
+
+def _exec_killed(s: Session) -> str:
+    return f"signal {_ended(s, s.agent.exec('/bin/sh', ['-c', 'kill -9 $$'])).signal}"
+
+
 def _exec_status(s: Session) -> str:
     pid = s.notes["pid"]
-    status = s.until(lambda: (found := s.agent.exec_status(pid)).exited and found)
+    status = _ended(s, pid)
     out, error = s.agent.outputs(status)
     again = s.refusal(lambda: s.agent.exec_status(pid))
     return f"exit code {status.exitcode}, {out!r} and {error!r}; again: {again}"
@@ -142,6 +162,8 @@ def _timezone(s: Session) -> str:
 
 
 def _users(s: Session) -> str:
+    if s.system is not None and s.system.systemd:
+        s.shell("systemd-run --quiet /sbin/agetty --autologin root --noclear tty2 linux")
     found = s.until(s.agent.get_users, _LOGIN_SECONDS)
     return ", ".join(user.user for user in found) or "nobody is logged in"
 
@@ -150,18 +172,20 @@ def _devices(s: Session) -> str:
     return s.refusal(s.agent.get_devices)
 
 
-def _interfaces(s: Session) -> str:
-    def ready() -> list[r.GuestNetworkInterface] | None:
-        found = s.agent.network_get_interfaces()
-        return found if any(item.name != "lo" and item.ip_addresses for item in found) else None
+def _addresses(item: r.GuestNetworkInterface) -> list[str]:
+    return sorted(f"{it.ip_address}/{it.prefix}" for it in item.ip_addresses or ())
 
-    found = s.until(ready, 60) or s.agent.network_get_interfaces()
+
+def _interfaces(s: Session) -> str:
+    def ready() -> bool:
+        cards = [item for item in s.agent.network_get_interfaces() if item.name != "lo"]
+        return all(any(text.startswith(kind) for text in _addresses(item)) for item in cards for kind in _NETWORK)
+
+    s.until(ready, _NETWORK_SECONDS)
     shown = []
-    for item in found:
-        first = next((it for it in item.ip_addresses or () if it.ip_address_type == "ipv4"), None)
-        address = f" {first.ip_address}/{first.prefix}" if first else ""
+    for item in s.agent.network_get_interfaces():
         counts = ", counters" if item.statistics else ""
-        shown.append(f"{item.name} {item.hardware_address}{address}{counts}")
+        shown.append(f"{item.name} {item.hardware_address} {' '.join(_addresses(item))}{counts}")
     return "; ".join(shown)
 
 
@@ -182,6 +206,10 @@ def _password(s: Session) -> str:
     same = _encrypted(s, "secret", shadow) == shadow
     nobody = s.refusal(lambda: s.agent.set_user_password("nobody-here", "x"))
     return f"{{}}, and it {'is' if same else 'is not'} the password; of nobody: {nobody}"
+
+
+def _no_keys(s: Session) -> str:
+    return s.refusal(lambda: s.agent.ssh_get_authorized_keys("demo"))
 
 
 def _add_keys(s: Session) -> str:
@@ -212,10 +240,11 @@ def _vcpus(s: Session) -> str:
 
 def _set_vcpus(s: Session) -> str:
     first = s.refusal(lambda: s.agent.set_vcpus([r.GuestLogicalProcessor(0, False)]))
+    missing = s.refusal(lambda: s.agent.set_vcpus([r.GuestLogicalProcessor(9, False)]))
     s.agent.set_vcpus([r.GuestLogicalProcessor(1, False)])
     off = s.shell("nproc")
     s.agent.set_vcpus([r.GuestLogicalProcessor(1, True)])
-    return f"1 off and on: {off} and {s.shell('nproc')} CPUs; 0 off: {first}"
+    return f"1 off and on: {off} and {s.shell('nproc')} CPUs; 0 off: {first}; 9 off: {missing}"
 
 
 def _plug_cpu(s: Session) -> str:
@@ -242,6 +271,11 @@ def _block_info(s: Session) -> str:
 def _blocks(s: Session) -> str:
     found = sorted(s.agent.get_memory_blocks(), key=lambda item: item.phys_index)
     return f"blocks {', '.join(str(item.phys_index) for item in found)}; {sum(item.online for item in found)} online"
+
+
+def _set_blocks(s: Session) -> str:
+    answers = [s.agent.set_memory_blocks([r.GuestMemoryBlock(0, online)])[0] for online in (False, True)]
+    return "; ".join(f"{item.response}{f' ({item.error_code})' if item.error_code else ''}" for item in answers)
 
 
 def _plug_memory(s: Session) -> str:
@@ -327,6 +361,37 @@ def _freeze_list(s: Session) -> str:
     return f"/mnt: {one}; /nowhere: {none}"
 
 
+def _let_hooks_run(s: Session) -> None:
+    """Have a script run at each freeze and thaw; the agent of a system with systemd is not told to by itself."""
+    s.shell(f"mkdir -p {_HOOKS} && printf '#!/bin/sh\\necho $1 >>/tmp/hook\\n' >{_HOOKS}/note")
+    s.shell(f"chmod 755 {_HOOKS}/note; rm -f /tmp/hook")
+    if s.system is None or not s.system.systemd:
+        return
+    s.shell(
+        f"mkdir -p {_SETTINGS} && printf '[Service]\\nExecStart=\\nExecStart={_AGENT} -F\\n' >{_SETTINGS}/hook.conf"
+    )
+    s.shell("systemctl daemon-reload; systemctl show --property MainPID qemu-guest-agent >/tmp/agent")
+    s.agent.exec("/bin/systemctl", ["restart", "--no-block", "qemu-guest-agent"])
+    s.back()
+    new = "systemctl show --property MainPID qemu-guest-agent | cmp -s - /tmp/agent || echo new"
+    s.until(lambda: s.attempt(lambda: s.shell(new)))
+
+
+def _freeze_with_hook(s: Session) -> str:
+    _prepare_disk(s)
+    _let_hooks_run(s)
+    count = s.agent.fsfreeze_freeze()
+    thawed = s.agent.fsfreeze_thaw()
+    told = s.shell("cat /tmp/hook").split()
+    s.shell(f"rm {_HOOKS}/note")
+    return f"{count} and {thawed}; the script was told: {', '.join(told)}"
+
+
+def _trim_large(s: Session) -> str:
+    found = next(item for item in s.agent.fstrim(1 << 20) if item.path == "/mnt")
+    return f"{found.path}: {(found.trimmed or 0) >> 20} MiB, at least {found.minimum} bytes"
+
+
 def _trim(s: Session) -> str:
     _prepare_disk(s)
     s.shell("dd if=/dev/urandom of=/mnt/big bs=1M count=8 2>/dev/null; sync; rm /mnt/big; sync")
@@ -356,8 +421,27 @@ def _suspend_ram(s: Session) -> str:
     return _sleep_and_wake(s)
 
 
+def _alarm(s: Session) -> str:
+    s.qmp.events()
+    alarm = "/sys/class/rtc/rtc0/wakealarm"
+    s.shell(f"echo 0 >{alarm}; echo +{_ALARM_SECONDS} >{alarm}")
+    s.agent.suspend_ram()
+    s.event("SUSPEND")
+    s.event("WAKEUP")
+    s.back()
+    return "SUSPEND; WAKEUP by itself, and the agent answers"
+
+
+def _without_swap(s: Session) -> str:
+    s.shell("[ ! -e /etc/fstab ] || swapoff -a")
+    disk = s.refusal(lambda: s.agent.suspend_disk(silence=PATIENCE))
+    return f"{disk}; guest-suspend-hybrid: {s.refusal(lambda: s.agent.suspend_hybrid(silence=PATIENCE))}"
+
+
 def _swap_on(s: Session) -> None:
-    if s.system is None or not s.system.own_swap:
+    if s.system is not None and s.system.systemd:
+        s.shell("swapon -a")
+    else:
         s.shell("grep -q vdb /proc/swaps || { mkswap /dev/vdb >/dev/null && swapon /dev/vdb; }")
 
 
@@ -410,8 +494,8 @@ def _shutdown(s: Session) -> str:
 
 STEPS: tuple[Step, ...] = (
     Step("guest-sync-delimited", "id 5", _sync_delimited),
-    Step("guest-sync", "id 7", lambda s: str(s.agent.sync(7))),
-    Step("guest-ping", "", _ping),
+    Step("guest-sync", "id 7; no id", _sync),
+    Step("guest-ping", "with and without an argument", _ping),
     Step("guest-info", "", _info),
     Step("guest-get-time", "", _get_time),
     Step("guest-set-time", "an hour ahead, then from the RTC", _set_time),
@@ -422,6 +506,7 @@ STEPS: tuple[Step, ...] = (
     Step("guest-get-devices", "", _devices),
     Step("guest-exec", "a program with input; one that is not there", _exec),
     Step("guest-exec-status", "its end; once more", _exec_status),
+    Step("guest-exec-status", "of a program that a signal ended", _exec_killed),
     Step("guest-file-open", "w+; a file that is not there", _file_open),
     Step("guest-file-write", "64 KiB", _file_write),
     Step("guest-file-flush", "", _file_flush),
@@ -429,6 +514,7 @@ STEPS: tuple[Step, ...] = (
     Step("guest-file-read", "300 bytes", _file_read),
     Step("guest-file-close", "twice", _file_close),
     Step("guest-set-user-password", "of demo; of nobody", _password),
+    Step("guest-ssh-get-authorized-keys", "of a user without any", _no_keys),
     Step("guest-ssh-add-authorized-keys", "one key", _add_keys),
     Step("guest-ssh-get-authorized-keys", "", _get_keys),
     Step("guest-ssh-remove-authorized-keys", "that key", _remove_keys),
@@ -440,13 +526,18 @@ STEPS: tuple[Step, ...] = (
     Step("guest-fsfreeze-freeze", "", _freeze),
     Step("guest-fsfreeze-thaw", "", _thaw),
     Step("guest-fsfreeze-freeze-list", "one that is mounted, one that is not", _freeze_list),
+    Step("guest-fsfreeze-freeze", "with a hook script", _freeze_with_hook, quick=False),
     Step("guest-fstrim", "after a file of 8 MiB was removed", _trim),
+    Step("guest-fstrim", "once more, ranges of 1 MiB at least", _trim_large),
     Step("guest-get-cpustats", "", _cpustats),
     Step("guest-get-memory-block-info", "", _block_info),
     Step("guest-get-memory-blocks", "", _blocks),
     Step("guest-get-vcpus", "", _vcpus),
-    Step("guest-set-vcpus", "CPU 1, then CPU 0", _set_vcpus),
+    Step("guest-set-vcpus", "CPU 1, CPU 0, and one that is none", _set_vcpus),
+    Step("guest-set-memory-blocks", "block 0 off and on", _set_blocks),
     Step("guest-suspend-ram", "", _suspend_ram, quick=False),
+    Step("guest-suspend-ram", f"with the RTC's alarm set to {_ALARM_SECONDS} s from now", _alarm, quick=False),
+    Step("guest-suspend-disk", "without swap", _without_swap, quick=False),
     Step("guest-suspend-hybrid", "with swap", _suspend_hybrid, quick=False),
     Step("guest-suspend-disk", "with swap", _suspend_disk, quick=False),
     Step("guest-set-vcpus", "a CPU that is plugged in", _plug_cpu, quick=False),

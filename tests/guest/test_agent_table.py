@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.agent_machine import demo_guest, session
+from benchmarks.agent_machine import GUESTS, HEADINGS, demo_guest, session
 from benchmarks.agent_steps import STEPS
-from benchmarks.agent_table import cell, read_table, results
+from benchmarks.agent_table import cell, read_sections, read_table, results
 from benchmarks.machine import Emulator
 from images.build import Image
 from pyvm.agent.commands import COMMANDS
@@ -17,8 +17,9 @@ from pyvm.agent.commands import COMMANDS
 FILE = Path(__file__).parents[2] / "docs" / "agent-commands.md"
 
 
-def test_each_command_has_its_line() -> None:
-    table = read_table(FILE.read_text())
+@pytest.mark.parametrize("guest", GUESTS)
+def test_each_command_has_its_line(guest: str) -> None:
+    table = read_table(read_sections(FILE.read_text())[HEADINGS[guest]])
     assert {command for command, _ in table} == set(COMMANDS)
     assert list(table) == [(step.command, step.asked) for step in STEPS]
 
@@ -34,6 +35,6 @@ def test_quick_commands_do_what_the_table_says(demo: Image, tmp_path: Path, caps
     with session(Emulator("pyvm", (sys.executable, "-m", "pyvm")), demo_guest(demo), tmp_path) as found:
         texts = results(steps, found)
     capsys.readouterr()
-    table = read_table(FILE.read_text())
+    table = read_table(read_sections(FILE.read_text())[HEADINGS["demo"]])
     expected = {(step.command, step.asked): table[step.command, step.asked] for step in steps}
     assert {(step.command, step.asked): cell(text) for step, text in zip(steps, texts, strict=True)} == expected
