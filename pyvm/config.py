@@ -319,6 +319,8 @@ class TraceConfig:
     """Where they are written, by default standard error."""
     items: frozenset[str] = frozenset()
     """What else is written there, by the names that ``-d`` takes."""
+    ranges: list[tuple[int, int]] | None = None
+    """First and last linear address of the guest code that is written of; None for all."""
 
 
 @record
@@ -353,6 +355,8 @@ class MachineConfig:
     numa: list[NumaConfig] = field(default_factory=list)
     """What was said of NUMA nodes, in order."""
     traces: TraceConfig = field(default_factory=TraceConfig)
+    single_instructions: bool = False
+    """Whether guest code is translated by one instruction at a time."""
     serials: list[str | None] = field(default_factory=list)
     """The chardev of each serial port of the board; None: there is no such port."""
     text_console: bool = False

@@ -82,6 +82,7 @@ def configure(line: CommandLine, config: MachineConfig) -> None:
     config.numa = numa_options(line.groups["numa"])
     config.traces = trace_options(line.groups["trace"])
     add_log_options(line, config.traces)
+    config.single_instructions = "singlestep" in line.flags
     _configure_names(line, config)
     if line.groups["option-rom"]:
         from pyvm.commandline.option_roms import configure_option_roms

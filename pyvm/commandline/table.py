@@ -139,6 +139,9 @@ _PRESENT: tuple[tuple[str, str, str, Handling, str, str], ...] = (
      "add an inherited descriptor to the set that files named /dev/fdset/SET are opened from"),
     ("run", "trace", "[enable=]PATTERN[,events=FILE][,file=FILE]", "add", "trace",
      "tell of these trace events ('-trace help' lists them), of those in a file, in a file"),
+    ("run", "dfilter", "RANGE[,RANGE...]", "value", "dfilter",
+     "of which guest code to write: FIRST..LAST, FIRST+SIZE or LAST-SIZE"),
+    ("run", "singlestep", "", "flag", "singlestep", "translate guest code by one instruction at a time"),
     ("run", "d", "ITEM[,ITEM...]", "value", "log", "what else to write to the log ('-d help' lists the items)"),
     ("run", "D", "FILE", "value", "logfile", "write the log to a file, not to standard error"),
     ("run", "gdb", "BACKEND", "value", "gdb",
@@ -172,10 +175,10 @@ _HARMLESS = {
 
 _MISSING_FLAGS = (
     "audio-help dump-vmstate enable-kvm enable-sync-profile full-screen "
-    "portrait singlestep usb win2k-hack xen-attach xen-domid-restrict"
+    "portrait usb win2k-hack xen-attach xen-domid-restrict"
 )
 _MISSING_WITH_ARGUMENT = (
-    "audio chroot dfilter dtb fsdev icount "
+    "audio chroot dtb fsdev icount "
     "iscsi mtdblock pflash plugin rotate runas sd seed spice "
     "tpmdev usbdevice virtfs xen-domid"
 )

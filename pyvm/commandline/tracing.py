@@ -27,6 +27,7 @@ def trace_options(given: Sequence[Options]) -> TraceConfig:
 def add_log_options(line: CommandLine, config: TraceConfig) -> None:
     """Add what `-d` asks for, and where `-D` wants it; raises ConfigError, and HelpRequest for the lists."""
     config.file = line.value("logfile") or config.file
+    _add_ranges(line, config)
     text, origin = line.values.get("log", (None, ""))
     if text is None:
         return
@@ -44,6 +45,18 @@ def add_log_options(line: CommandLine, config: TraceConfig) -> None:
         raise HelpRequest("trace")
     config.items = wanted.names
     config.patterns += [(pattern, "") for pattern in wanted.patterns]
+
+
+def _add_ranges(line: CommandLine, config: TraceConfig) -> None:
+    text, origin = line.values.get("dfilter", (None, ""))
+    if text is None:
+        return
+    from pyvm.monitor.log_items import parse_ranges
+
+    try:
+        config.ranges = parse_ranges(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: bad range '{error}': FIRST..LAST, FIRST+SIZE or LAST-SIZE is needed") from None
 
 
 def _read(path: str) -> list[tuple[str, str]]:

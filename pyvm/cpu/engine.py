@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,7 +22,29 @@ class EngineError(Exception):
     """The CPU engine cannot be used on this host or with this Unicorn."""
 
 
-class EngineCallbacks(Protocol):
+class GuestCodeLog(Protocol):
+    """What is told of guest code while somebody wants to know; called on the vCPU thread.
+
+    `registers` are those of the moment, as the engine has them, with what flags are yet to be worked out from:
+    ``cc_src``, ``cc_dst`` and ``cc_op``.  The values of a block are its linear address, the base of its code segment,
+    the state of the processor that it is for, how it was translated, its length, and where its translation is.
+    """
+
+    def block_translated(self, vcpu: int, values: Sequence[int], registers: dict[str, Any], /) -> None:
+        """A block was translated."""
+
+    def block_entered(self, vcpu: int, values: Sequence[int], registers: dict[str, Any] | None, /) -> None:
+        """A block is entered."""
+
+    def interrupt_taken(self, vcpu: int, values: Sequence[int], registers: dict[str, Any], /) -> None:
+        """An interrupt or exception is about to be delivered.
+
+        The values are vector, error code, whether it is of an INT instruction, whether it comes from outside, and the
+        vector of the exception during whose delivery it was raised, or 2**32 - 1.
+        """
+
+
+class EngineCallbacks(GuestCodeLog, Protocol):
     """What guest code needs from the rest of the machine; called on the vCPU thread."""
 
     def port_read(self, port: int, size: int) -> int | memoryview:

@@ -22,6 +22,7 @@ from pyvm.records import record
 if TYPE_CHECKING:
     from mmap import mmap
 
+    from pyvm.cpu.engine import GuestCodeLog
     from pyvm.devices.lapic import Lapic
     from pyvm.memory import DeviceRam, IoRegion, IoSpace
     from pyvm.native import LapicVectors
@@ -123,6 +124,7 @@ class _Callbacks:
         self.lapics: Mapping[int, Lapic] = {}
         self.current: Callable[[], int] = lambda: 0
         self.on_nothing: NothingThere | None = None
+        self.log: GuestCodeLog | None = None
 
     def port_read(self, port: int, size: int) -> int | memoryview:
         region = self._port_find(port)
@@ -205,6 +207,21 @@ class _Callbacks:
         with self._lock:
             self._events.firmware_call(vcpu)
 
+    def block_translated(self, vcpu: int, values: Sequence[int], registers: dict[str, Any]) -> None:
+        if self.log is not None:
+            with self._lock:
+                self.log.block_translated(vcpu, values, registers)
+
+    def block_entered(self, vcpu: int, values: Sequence[int], registers: dict[str, Any] | None) -> None:
+        if self.log is not None:
+            with self._lock:
+                self.log.block_entered(vcpu, values, registers)
+
+    def interrupt_taken(self, vcpu: int, values: Sequence[int], registers: dict[str, Any]) -> None:
+        if self.log is not None:
+            with self._lock:
+                self.log.interrupt_taken(vcpu, values, registers)
+
 
 class Overlay:
     """Memory, or registers, over what is mapped; shown and hidden by guest code or while the machine is stopped."""
@@ -258,6 +275,8 @@ class VcpuSet:
         self._stopping = False
         """Whether somebody asked for a stop that the machine still has to hear of."""
         self._thread: threading.Thread | None = None
+        self._told = 0
+        self._single_instructions = False
         self._set_model(topology)
         self._map_memory(memory)
         memory.on_write = self._engine.invalidate
@@ -328,6 +347,35 @@ class VcpuSet:
     @on_nothing.setter
     def on_nothing(self, listener: NothingThere | None) -> None:
         self._callbacks.on_nothing = listener
+
+    def tell(
+        self,
+        log: GuestCodeLog,
+        *,
+        translations: bool = False,
+        blocks: bool = False,
+        registers: bool = False,
+        interrupts: bool = False,
+    ) -> None:
+        """Tell `log` of these things from now on; `registers` come with blocks.  Not on the vCPU thread."""
+        wanted = ((translations, 1), (blocks, 2), (registers, 4), (interrupts, 8))
+        self._callbacks.log = log
+        self._told = sum(bit for on, bit in wanted if on)
+        self._set_log()
+
+    @property
+    def single_instructions(self) -> bool:
+        """Whether guest code is translated by one instruction at a time."""
+        return self._single_instructions
+
+    @single_instructions.setter
+    def single_instructions(self, on: bool) -> None:
+        self._single_instructions = on
+        self._set_log()
+
+    def _set_log(self) -> None:
+        with self.paused():
+            self._engine.set_log(self._told, self._single_instructions)
 
     @property
     def count(self) -> int:

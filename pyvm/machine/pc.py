@@ -139,6 +139,8 @@ class Pc(Persistence):
         self.cpus = self._make_vcpus()
         device_memory = self._resources.enter_context(ExitStack())  # which the processors map
         self._resources.callback(self.cpus.release)
+        if config.single_instructions:
+            self.cpus.single_instructions = True
         self.traces.on_items = self._log_guest
         if self.traces.items:
             self._log_guest()
@@ -440,7 +442,7 @@ class Pc(Persistence):
     @property
     def single_step(self) -> bool:
         """Whether each vCPU runs one instruction at a time."""
-        return False
+        return self.cpus.single_instructions
 
     @property
     def needs_reset(self) -> bool:

@@ -84,7 +84,7 @@ def start_traces(traces: TraceEvents, config: TraceConfig) -> None:
             traces.set_file(config.file)
         except LogFileError as error:
             raise ConfigError(str(error)) from None
-    traces.items = config.items
+    traces.items, traces.ranges = config.items, config.ranges
     for pattern, origin in config.patterns:
         name = pattern.removeprefix("-")
         found = traces.find(name)
@@ -105,6 +105,8 @@ class TraceEvents:
         self._commands = commands
         self.items: frozenset[str] = frozenset()
         """What else the log is to have: see :mod:`pyvm.monitor.log_items`."""
+        self.ranges: list[tuple[int, int]] | None = None
+        """First and last address of the guest code that the log is to be about; None for all."""
         self.on_items: Callable[[], None] = lambda: None
         """Called when that has changed."""
         self._enabled: set[str] = set()

@@ -10,7 +10,8 @@
 
 #include "engine.h"
 
-static void keep_failure(Engine *engine) {
+/* A call raised an exception: it is what run() raises. */
+void callback_keep_failure(Engine *engine) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
@@ -31,7 +32,7 @@ static PyObject *call(Engine *engine, PyObject *function, const uint64_t *values
         if (!(arguments[made] = PyLong_FromUnsignedLongLong(values[made]))) break;
     if (made == count) result = PyObject_Vectorcall(function, arguments, count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     while (made) Py_DECREF(arguments[--made]);
-    if (!result) keep_failure(engine);
+    if (!result) callback_keep_failure(engine);
     return result;
 }
 
@@ -60,7 +61,7 @@ static uint64_t call_integer(Engine *engine, PyObject *function, const uint64_t 
         value = PyLong_AsUnsignedLongLongMask(result);
         if (PyErr_Occurred()) {
             value = otherwise;
-            keep_failure(engine);
+            callback_keep_failure(engine);
         }
     }
     Py_XDECREF(result);
@@ -79,7 +80,7 @@ static uint64_t take_from_stream(Engine *engine) {
 static uint64_t start_stream(Engine *engine, PyObject *bytes, uint32_t port, int size) {
     Py_buffer buffer;
     if (PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)) {
-        keep_failure(engine);
+        callback_keep_failure(engine);
         return UINT64_MAX;
     }
     size_t length = (size_t)buffer.len < sizeof engine->stream.data ? (size_t)buffer.len : sizeof engine->stream.data;

@@ -38,6 +38,7 @@ PyObject *timer_set(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *engine_set_breakpoints(EngineObject *self, PyObject *addresses);
 PyObject *engine_set_watchpoints(EngineObject *self, PyObject *watchpoints);
 PyObject *engine_set_pace(EngineObject *self, PyObject *args);
+PyObject *engine_set_log(EngineObject *self, PyObject *args);
 PyObject *engine_debugged(EngineObject *self, void *unused);
 
 #endif

@@ -12,14 +12,15 @@ EXPORT void check_exit_request_x86_64(void *context) {
     (void)context;
 }
 
-/* The check at the start of blocks of one instruction, which a debugger may step through, and of those that were translated
- * before the generator's handle of env was known. */
+/* The check at the start of blocks of one instruction, which a debugger may step through, of those whose entry is logged,
+ * and of those that were translated before the generator's handle of env was known. */
 EXPORT void helper_check_exit_request_x86_64(void *uc, uint32_t in_delay_slot) {
     (void)in_delay_slot;
     Engine *engine = current_engine;
     if (!engine || engine->uc != uc) return;
     if (__atomic_load_n(&FIELD(engine->env, int32_t, ENV_KICK), __ATOMIC_RELAXED) < 0)
         unicorn.cpu_loop_exit_restore(engine->cpu, (uintptr_t)__builtin_return_address(0));
+    log_block(engine, (uintptr_t)__builtin_return_address(0));
     debug_count_step(engine);
 }
 
@@ -37,10 +38,12 @@ EXPORT void tcg_gen_callN_x86_64(void *context, void *function, void *result, in
     if (engine) {
         if (function == (void *)helper_check_exit_request_x86_64) {
             engine->label = NULL;
-            if (engine->env_temp && (engine->block_flags & BLOCK_COUNT_MASK) != ONE_INSTRUCTION) {
+            bool plain = (engine->block_flags & BLOCK_COUNT_MASK) != ONE_INSTRUCTION && !(engine->log & LOG_BLOCKS);
+            if (engine->env_temp && plain) {
                 gen_kick_check(engine, context);
                 return;
             }
+            engine->generator = context;
         } else if (function == unicorn.helper_lookup_tb_ptr && count == 1) {
             engine->env_temp = arguments[0];
         }

@@ -62,6 +62,14 @@ PyObject *engine_set_pace(EngineObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* What of guest code is told, and whether blocks have one instruction each. */
+PyObject *engine_set_log(EngineObject *self, PyObject *args) {
+    int log, single;
+    if (!PyArg_ParseTuple(args, "ip", &log, &single) || !require_stopped(&self->engine)) return NULL;
+    log_set(&self->engine, log & LOG_ALL, single);
+    Py_RETURN_NONE;
+}
+
 /* Why run() returned "debug": the vCPU, the reason, and which watchpoint it was. */
 PyObject *engine_debugged(EngineObject *self, void *unused) {
     static const char *const reasons[] = {"breakpoint", "step", "watchpoint"};

@@ -83,6 +83,7 @@ typedef struct {
     PyObject *port_read, *port_write, *mmio_read, *mmio_write;
     PyObject *port_consume; /* takes a port and a count of bytes */
     PyObject *acknowledge, *msr_read, *msr_write, *cr8_read, *cr8_write, *firmware_call;
+    PyObject *block_translated, *block_entered, *interrupt_taken; /* see log.c */
 } Callbacks;
 
 typedef struct Engine {
@@ -139,6 +140,7 @@ typedef struct Engine {
     bool in_guest;    /* inside its cpu_exec() */
     bool translating; /* inside its tb_gen_code() */
     int block_flags;  /* of the block being translated */
+    bool cut;         /* it is to end behind its first instruction */
     bool aborted;
 
     /* The slice timer, which makes busy vCPUs take turns. */
@@ -152,6 +154,7 @@ typedef struct Engine {
     uint64_t tsc_hz;
 
     void *env_temp; /* the code generator's handle of env */
+    void *generator; /* its context */
     void *label;    /* where the block under translation leaves on a kick */
 
     /* What the next reads of one port return, as a device has said ahead; see callbacks.c. */
@@ -186,11 +189,18 @@ typedef struct Engine {
         DebugReason reason;
     } debug; /* see debug.c */
 
+    int log; /* what of guest code is told: LOG_... */
+    int delivering; /* 1 + the exception that is being delivered; 0: none */
+    bool single_instructions; /* blocks have one each */
+
     Callbacks callbacks;
     PyThreadState *thread_state;
     PyObject *failure; /* the exception that a callback raised */
     uint64_t counters[8];
 } Engine;
+
+/* What is told of guest code. */
+enum { LOG_TRANSLATIONS = 1, LOG_BLOCKS = 2, LOG_REGISTERS = 4, LOG_INTERRUPTS = 8, LOG_ALL = 15 };
 
 enum { COUNT_PORT, COUNT_MMIO, COUNT_INTERRUPT, COUNT_SWITCH, COUNT_MSR, COUNT_HALT, COUNT_INVALIDATE, COUNT_KICK };
 
@@ -228,6 +238,7 @@ typedef struct {
     void (*store_16)(Env *, uint64_t, uint16_t, uint32_t, uintptr_t);
     void (*store_32)(Env *, uint64_t, uint32_t, uint32_t, uintptr_t);
     void (*store_64)(Env *, uint64_t, uint64_t, uint32_t, uintptr_t);
+    void *(*tb_lookup)(void *, uintptr_t);
     void *(*tb_htable_lookup)(void *, uint64_t, uint64_t, uint32_t, uint32_t);
     uint64_t (*get_page_addr_code)(Env *, uint64_t);
     void *(*tb_gen_code)(void *, uint64_t, uint64_t, uint32_t, int);
@@ -336,6 +347,7 @@ void dirty_note(Engine *engine, uintptr_t host, uint64_t length);
 void dirty_note_physical(Engine *engine, uint64_t gpa, uint64_t length);
 
 /* callbacks.c */
+void callback_keep_failure(Engine *engine);
 void callback_settle_stream(Engine *engine);
 void callback_firmware(Engine *engine);
 uint64_t callback_port_read(Engine *engine, uint32_t port, int size);
@@ -362,6 +374,12 @@ void debug_prepare(Engine *engine);
 void debug_count_step(Engine *engine);
 bool debug_stops(Engine *engine, int result);
 
+/* log.c */
+void log_translation(Engine *engine, const void *block);
+void log_block(Engine *engine, uintptr_t caller);
+void log_interrupt(Engine *engine, int vector, bool request);
+void log_set(Engine *engine, int log, bool single);
+
 /* watch.c */
 void watch_deliver(Engine *engine);
 
@@ -370,6 +388,7 @@ void tb_flush_x86_64(void *cpu);
 
 /* interpose.c */
 void helper_pause_x86_64(Env *env, int length);
+uint64_t full_flags(Env *env);
 
 /* faults.c */
 bool faults_redirect(void *library);

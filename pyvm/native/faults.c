@@ -32,10 +32,12 @@ EXPORT void *tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t code_base, uint
     if (!engine || engine->cpu != cpu) return unicorn.tb_gen_code(cpu, pc, code_base, flags, block_flags);
     engine->translating = true;
     engine->block_flags = block_flags;
+    engine->cut = engine->single_instructions;
     debug_before_translation(engine, block_flags);
     void *block = unicorn.tb_gen_code(cpu, pc, code_base, flags, block_flags);
     engine->translating = false;
     store_note_block(engine, block);
+    log_translation(engine, block);
     return block;
 }
 
@@ -51,13 +53,22 @@ static void refuse_block(Engine *engine) {
     unicorn.cpu_loop_exit(engine->cpu);
 }
 
+/* Have the translator take the block for a full one when it has done its present instruction. */
+static void end_block_soon(void *context) {
+    if (FIELD(context, int32_t, TCG_OP_COUNT) < TCG_ENOUGH_OPS) FIELD(context, int32_t, TCG_OP_COUNT) += TCG_ENOUGH_OPS;
+}
+
 /* Replaces Unicorn's function of this name: a block ends in time before temporaries run out. */
 EXPORT void *tcg_temp_new_internal_x86_64(void *context, int type, bool local) {
     enum { FEW_LEFT = TCG_MAX_TEMPS - 128, NONE_LEFT = TCG_MAX_TEMPS - 2 };
     int32_t count = FIELD(context, int32_t, TCG_TEMP_COUNT);
     if (count >= FEW_LEFT && current_engine && current_engine->translating) {
         if (count >= NONE_LEFT) refuse_block(current_engine);
-        if (FIELD(context, int32_t, TCG_OP_COUNT) < TCG_ENOUGH_OPS) FIELD(context, int32_t, TCG_OP_COUNT) += TCG_ENOUGH_OPS;
+        end_block_soon(context);
+    }
+    if (current_engine && current_engine->cut && current_engine->translating) {
+        current_engine->cut = false;
+        end_block_soon(context);
     }
     return unicorn.temp_new(context, type, local);
 }

@@ -124,6 +124,7 @@ EXPORT void do_interrupt_x86_hardirq_x86_64(Env *env, int vector, int is_hardwar
         engine_count(engine, COUNT_INTERRUPT);
         debug_count_step(engine);
     }
+    if (engine) log_interrupt(engine, vector, true);
     unicorn.hardware_interrupt(env, vector, is_hardware);
 }
 
@@ -185,7 +186,8 @@ static void enter_kernel_segments(Env *env, uint32_t code_selector, bool long_mo
     env->hflags = hidden;
 }
 
-static uint64_t full_flags(Env *env) {
+/* RFLAGS while guest code runs, when some of them are kept elsewhere. */
+uint64_t full_flags(Env *env) {
     return env->eflags | unicorn.compute_flags(env, (int)env->cc_op) | ((uint32_t)env->df & EFLAGS_DF);
 }
 

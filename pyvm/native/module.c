@@ -28,11 +28,14 @@ enum { CPU_MODEL_QEMU64 = 0 }; /* its feature words are overwritten by set_featu
 
 static void on_exception(void *uc, uint32_t number, void *data) {
     Engine *engine = data;
-    (void)uc, (void)number;
+    (void)uc;
     engine->translating = false; /* the fetch of an instruction may have faulted */
     debug_count_step(engine);
     if (FIELD(engine->env, int32_t, ENV_EXCEPTION_IS_INT)) engine->env->eip = engine->soft_interrupt_eip;
+    log_interrupt(engine, (int)number, false);
+    engine->delivering = 1 + (int)number;
     unicorn.do_interrupt(engine->cpu);
+    engine->delivering = 0;
 }
 
 static bool on_invalid_instruction(void *uc, void *data) {
@@ -85,6 +88,7 @@ static bool take_callbacks(Engine *engine, PyObject *callbacks) {
 #define C(member) {#member, offsetof(Callbacks, member)}
         C(port_read), C(port_write), C(port_consume), C(mmio_read), C(mmio_write), C(acknowledge),
         C(msr_read),  C(msr_write),  C(cr8_read),  C(cr8_write),  C(firmware_call),
+        C(block_translated), C(block_entered), C(interrupt_taken),
 #undef C
     };
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
@@ -501,6 +505,9 @@ static PyMethodDef engine_methods[] = {
      "set_breakpoints(addresses)\n\nLinear addresses of instructions in front of which run() returns; at most 1024."},
     {"set_watchpoints", (PyCFunction)engine_set_watchpoints, METH_O,
      "set_watchpoints(ranges)\n\nTuples (address, length, accesses): 1 reads, 2 writes, behind which run() returns; at most 28."},
+    {"set_log", (PyCFunction)engine_set_log, METH_VARARGS,
+     "set_log(mask, single)\n\nTell of 1: translated blocks, 2: entered blocks, 4: with registers, 8: interrupts; single:"
+     " blocks have one instruction each."},
     {"set_pace", (PyCFunction)engine_set_pace, METH_VARARGS,
      "set_pace(vcpu, pace, interrupts)\n\n0: free, 1: one step, with interrupts or without, 2: held."},
     {"counters", (PyCFunction)engine_counters, METH_NOARGS, "counters() -> dict of event counts since the start"},

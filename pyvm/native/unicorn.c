@@ -47,6 +47,7 @@ static const struct {
     F(store_16, "helper_le_stw_mmu_x86_64"),
     F(store_32, "helper_le_stl_mmu_x86_64"),
     F(store_64, "helper_le_stq_mmu_x86_64"),
+    F(tb_lookup, "tcg_tb_lookup_x86_64"),
     F(tb_htable_lookup, "tb_htable_lookup_x86_64"),
     F(get_page_addr_code, "get_page_addr_code_x86_64"),
     F(tb_gen_code, "tb_gen_code_x86_64"),

@@ -347,7 +347,7 @@ def test_lines_of_the_human_monitor(machine: Machine, qemu: Qemu, line: str) -> 
 
 
 def test_there_are_all_commands_but_few(machine: Machine, qemu: Qemu) -> None:
-    missing = {"commit", "gpa2hpa", "gpa2hva", "mce", "singlestep"}
+    missing = {"commit", "gpa2hpa", "gpa2hva", "mce"}
     missing_subjects = {"sync-profile"}
 
     def names(each: Machine | Qemu, line: str) -> set[str]:

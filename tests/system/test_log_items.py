@@ -9,7 +9,7 @@ import pytest
 from pyvm.commandline import HelpRequest, parse_arguments
 from pyvm.commandline.helptext import answer
 from pyvm.errors import ConfigError
-from pyvm.monitor.log_items import LogItems, MissingItemError, UnknownItemError, listing, parse
+from pyvm.monitor.log_items import LogItems, MissingItemError, UnknownItemError, listing, parse, parse_ranges
 from pyvm.runstate import ShutdownCause
 from tests.system.machine_rig import Machine
 
@@ -21,7 +21,7 @@ def test_items_and_patterns() -> None:
     for unknown in ("", "zz", "cpu_reset,zz", "trace:", "trace", "none"):
         with pytest.raises(UnknownItemError):
             parse(unknown)
-    for missing in ("int", "in_asm", "all", "cpu_reset,op"):
+    for missing in ("op", "out_asm", "all", "cpu_reset,mmu"):
         with pytest.raises(MissingItemError, match="not supported by pyvm yet"):
             parse(missing)
 
@@ -50,7 +50,7 @@ def test_the_monitor_changes_what_is_logged(tmp_path: Path) -> None:
         assert not machine.pc.traces.active
         assert say("log zz").replace("\r", "") == listing("log", with_none=True)
         assert say("help log") == say("log zz")
-        assert "log item 'int' is not supported" in say("log int")
+        assert "log item 'op' is not supported" in say("log op")
         assert "qmp_enter_quit\r\n" in say("log trace:help")
 
 
@@ -66,9 +66,28 @@ def test_accesses_to_nothing_are_logged_while_wanted(tmp_path: Path) -> None:
         assert machine.pc.cpus.on_nothing is None
 
 
+def test_ranges() -> None:
+    assert parse_ranges("0x10..0x1f,32+16,0xff-0x10") == [(0x10, 0x1F), (32, 47), (0xF0, 0xFF)]
+    assert parse_arguments(["-dfilter", "0+1"]).traces.ranges == [(0, 0)]
+    for text in ("", "1", "5..4", "1+0", "0-2", "0x1_0..0x20", "0x10000000000000000..1", "2+0xffffffffffffffff"):
+        with pytest.raises(ConfigError, match="bad range"):
+            parse_arguments(["-dfilter", text])
+
+
+def test_single_instructions() -> None:
+    with Machine("-singlestep") as machine:
+        say = lambda line: machine.execute("human-monitor-command", command_line=line)  # noqa: E731
+        assert machine.execute("query-status")["singlestep"]
+        assert say("singlestep off") == ""
+        assert not machine.execute("query-status")["singlestep"]
+        assert say("singlestep x") == "unexpected option x\r\n"
+        assert say("singlestep") == ""
+        assert "single step mode" in say("info status")
+
+
 def test_mistakes_and_help() -> None:
-    with pytest.raises(ConfigError, match="-d int: log item 'int' is not supported by pyvm yet"):
-        parse_arguments(["-d", "int"])
+    with pytest.raises(ConfigError, match="-d op: log item 'op' is not supported by pyvm yet"):
+        parse_arguments(["-d", "op"])
     with pytest.raises(ConfigError, match="-d zz: there is no log item 'zz'\nLog items"):
         parse_arguments(["-d", "zz"])
     for text, topic in (("help", "d"), ("trace:help", "trace")):

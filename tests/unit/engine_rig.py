@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from pyvm.cpu import features
@@ -62,6 +62,7 @@ class Devices:
         self.on_firmware: Callable[[int], None] = lambda vcpu: None
         self.vector: Callable[[int], int | None] = lambda vcpu: None
         self.cr8 = 0
+        self.told: list[tuple[str, Sequence[int], dict[str, Any] | None]] = []
         self.msrs: dict[int, int] = {0x1B: 0xFEE00900}
 
     def _note(self, kind: str, address: int, size: int, value: int) -> None:
@@ -110,6 +111,15 @@ class Devices:
 
     def firmware_call(self, vcpu: int) -> None:
         self.on_firmware(vcpu)
+
+    def block_translated(self, vcpu: int, values: Sequence[int], registers: dict[str, Any]) -> None:
+        self.told.append(("translated", values, registers))
+
+    def block_entered(self, vcpu: int, values: Sequence[int], registers: dict[str, Any] | None) -> None:
+        self.told.append(("entered", values, registers))
+
+    def interrupt_taken(self, vcpu: int, values: Sequence[int], registers: dict[str, Any]) -> None:
+        self.told.append(("interrupt", values, registers))
 
 
 class Rig:

@@ -24,3 +24,17 @@ def gdbserver(shell: Shell, device: str | None) -> str:
     except ChardevError as error:
         return f"{error}\nCould not open gdbserver on device '{wanted}'\n"
     return "Disabled gdbserver\n" if wanted == "none" else f"Waiting for gdb connection on device '{wanted}'\n"
+
+
+@COMMANDS.command(
+    "singlestep",
+    "option:string?",
+    parameters="[on|off]",
+    description="run emulation in singlestep mode or switch to normal mode",
+)
+def singlestep(shell: Shell, option: str | None) -> str:
+    """Translate guest code by one instruction at a time, or as usual."""
+    if option not in (None, "on", "off"):
+        return f"unexpected option {option}\n"
+    shell.machine_part("cpus").single_instructions = option != "off"
+    return ""

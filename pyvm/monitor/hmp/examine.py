@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pyvm.cpu.paging import CR0_PG, EFER_LMA, USER, WRITE, Page, TooManyTablesError, entries, translate
 from pyvm.monitor.errors import QmpError
 from pyvm.monitor.hmp.arguments import Format
+from pyvm.monitor.hmp.disassembly import LONGEST_INSTRUCTION, code_bits, disassembler, instruction
 from pyvm.monitor.hmp.shell import Shell
 from pyvm.monitor.hmp.table import CommandTable
 
@@ -23,15 +24,10 @@ _LIMIT = 1 << 20
 _PAGE = 4096
 _UINT64 = (1 << 64) - 1
 _UINT32 = (1 << 32) - 1
-_LONGEST_INSTRUCTION = 15
-_BYTES_SHOWN = 8
-"""How many bytes of an instruction a line has room for."""
 _PRINTABLE = range(32, 127)
 _ESCAPES = {ord("'"): "\\'", ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r"}
 _UNREADABLE = "Cannot access memory"
 _NO_CPU = "No CPU available\n"
-_CODE_LONG, _CODE_32 = 1 << 21, 1 << 22
-"""Bits L and D of a code segment's descriptor."""
 _MAP_LIMIT = 1 << 16
 """Most lines of a list of mappings."""
 
@@ -99,7 +95,7 @@ def examine_physical(shell: Shell, format: Format, address: int) -> str:  # noqa
 
 
 def _dump(reader: _Reader, registers: RegisterState | None, form: Format, address: int) -> str:
-    size = _LONGEST_INSTRUCTION if form.letter == "i" else form.size
+    size = LONGEST_INSTRUCTION if form.letter == "i" else form.size
     if form.count * size > _LIMIT:
         raise QmpError(f"This would show more than {_LIMIT >> 20} MiB of memory")
     if form.letter == "i":
@@ -144,52 +140,27 @@ def _plain(value: int) -> str:
 # ---- Instructions
 
 
-def code_bits(registers: RegisterState) -> int:
-    """Return the operand size of code: 16, 32 or 64 bits."""
-    flags = registers.cs.flags
-    if registers.efer & EFER_LMA and flags & _CODE_LONG:
-        return 64
-    return 32 if flags & _CODE_32 else 16
-
-
 def _instructions(reader: _Reader, registers: RegisterState, count: int, address: int) -> Iterator[str]:
-    import capstone
-
-    modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
-    machine = capstone.Cs(capstone.CS_ARCH_X86, modes[code_bits(registers)])
-    machine.syntax = capstone.CS_OPT_SYNTAX_ATT
+    machine = disassembler(code_bits(registers))
     for _ in range(count):
         code = _code(reader, address)
-        found = next(machine.disasm_lite(code, address, 1), None)
-        if found is None:
-            if len(code) < _LONGEST_INSTRUCTION:
-                yield f"0x{address:08x}: unable to read memory\n"
-                return
-            yield _instruction(address, code[:1], ".byte", f"0x{code[0]:02x}")
-            address += 1
-            continue
-        _, size, mnemonic, operands = found
-        yield _instruction(address, code[:size], mnemonic, operands)
+        text, size = instruction(machine, code, address) if code else ("", 0)
+        if size <= 1 and len(code) < LONGEST_INSTRUCTION and next(machine.disasm_lite(code, address, 1), None) is None:
+            yield f"0x{address:08x}: unable to read memory\n"
+            return
+        yield text
         address += size
 
 
 def _code(reader: _Reader, address: int) -> bytes:
     """Return the bytes of an instruction and what is behind it, as far as it can be read."""
-    code = reader.read(address, _LONGEST_INSTRUCTION)
+    code = reader.read(address, LONGEST_INSTRUCTION)
     if code is not None:
         return code
     found = bytearray()
-    while len(found) < _LONGEST_INSTRUCTION and (byte := reader.read(address + len(found), 1)) is not None:
+    while len(found) < LONGEST_INSTRUCTION and (byte := reader.read(address + len(found), 1)) is not None:
         found += byte
     return bytes(found)
-
-
-def _instruction(address: int, code: bytes, mnemonic: str, operands: str) -> str:
-    first, rest = code[:_BYTES_SHOWN], code[_BYTES_SHOWN:]
-    text = f"0x{address:08x}:  {first.hex(' '):<{3 * _BYTES_SHOWN - 1}}  {mnemonic:<8} {operands}".rstrip() + "\n"
-    if rest:
-        text += f"0x{address + len(first):08x}:  {rest.hex(' ')}\n"
-    return text
 
 
 # ---- Addresses

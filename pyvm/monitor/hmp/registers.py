@@ -48,6 +48,17 @@ _SYSTEM_TYPES_64 = (
     *("Reserved", "TSS64-avl", "Reserved", "TSS64-busy", "CALL64", "Reserved", "INT64", "TRAP64"),
 )
 
+_OPERATIONS = (
+    *("DYNAMIC", "EFLAGS"),
+    *(
+        name + size
+        for name in ("MUL", "ADD", "ADC", "SUB", "SBB", "LOGIC", "INC", "DEC", "SHL", "SAR", "BMILG")
+        for size in "BWLQ"
+    ),
+    *("ADCX", "ADOX", "ADCOX", "CLR", "POPCNT"),
+)
+"""From what the translator works out flags, by its numbers."""
+
 _FPU_TOP_SHIFT = 11
 _FPU_TOP_MASK = 7 << _FPU_TOP_SHIFT
 _FPU_STRIDE = 16
@@ -111,7 +122,15 @@ def _instruction_pointer(state: RegisterState, wide: bool) -> str:
     )
 
 
-def _system(state: RegisterState, long_mode: bool) -> list[str]:
+def _flag_source(source: int, result: int, operation: int, wide: bool) -> str:
+    """Return from what flags are worked out when somebody looks at them."""
+    digits = 16 if wide else 8
+    mask = (1 << 4 * digits) - 1
+    name = _OPERATIONS[operation] if operation < len(_OPERATIONS) else f"[{operation}]"
+    return f"CCS={source & mask:0{digits}x} CCD={result & mask:0{digits}x} CCO={name}"
+
+
+def _system(state: RegisterState, long_mode: bool, pending: list[str]) -> list[str]:
     digits = 16 if long_mode else 8
     mask = (1 << 4 * digits) - 1
     lines = [
@@ -124,6 +143,7 @@ def _system(state: RegisterState, long_mode: bool) -> list[str]:
         f"CR0={state.cr0:08x} CR2={state.cr2 & mask:0{digits}x} CR3={state.cr3 & mask:0{digits}x} CR4={state.cr4:08x}",
         "".join(f"DR{number}={value:016x} " for number, value in enumerate(debug)),
         f"DR6={state.dr6:016x} DR7={state.dr7:016x}",
+        *pending,
         f"EFER={state.efer:016x}",
     ]
 
@@ -151,8 +171,12 @@ def _xmm(state: RegisterState, count: int) -> list[str]:
     return _pairs(words)
 
 
-def show(state: RegisterState) -> str:
-    """Return the registers as lines of text; 64-bit ones where the vCPU executes 64-bit code."""
+def show(state: RegisterState, *, fpu: bool = True, pending_flags: tuple[int, int, int] | None = None) -> str:
+    """Return the registers as lines of text; 64-bit ones where the vCPU executes 64-bit code.
+
+    Those of the FPU and SSE are left out without `fpu`.  `pending_flags` are operand, result and number of the
+    operation that the translator keeps in the place of flags.
+    """
     long_mode = bool(state.efer & _EFER_LMA)
     wide = long_mode and bool(state.cs.flags & _LONG)
     protected = bool(state.cr0 & _CR0_PE)
@@ -164,8 +188,8 @@ def show(state: RegisterState) -> str:
         *_general(state, wide),
         _instruction_pointer(state, wide),
         *segments,
-        *_system(state, long_mode),
-        *_fpu(state),
-        *_xmm(state, 16 if wide else 8),
+        *_system(state, long_mode, [] if pending_flags is None else [_flag_source(*pending_flags, wide)]),
     ]
+    if fpu:
+        lines += [*_fpu(state), *_xmm(state, 16 if wide else 8)]
     return "".join(f"{line}\n" for line in lines)
